@@ -1,0 +1,107 @@
+//! What an operator does with stored events.
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::{OutboxEvent, Result, Seq};
+
+/// Finds, revives and discards events. Every adapter of
+/// [`OutboxRepository`](crate::OutboxRepository) keeps this too.
+#[async_trait]
+pub trait OutboxAdmin: Send + Sync {
+    /// One event, wherever it is.
+    async fn find_event(&self, id: Uuid) -> Result<Option<OutboxEvent>>;
+
+    /// Events that match, at most `limit`: pending and dead by place, delivered ones latest first.
+    async fn list_events(&self, filter: &EventFilter, limit: usize) -> Result<Vec<OutboxEvent>>;
+
+    /// How many match, counting no further than `limit`.
+    async fn count_events(&self, filter: &EventFilter, limit: u64) -> Result<u64>;
+
+    /// Gives matching dead letters a fresh set of retries at their old place, and makes waiting
+    /// retries due at once. Running relays notice by themselves. Returns how many changed.
+    async fn retry_events(&self, filter: &EventFilter) -> Result<u64>;
+
+    /// Deletes matching pending and dead events, undelivered. Delivered events are left to
+    /// cleanup. Returns how many.
+    async fn discard_events(&self, filter: &EventFilter) -> Result<u64>;
+}
+
+/// Where an event is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EventState {
+    /// Neither delivered nor dead.
+    Pending,
+    /// Pending, and failed at least once.
+    Retrying,
+    /// A dead letter.
+    Dead,
+    /// Delivered.
+    Delivered,
+}
+
+impl EventState {
+    /// All states.
+    pub const ALL: [Self; 4] = [Self::Pending, Self::Retrying, Self::Dead, Self::Delivered];
+
+    /// Its lower-case name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Retrying => "retrying",
+            Self::Dead => "dead",
+            Self::Delivered => "delivered",
+        }
+    }
+}
+
+impl OutboxEvent {
+    /// Where the event is in its life.
+    #[must_use]
+    pub const fn state(&self) -> EventState {
+        if self.processed_at().is_some() {
+            EventState::Delivered
+        } else if self.dead_at().is_some() {
+            EventState::Dead
+        } else if self.retry_count() > 0 {
+            EventState::Retrying
+        } else {
+            EventState::Pending
+        }
+    }
+}
+
+/// Which events. Every part that is given must match; an empty filter matches all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EventFilter {
+    /// In this state. `Pending` includes `Retrying`.
+    pub state: Option<EventState>,
+    /// One of these ids; empty means any.
+    pub ids: Vec<Uuid>,
+    /// Of exactly this event type.
+    pub event_type: Option<String>,
+    /// Of this order key, or of this aggregate where it has no key of its own.
+    pub order_key: Option<String>,
+    /// Stored at or after.
+    pub created_from: Option<Timestamp>,
+    /// Stored before.
+    pub created_before: Option<Timestamp>,
+    /// After this place (for paging).
+    pub after: Option<Seq>,
+}
+
+impl EventFilter {
+    /// The events with these ids.
+    #[must_use]
+    pub fn with_ids(ids: impl IntoIterator<Item = Uuid>) -> Self {
+        Self { ids: ids.into_iter().collect(), ..Self::default() }
+    }
+
+    /// The events in `state`.
+    #[must_use]
+    pub fn in_state(state: EventState) -> Self {
+        Self { state: Some(state), ..Self::default() }
+    }
+}

@@ -1,0 +1,100 @@
+//! The publishing contract: what the processor asks of a broker.
+
+use async_trait::async_trait;
+
+use crate::{Error, OutboxEvent, Result};
+
+/// The outcome of publishing one event. `Ok` only after the broker's durable acknowledgement.
+pub type PublishResult = Result<(), Error>;
+
+/// Publishes events to one broker.
+///
+/// A bus of one's own needs [`publish`](Self::publish) and
+/// [`capabilities`](Self::capabilities), nothing more:
+///
+/// ```
+/// use async_trait::async_trait;
+/// use posthaste_core::{BusCapabilities, EventBus, OutboxEvent, PublishResult};
+///
+/// struct Log;
+///
+/// #[async_trait]
+/// impl EventBus for Log {
+///     fn capabilities(&self) -> BusCapabilities {
+///         BusCapabilities::new("log")
+///     }
+///
+///     async fn publish(&self, events: &[OutboxEvent]) -> Vec<PublishResult> {
+///         events.iter().map(|event| { println!("{}", event.id()); Ok(()) }).collect()
+///     }
+/// }
+/// ```
+#[async_trait]
+pub trait EventBus: Send + Sync + 'static {
+    /// What this bus can do.
+    fn capabilities(&self) -> BusCapabilities;
+
+    /// Publishes a batch and returns one result per event, in the order given.
+    ///
+    /// `Ok` means that the broker acknowledged the event durably. An error's status decides what
+    /// follows: `Transient` counts an attempt and waits, `Permanent` dead-letters, `Unavailable`
+    /// pauses the whole destination and counts nothing. A bus reports `Unavailable` for whatever
+    /// is not this event's own fault. An unknown outcome is an error: the event is sent again.
+    ///
+    /// May be called from several tasks at once. The processor never has events of one key in two
+    /// calls at the same time. Must end in bounded time; the processor adds no limit of its own.
+    /// Dropping the future loses acknowledgements, not events.
+    async fn publish(&self, events: &[OutboxEvent]) -> Vec<PublishResult>;
+
+    /// Confirms that events could be published: reachable, authorised, the destination there.
+    ///
+    /// # Errors
+    /// What `publish` would report. Default: nothing to check.
+    async fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Flushes and closes. No `publish` follows. Default: nothing to close.
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What a bus can do: data that the processor, the conformance suite and start-up checks read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BusCapabilities {
+    /// `nats`, `webhook`: names the kind of bus in logs.
+    pub name: &'static str,
+    /// The most events one call takes; the processor cuts batches to it. At least 1.
+    pub batch_events_max: usize,
+    /// Whether one call may hold several events of one key.
+    pub key_pipelining: KeyPipelining,
+    /// Whether the broker drops a repeated event by its id (within its own window).
+    pub deduplicates: bool,
+    /// Whether an acknowledged event survives a crash of the broker.
+    pub durable: bool,
+}
+
+/// What happens to later events of a key when an earlier one in the same call fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyPipelining {
+    /// They may be delivered all the same, so a call must hold one event of a key.
+    OnePerKey,
+    /// They fail too: only a suffix can fail, so a call may hold many events of a key.
+    SuffixFails,
+}
+
+impl BusCapabilities {
+    /// The careful defaults: one event of a key at a time, batches of 100, no deduplication,
+    /// durable.
+    #[must_use]
+    pub const fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            batch_events_max: 100,
+            key_pipelining: KeyPipelining::OnePerKey,
+            deduplicates: false,
+            durable: true,
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! One error type for stores and buses: what went wrong, during what, and what to do about it.
+
+use std::fmt;
+use std::time::Duration;
+
+/// The result of an outbox operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What kind of thing went wrong. [`ErrorKind::status`] says what the relay does about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The server cannot be reached, or the connection broke.
+    Unreachable,
+    /// No answer within the limit; the operation may have taken effect.
+    Timeout,
+    /// The server refuses our credentials or our rights.
+    Unauthorized,
+    /// The server asks us to slow down, or is out of room for now.
+    Throttled,
+    /// The stream, topic, queue, path or table is not there.
+    DestinationMissing,
+    /// The event is over the destination's size limit.
+    TooLarge,
+    /// The event itself cannot be expressed at the destination (a malformed header, for one).
+    Malformed,
+    /// The destination looked at this event and refused it for good.
+    Rejected,
+    /// The destination failed on this event in a way that may pass.
+    Failed,
+    /// A setting is wrong.
+    Config,
+    /// The database's schema is not one this version understands.
+    Schema,
+    /// A stored row cannot be read as an event.
+    Corrupt,
+    /// What was asked for does not exist.
+    NotFound,
+    /// Another party holds what was asked for.
+    Conflict,
+    /// A defect of ours.
+    Internal,
+}
+
+/// What an error means for the event, or for the operation, that met it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorStatus {
+    /// It concerns this event and may pass: count an attempt, wait, try again.
+    Transient,
+    /// It concerns this event and will not pass: dead-letter it now.
+    Permanent,
+    /// It concerns the whole destination or database: pause it, count no attempt.
+    Unavailable,
+}
+
+impl ErrorKind {
+    /// The one place that maps a kind to what is done about it.
+    ///
+    /// A missing destination and refused credentials are an operator's to mend, not the event's
+    /// fault: they pause the destination and burn no attempt.
+    #[must_use]
+    pub const fn status(self) -> ErrorStatus {
+        match self {
+            Self::Unreachable
+            | Self::Timeout
+            | Self::Unauthorized
+            | Self::Throttled
+            | Self::DestinationMissing
+            | Self::Config
+            | Self::Schema
+            | Self::Conflict
+            | Self::Internal => ErrorStatus::Unavailable,
+            Self::TooLarge | Self::Malformed | Self::Rejected | Self::Corrupt | Self::NotFound => {
+                ErrorStatus::Permanent
+            }
+            Self::Failed => ErrorStatus::Transient,
+        }
+    }
+
+    /// A stable lower-case name, fit for a metric label and for the `dead_reason` column.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Timeout => "timeout",
+            Self::Unauthorized => "unauthorized",
+            Self::Throttled => "throttled",
+            Self::DestinationMissing => "destination_missing",
+            Self::TooLarge => "too_large",
+            Self::Malformed => "malformed",
+            Self::Rejected => "rejected",
+            Self::Failed => "failed",
+            Self::Config => "config",
+            Self::Schema => "schema",
+            Self::Corrupt => "corrupt",
+            Self::NotFound => "not_found",
+            Self::Conflict => "conflict",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// One line for the operator: what to look at first.
+    #[must_use]
+    pub const fn hint(self) -> &'static str {
+        match self {
+            Self::Unreachable => "check the address and that the server is up",
+            Self::Timeout => "the server is slow or the network drops packets",
+            Self::Unauthorized => "check the credentials and the rights of this user",
+            Self::Throttled => "the server is at its limit; posthaste slows down by itself",
+            Self::DestinationMissing => {
+                "create the stream, topic, queue or path, or correct its name"
+            }
+            Self::TooLarge => {
+                "raise the destination's limit or store the body elsewhere and send a reference"
+            }
+            Self::Malformed => "correct the event's headers, type or payload at the writer",
+            Self::Rejected => "the destination will not take this event; see its own log",
+            Self::Failed => "the event is tried again by itself",
+            Self::Config => "run `posthaste config check`",
+            Self::Schema => "run `posthaste migrate status`",
+            Self::Corrupt => "look at the row with `posthaste events show`",
+            Self::NotFound => "check the id",
+            Self::Conflict => "another process holds it",
+            Self::Internal => "this is a defect of posthaste; please report it",
+        }
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Kind, operation, context and source of a failure.
+///
+/// `Display` gives one line with all but the source; walk [`std::error::Error::source`] for the
+/// rest, or use [`Error::report`].
+#[derive(Debug)]
+pub struct Error(Box<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    kind: ErrorKind,
+    status: ErrorStatus,
+    operation: &'static str,
+    message: String,
+    context: Vec<(&'static str, String)>,
+    retry_after: Option<Duration>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error of `kind` in `operation` (a lower-case verb phrase: `fetch pending events`).
+    pub fn new(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Self {
+        Self(Box::new(Inner {
+            kind,
+            status: kind.status(),
+            operation,
+            message: message.into(),
+            context: Vec::new(),
+            retry_after: None,
+            source: None,
+        }))
+    }
+
+    /// Overrules the status its kind implies.
+    ///
+    /// For a destination that knows better: a timeout that it can tie to one event, for one.
+    #[must_use]
+    pub fn with_status(mut self, status: ErrorStatus) -> Self {
+        self.0.status = status;
+        self
+    }
+
+    /// Adds a name and a value that help to find the cause.
+    #[must_use]
+    pub fn with_context(mut self, name: &'static str, value: impl fmt::Display) -> Self {
+        self.0.context.push((name, value.to_string()));
+        self
+    }
+
+    /// How long the server asked us to wait before the next try.
+    #[must_use]
+    pub fn with_retry_after(mut self, delay: Duration) -> Self {
+        self.0.retry_after = Some(delay);
+        self
+    }
+
+    /// Adds the error beneath.
+    #[must_use]
+    pub fn with_source(
+        mut self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// What kind of thing went wrong.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// What the relay does about it.
+    #[must_use]
+    pub fn status(&self) -> ErrorStatus {
+        self.0.status
+    }
+
+    /// What was being done.
+    #[must_use]
+    pub fn operation(&self) -> &'static str {
+        self.0.operation
+    }
+
+    /// How long the server asked us to wait, if it did.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
+    }
+
+    /// The whole chain on one line, as stored in `error_message` and shown to operators.
+    #[must_use]
+    pub fn report(&self) -> String {
+        let mut line = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            let text = error.to_string();
+            // Many libraries repeat their source in their own text.
+            if !text.is_empty() && !line.contains(&text) {
+                line.push_str(": ");
+                line.push_str(&text);
+            }
+            source = error.source();
+        }
+        line
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.0.operation, self.0.message)?;
+        for (position, (name, value)) in self.0.context.iter().enumerate() {
+            let separator = if position == 0 { " (" } else { ", " };
+            write!(f, "{separator}{name}={value}")?;
+        }
+        if !self.0.context.is_empty() {
+            f.write_str(")")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.0.source {
+            Some(source) => Some(source.as_ref()),
+            None => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn report_gives_operation_message_context_and_source_on_one_line() {
+        let error = Error::new(ErrorKind::Unreachable, "publish", "no connection")
+            .with_context("server", "nats://127.0.0.1:4222")
+            .with_source(std::io::Error::other("refused"));
+        assert_eq!(
+            error.report(),
+            "publish: no connection (server=nats://127.0.0.1:4222): refused"
+        );
+        assert_eq!(error.status(), ErrorStatus::Unavailable);
+    }
+
+    #[test]
+    fn an_outage_is_never_an_event_error() {
+        for kind in [
+            ErrorKind::Unreachable,
+            ErrorKind::Timeout,
+            ErrorKind::Unauthorized,
+            ErrorKind::Throttled,
+            ErrorKind::DestinationMissing,
+        ] {
+            assert_eq!(kind.status(), ErrorStatus::Unavailable, "{kind}");
+        }
+    }
+}

@@ -1,0 +1,529 @@
+//! The event: what is stored with the data and delivered to the world.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::{Error, ErrorKind, Headers, OrderKey, Payload, Result, RetryDecision, RetryPolicy};
+
+/// `max_retries` where the writer gives none: the column's default.
+pub const DEFAULT_MAX_RETRIES: u32 = 3;
+/// The longest event type, in characters: the column's width.
+pub const EVENT_TYPE_CHARS_MAX: usize = 100;
+/// The longest aggregate type, destination name and topic, in characters: the columns' width.
+const NAME_CHARS_MAX: usize = 255;
+
+/// An event of the outbox. Immutable: a change of state gives a new value.
+///
+/// ```
+/// # use posthaste_core::{OutboxEvent, Payload};
+/// # use uuid::Uuid;
+/// let order = Uuid::now_v7();
+/// let event = OutboxEvent::builder(order, "order.placed")
+///     .payload(Payload::json(&serde_json::json!({ "total": 42 }))?)
+///     .aggregate_type("order")
+///     .header("tenant", "acme")
+///     .build()?;
+/// assert!(event.is_pending());
+/// # Ok::<(), posthaste_core::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutboxEvent(EventRecord);
+
+/// All columns of an event as plain data: what a store reads and writes.
+///
+/// Turn it into an event with [`OutboxEvent::restore`]. No rule is checked on the way, since what
+/// is stored is stored; the rules are the builder's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EventRecord {
+    /// Unique; UUIDv7 where posthaste makes it.
+    pub id: Uuid,
+    /// What the event is about.
+    pub aggregate_id: Uuid,
+    /// The kind of thing it is about.
+    pub aggregate_type: Option<Box<str>>,
+    /// What happened.
+    pub event_type: Box<str>,
+    /// What orders it.
+    pub order_key: OrderKey,
+    /// The name of a configured destination, where the writer chose one.
+    pub destination: Option<Box<str>>,
+    /// The subject, topic, queue or path within the destination, where the writer chose one.
+    pub topic: Option<Box<str>>,
+    /// Headers that travel along.
+    pub headers: Headers,
+    /// The body.
+    pub payload: Payload,
+    /// When it was stored (the database's clock, at the start of its transaction).
+    pub created_at: Timestamp,
+    /// Not delivered before this time: a delay the writer asked for, or the next attempt.
+    pub available_at: Option<Timestamp>,
+    /// When it was delivered.
+    pub processed_at: Option<Timestamp>,
+    /// When it became a dead letter.
+    pub dead_at: Option<Timestamp>,
+    /// Why: an [`ErrorKind`]'s name or `retries_exhausted`.
+    pub dead_reason: Option<Box<str>>,
+    /// Failed attempts.
+    pub retry_count: u32,
+    /// It is dead-lettered when `retry_count` reaches this.
+    pub max_retries: u32,
+    /// What the last failed attempt met.
+    pub error_message: Option<Box<str>>,
+}
+
+/// `dead_reason` of an event that used up `max_retries`.
+const RETRIES_EXHAUSTED: &str = "retries_exhausted";
+
+impl OutboxEvent {
+    /// Starts a new event about `aggregate_id`.
+    pub fn builder(aggregate_id: Uuid, event_type: impl Into<String>) -> OutboxEventBuilder {
+        OutboxEventBuilder {
+            id: None,
+            aggregate_id,
+            event_type: event_type.into(),
+            aggregate_type: None,
+            order_key: None,
+            destination: None,
+            topic: None,
+            headers: Vec::new(),
+            payload: None,
+            available_at: None,
+            max_retries: DEFAULT_MAX_RETRIES,
+        }
+    }
+
+    /// A new JSON event with defaults for all else.
+    ///
+    /// # Errors
+    /// As [`OutboxEventBuilder::build`].
+    pub fn new(
+        aggregate_id: Uuid,
+        event_type: impl Into<String>,
+        data: &impl serde::Serialize,
+    ) -> Result<Self> {
+        Self::builder(aggregate_id, event_type).payload(Payload::json(data)?).build()
+    }
+
+    /// An event as a store holds it.
+    #[must_use]
+    pub const fn restore(record: EventRecord) -> Self {
+        Self(record)
+    }
+
+    /// All columns.
+    #[must_use]
+    pub const fn record(&self) -> &EventRecord {
+        &self.0
+    }
+
+    /// The event's identity; the same at every delivery.
+    #[must_use]
+    pub const fn id(&self) -> Uuid {
+        self.0.id
+    }
+
+    /// What the event is about.
+    #[must_use]
+    pub const fn aggregate_id(&self) -> Uuid {
+        self.0.aggregate_id
+    }
+
+    /// The kind of thing it is about.
+    #[must_use]
+    pub fn aggregate_type(&self) -> Option<&str> {
+        self.0.aggregate_type.as_deref()
+    }
+
+    /// What happened.
+    #[must_use]
+    pub fn event_type(&self) -> &str {
+        &self.0.event_type
+    }
+
+    /// What orders it.
+    #[must_use]
+    pub const fn order_key(&self) -> &OrderKey {
+        &self.0.order_key
+    }
+
+    /// The configured destination the writer chose.
+    #[must_use]
+    pub fn destination(&self) -> Option<&str> {
+        self.0.destination.as_deref()
+    }
+
+    /// The subject, topic, queue or path the writer chose.
+    #[must_use]
+    pub fn topic(&self) -> Option<&str> {
+        self.0.topic.as_deref()
+    }
+
+    /// Headers that travel along.
+    #[must_use]
+    pub const fn headers(&self) -> &Headers {
+        &self.0.headers
+    }
+
+    /// The body.
+    #[must_use]
+    pub const fn payload(&self) -> &Payload {
+        &self.0.payload
+    }
+
+    /// When it was stored.
+    #[must_use]
+    pub const fn created_at(&self) -> Timestamp {
+        self.0.created_at
+    }
+
+    /// Not delivered before this time.
+    #[must_use]
+    pub const fn available_at(&self) -> Option<Timestamp> {
+        self.0.available_at
+    }
+
+    /// When it was delivered.
+    #[must_use]
+    pub const fn processed_at(&self) -> Option<Timestamp> {
+        self.0.processed_at
+    }
+
+    /// When it became a dead letter.
+    #[must_use]
+    pub const fn dead_at(&self) -> Option<Timestamp> {
+        self.0.dead_at
+    }
+
+    /// Why it is a dead letter.
+    #[must_use]
+    pub fn dead_reason(&self) -> Option<&str> {
+        self.0.dead_reason.as_deref()
+    }
+
+    /// Failed attempts.
+    #[must_use]
+    pub const fn retry_count(&self) -> u32 {
+        self.0.retry_count
+    }
+
+    /// It is dead-lettered when [`retry_count`](Self::retry_count) reaches this. 0 acts like 1:
+    /// every event is tried once.
+    #[must_use]
+    pub const fn max_retries(&self) -> u32 {
+        self.0.max_retries
+    }
+
+    /// What the last failed attempt met.
+    #[must_use]
+    pub fn error_message(&self) -> Option<&str> {
+        self.0.error_message.as_deref()
+    }
+
+    /// Neither delivered nor dead.
+    #[must_use]
+    pub const fn is_pending(&self) -> bool {
+        self.0.processed_at.is_none() && self.0.dead_at.is_none()
+    }
+
+    /// A dead letter: visible and replayable, until someone acts.
+    #[must_use]
+    pub const fn is_dead(&self) -> bool {
+        self.0.processed_at.is_none() && self.0.dead_at.is_some()
+    }
+
+    /// What one more failed attempt means. `random` as in [`RetryPolicy::delay`].
+    #[must_use]
+    pub fn decide_retry(&self, policy: &RetryPolicy, random: f64) -> RetryDecision {
+        let retry_count = self.0.retry_count.saturating_add(1);
+        if retry_count >= self.0.max_retries {
+            RetryDecision::Exhausted { retry_count }
+        } else {
+            RetryDecision::Retry { retry_count, delay: policy.delay(retry_count, random) }
+        }
+    }
+
+    /// The event after a failed attempt at `now`: waiting for its retry, or dead when its retries
+    /// are used up.
+    #[must_use]
+    pub fn failed(self, error: &Error, decision: RetryDecision, now: Timestamp) -> Self {
+        match decision {
+            RetryDecision::Retry { retry_count, delay } => Self(EventRecord {
+                retry_count,
+                available_at: Some(add(now, delay)),
+                error_message: Some(error.report().into()),
+                ..self.0
+            }),
+            RetryDecision::Exhausted { retry_count } => {
+                Self(EventRecord { retry_count, ..self.0 }).dead(RETRIES_EXHAUSTED, error, now)
+            }
+        }
+    }
+
+    /// The event after an error that will not pass: a dead letter.
+    #[must_use]
+    pub fn dead_lettered(self, error: &Error, now: Timestamp) -> Self {
+        self.dead(error.kind().as_str(), error, now)
+    }
+
+    /// The event after its delivery at `now`.
+    #[must_use]
+    pub fn delivered(self, now: Timestamp) -> Self {
+        Self(EventRecord { processed_at: Some(now), ..self.0 })
+    }
+
+    /// A dead letter given a fresh set of retries, available at once, at its old place in its key.
+    #[must_use]
+    pub fn revived(self) -> Self {
+        Self(EventRecord {
+            dead_at: None,
+            dead_reason: None,
+            available_at: None,
+            retry_count: 0,
+            ..self.0
+        })
+    }
+
+    fn dead(self, reason: &str, error: &Error, now: Timestamp) -> Self {
+        Self(EventRecord {
+            dead_at: Some(now),
+            dead_reason: Some(reason.into()),
+            error_message: Some(error.report().into()),
+            ..self.0
+        })
+    }
+}
+
+impl RetryDecision {
+    /// `dead_reason` of an event whose retries are used up.
+    pub const EXHAUSTED_REASON: &'static str = RETRIES_EXHAUSTED;
+}
+
+/// `now + delay`, capped at the last time there is.
+fn add(now: Timestamp, delay: Duration) -> Timestamp {
+    now.checked_add(delay).unwrap_or(Timestamp::MAX)
+}
+
+/// Collects an event's parts; [`build`](Self::build) checks them all.
+#[derive(Debug, Clone)]
+pub struct OutboxEventBuilder {
+    id: Option<Uuid>,
+    aggregate_id: Uuid,
+    event_type: String,
+    aggregate_type: Option<String>,
+    order_key: Option<String>,
+    destination: Option<String>,
+    topic: Option<String>,
+    headers: Vec<(String, String)>,
+    payload: Option<Payload>,
+    available_at: Option<Timestamp>,
+    max_retries: u32,
+}
+
+impl OutboxEventBuilder {
+    /// An identity of the caller's own. Default: a new UUIDv7.
+    #[must_use]
+    pub const fn id(mut self, id: Uuid) -> Self {
+        self.id = Some(id);
+        self
+    }
+
+    /// The kind of thing the event is about.
+    #[must_use]
+    pub fn aggregate_type(mut self, aggregate_type: impl Into<String>) -> Self {
+        self.aggregate_type = Some(aggregate_type.into());
+        self
+    }
+
+    /// What orders it instead of the aggregate's id.
+    #[must_use]
+    pub fn order_key(mut self, key: impl Into<String>) -> Self {
+        self.order_key = Some(key.into());
+        self
+    }
+
+    /// The name of a configured destination, instead of the one the routes choose.
+    #[must_use]
+    pub fn destination(mut self, destination: impl Into<String>) -> Self {
+        self.destination = Some(destination.into());
+        self
+    }
+
+    /// The subject, topic, queue or path within the destination.
+    #[must_use]
+    pub fn topic(mut self, topic: impl Into<String>) -> Self {
+        self.topic = Some(topic.into());
+        self
+    }
+
+    /// Adds a header; a later one of the same name replaces it.
+    #[must_use]
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// The body. Required.
+    #[must_use]
+    pub fn payload(mut self, payload: Payload) -> Self {
+        self.payload = Some(payload);
+        self
+    }
+
+    /// Not to be delivered before this time. Later events of its key wait behind it: give a
+    /// delayed event a key of its own where they should not.
+    #[must_use]
+    pub const fn available_at(mut self, time: Timestamp) -> Self {
+        self.available_at = Some(time);
+        self
+    }
+
+    /// Failed attempts after which it is dead-lettered. Default [`DEFAULT_MAX_RETRIES`].
+    #[must_use]
+    pub const fn max_retries(mut self, max_retries: u32) -> Self {
+        self.max_retries = max_retries;
+        self
+    }
+
+    /// Checks every part and makes the event.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Malformed`], naming the part, for: an event type, aggregate type, destination
+    /// or topic that is empty, too long or holds a control character; a malformed header or order
+    /// key; a missing payload.
+    pub fn build(self) -> Result<OutboxEvent> {
+        check_name("event_type", &self.event_type, EVENT_TYPE_CHARS_MAX)?;
+        for (part, name) in [
+            ("aggregate_type", &self.aggregate_type),
+            ("destination", &self.destination),
+            ("topic", &self.topic),
+        ] {
+            if let Some(name) = name {
+                check_name(part, name, NAME_CHARS_MAX)?;
+            }
+        }
+        let mut headers = Headers::new();
+        for (name, value) in &self.headers {
+            headers.insert(name, value)?;
+        }
+        let order_key = match &self.order_key {
+            Some(key) => OrderKey::named(key)?,
+            None => OrderKey::Aggregate(self.aggregate_id),
+        };
+        let payload = self.payload.ok_or_else(|| {
+            Error::new(ErrorKind::Malformed, "build event", "no payload was given")
+        })?;
+        Ok(OutboxEvent(EventRecord {
+            id: self.id.unwrap_or_else(Uuid::now_v7),
+            aggregate_id: self.aggregate_id,
+            aggregate_type: self.aggregate_type.map(Into::into),
+            event_type: self.event_type.into(),
+            order_key,
+            destination: self.destination.map(Into::into),
+            topic: self.topic.map(Into::into),
+            headers,
+            payload,
+            created_at: Timestamp::now(),
+            available_at: self.available_at,
+            processed_at: None,
+            dead_at: None,
+            dead_reason: None,
+            retry_count: 0,
+            max_retries: self.max_retries,
+            error_message: None,
+        }))
+    }
+}
+
+fn check_name(part: &'static str, name: &str, chars_max: usize) -> Result<()> {
+    let why = if name.is_empty() {
+        "is empty".to_owned()
+    } else if name.chars().count() > chars_max {
+        format!("is over {chars_max} characters")
+    } else if name.chars().any(char::is_control) {
+        "holds a control character".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::Malformed, "build event", format!("{part} {why}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn event(max_retries: u32) -> OutboxEvent {
+        OutboxEvent::builder(Uuid::nil(), "t")
+            .payload(Payload::json_text("{}").unwrap())
+            .max_retries(max_retries)
+            .build()
+            .unwrap()
+    }
+
+    fn failure() -> Error {
+        Error::new(ErrorKind::Failed, "publish", "no")
+    }
+
+    #[test]
+    fn an_event_is_tried_max_retries_times_and_then_dead() {
+        let (policy, now) = (RetryPolicy::default(), Timestamp::UNIX_EPOCH);
+        let mut event = event(3);
+        for attempt in 1..=3 {
+            assert!(event.is_pending(), "attempt {attempt}");
+            let decision = event.decide_retry(&policy, 0.0);
+            event = event.failed(&failure(), decision, now);
+            assert_eq!(event.retry_count(), attempt);
+        }
+        assert!(event.is_dead());
+        assert_eq!(event.dead_reason(), Some("retries_exhausted"));
+        assert_eq!(event.error_message(), Some("publish: no"));
+        let event = event.revived();
+        assert!(event.is_pending());
+        assert_eq!(event.retry_count(), 0);
+    }
+
+    #[test]
+    fn a_permanent_error_is_dead_at_once_and_burns_no_attempt() {
+        let error = Error::new(ErrorKind::TooLarge, "publish", "5 MB are over 1 MB");
+        let event = event(3).dead_lettered(&error, Timestamp::UNIX_EPOCH);
+        assert_eq!((event.dead_reason(), event.retry_count()), (Some("too_large"), 0));
+    }
+
+    #[test]
+    fn ids_are_version_7_and_the_key_falls_back_to_the_aggregate() {
+        let event = event(3);
+        assert_eq!(event.id().get_version_num(), 7);
+        assert_eq!(event.order_key(), &OrderKey::Aggregate(Uuid::nil()));
+    }
+
+    #[test]
+    fn each_malformed_part_is_named() {
+        let base =
+            || OutboxEvent::builder(Uuid::nil(), "t").payload(Payload::json_text("1").unwrap());
+        let cases = [
+            (OutboxEvent::builder(Uuid::nil(), "t").build(), "no payload"),
+            (OutboxEvent::new(Uuid::nil(), "", &1), "event_type is empty"),
+            (OutboxEvent::new(Uuid::nil(), "x".repeat(101), &1), "over 100"),
+            (base().topic("a\nb").build(), "topic holds"),
+            (base().order_key("").build(), "order key is empty"),
+            (base().header("a b", "c").build(), "header name"),
+        ];
+        for (result, expected) in cases {
+            let error = result.unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_retry_count_overflows(retry_count in any::<u32>(), max_retries in any::<u32>(), random in 0.0..1.0) {
+            let event = OutboxEvent::restore(EventRecord { retry_count, max_retries, ..event(1).0 });
+            let decision = event.decide_retry(&RetryPolicy::default(), random);
+            let after = event.failed(&failure(), decision, Timestamp::MAX);
+            prop_assert!(after.retry_count() >= retry_count);
+            prop_assert_eq!(after.is_dead(), after.retry_count() >= max_retries);
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! The domain of a transactional outbox: what an event is, when it is retried, and the contracts
+//! that stores and buses keep.
+//!
+//! This crate knows no SQL, no broker and no runtime. Everything else depends on it, and it
+//! depends on nothing of posthaste's.
+//!
+//! | contract | kept by |
+//! |---|---|
+//! | [`OutboxRepository`], [`OutboxAdmin`] | one adapter per database |
+//! | [`OutboxTransaction`] (under a [`UnitOfWork`]) | one binding per database client |
+//! | [`EventBus`] | one adapter per broker, or a few lines of the user's own |
+
+mod admin;
+mod bus;
+mod error;
+mod event;
+mod headers;
+mod key;
+pub mod memory;
+mod migration;
+mod payload;
+mod repository;
+mod retry;
+mod unit_of_work;
+
+pub use admin::{EventFilter, EventState, OutboxAdmin};
+pub use bus::{BusCapabilities, EventBus, KeyPipelining, PublishResult};
+pub use error::{Error, ErrorKind, ErrorStatus, Result};
+pub use event::{
+    DEFAULT_MAX_RETRIES, EVENT_TYPE_CHARS_MAX, EventRecord, OutboxEvent, OutboxEventBuilder,
+};
+pub use headers::{HEADER_NAME_BYTES_MAX, HEADERS_BYTES_MAX, Headers};
+pub use key::{ORDER_KEY_BYTES_MAX, OrderKey};
+pub use migration::{Migration, MigrationStatus, OutboxMigrations};
+pub use payload::{JSON_CONTENT_TYPE, Payload};
+pub use repository::{
+    Backlog, DeadHead, OpenWriter, OutboxRepository, PendingEvent, PendingPage, PendingQuery,
+    PendingSelection, RepositoryCapabilities, Seq, Settlement, SettlementOutcome, Watermark,
+};
+pub use retry::{RetryDecision, RetryPolicy};
+pub use unit_of_work::{OutboxTransaction, UnitOfWork};

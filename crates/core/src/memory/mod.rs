@@ -1,0 +1,10 @@
+//! A repository and a bus in memory, for users' own tests.
+//!
+//! They keep the same contracts as the real ones and pass the same conformance suites; nothing
+//! survives the process.
+
+mod bus;
+mod repository;
+
+pub use bus::MemoryBus;
+pub use repository::{MemoryRepository, MemoryTransaction};

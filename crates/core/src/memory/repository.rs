@@ -1,0 +1,364 @@
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::{
+    Backlog, DeadHead, Error, ErrorKind, EventFilter, EventRecord, EventState, OutboxAdmin,
+    OutboxEvent, OutboxRepository, OutboxTransaction, PendingEvent, PendingPage, PendingQuery,
+    PendingSelection, RepositoryCapabilities, Result, Seq, Settlement, SettlementOutcome,
+    UnitOfWork, Watermark,
+};
+
+/// An outbox in memory. Clones share their events.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryRepository {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    last_seq: Seq,
+    revision: i64,
+    events: BTreeMap<Seq, OutboxEvent>,
+    /// Wakers of [`OutboxRepository::wait_for_events`].
+    waiting: VecDeque<std::task::Waker>,
+    /// Grows with every store, so that a waiter sees what came before it was polled.
+    stored: u64,
+}
+
+impl MemoryRepository {
+    /// An empty outbox.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Starts a unit of work. Its events appear at commit, all at once.
+    #[must_use]
+    pub fn begin(&self) -> UnitOfWork<MemoryTransaction> {
+        UnitOfWork::new(MemoryTransaction { repository: self.clone(), events: Vec::new() })
+    }
+
+    /// Every event, by place, whatever its state.
+    #[must_use]
+    pub fn events(&self) -> Vec<OutboxEvent> {
+        self.lock().events.values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No method leaves the state half changed when it panics.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn store_all(&self, events: &[OutboxEvent]) -> Result<()> {
+        let mut state = self.lock();
+        let pending_ids: std::collections::HashSet<Uuid> = state
+            .events
+            .values()
+            .filter(|event| event.processed_at().is_none())
+            .map(OutboxEvent::id)
+            .collect();
+        if let Some(twice) = events.iter().find(|event| pending_ids.contains(&event.id())) {
+            return Err(Error::new(
+                ErrorKind::Rejected,
+                "store events",
+                "the event is stored already",
+            )
+            .with_context("id", twice.id()));
+        }
+        for event in events {
+            state.last_seq += 1;
+            let seq = state.last_seq;
+            state.events.insert(seq, event.clone());
+        }
+        state.stored += 1;
+        for waker in state.waiting.drain(..) {
+            waker.wake();
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn matching(&self, filter: &EventFilter) -> Vec<Seq> {
+        self.events
+            .iter()
+            .filter(|(seq, event)| {
+                filter.after.is_none_or(|after| **seq > after) && matches(filter, event)
+            })
+            .map(|(seq, _)| *seq)
+            .collect()
+    }
+}
+
+fn matches(filter: &EventFilter, event: &OutboxEvent) -> bool {
+    let state_matches = match filter.state {
+        None => true,
+        Some(EventState::Pending) => event.is_pending(),
+        Some(state) => event.state() == state,
+    };
+    state_matches
+        && (filter.ids.is_empty() || filter.ids.contains(&event.id()))
+        && filter.event_type.as_deref().is_none_or(|wanted| wanted == event.event_type())
+        && filter.order_key.as_deref().is_none_or(|wanted| wanted == event.order_key().to_string())
+        && filter.created_from.is_none_or(|from| event.created_at() >= from)
+        && filter.created_before.is_none_or(|before| event.created_at() < before)
+}
+
+fn selects(selection: &PendingSelection, seq: Seq, event: &OutboxEvent) -> bool {
+    match selection {
+        PendingSelection::Range { after, up_to } => {
+            seq > *after && up_to.is_none_or(|up_to| seq <= up_to)
+        }
+        PendingSelection::At(places) => places.contains(&seq),
+        PendingSelection::Key { key, after, up_to } => {
+            seq > *after && seq <= *up_to && event.order_key() == key
+        }
+    }
+}
+
+/// From `now` until `then`; zero when it has passed.
+fn until(then: Option<Timestamp>, now: Timestamp) -> Duration {
+    then.map_or(Duration::ZERO, |then| {
+        Duration::try_from(then.duration_since(now)).unwrap_or_default()
+    })
+}
+
+#[async_trait]
+impl OutboxRepository for MemoryRepository {
+    fn capabilities(&self) -> RepositoryCapabilities {
+        RepositoryCapabilities { name: "memory", durable: false, late_commits: false, wakes: true }
+    }
+
+    async fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn store(&self, events: &[OutboxEvent]) -> Result<()> {
+        self.store_all(events)
+    }
+
+    async fn fetch_pending(&self, query: &PendingQuery) -> Result<PendingPage> {
+        let state = self.lock();
+        let now = Timestamp::now();
+        let mut page = PendingPage::default();
+        let mut bytes = 0;
+        for (seq, event) in &state.events {
+            if !event.is_pending() || !selects(&query.selection, *seq, event) {
+                continue;
+            }
+            if page.events.len() >= query.events_max
+                || (bytes >= query.bytes_max && !page.events.is_empty())
+            {
+                page.more = true;
+                break;
+            }
+            bytes += event.payload().body().len();
+            let wait = until(event.available_at(), now);
+            page.events.push(PendingEvent { seq: *seq, wait, event: event.clone() });
+        }
+        Ok(page)
+    }
+
+    async fn watermark(&self) -> Result<Watermark> {
+        let state = self.lock();
+        Ok(Watermark { high: state.last_seq, writers: Vec::new(), revision: state.revision })
+    }
+
+    async fn settle(&self, settlements: &[Settlement]) -> Result<u64> {
+        let mut state = self.lock();
+        let now = Timestamp::now();
+        let mut changed = 0;
+        for settlement in settlements {
+            let Some(event) = state.events.get_mut(&settlement.seq) else { continue };
+            if !event.is_pending() || event.id() != settlement.id {
+                continue;
+            }
+            *event =
+                OutboxEvent::restore(settled(event.record().clone(), &settlement.outcome, now));
+            changed += 1;
+        }
+        Ok(changed)
+    }
+
+    async fn dead_heads(&self, after: Seq, limit: usize) -> Result<Vec<DeadHead>> {
+        let state = self.lock();
+        let dead =
+            state.events.range(after.saturating_add(1)..).filter(|(_, event)| event.is_dead());
+        Ok(dead
+            .take(limit)
+            .map(|(seq, event)| DeadHead { seq: *seq, key: event.order_key().clone() })
+            .collect())
+    }
+
+    async fn failed_events(&self, limit: usize) -> Result<Vec<OutboxEvent>> {
+        Ok(self
+            .lock()
+            .events
+            .values()
+            .filter(|event| event.is_dead())
+            .take(limit)
+            .cloned()
+            .collect())
+    }
+
+    async fn backlog(&self, _from: Seq) -> Result<Backlog> {
+        let state = self.lock();
+        let now = Timestamp::now();
+        let mut backlog = Backlog::default();
+        for event in state.events.values() {
+            if event.is_dead() {
+                backlog.dead += 1;
+            } else if event.is_pending() {
+                let due = until(event.available_at(), now).is_zero();
+                match (event.retry_count(), due) {
+                    (0, false) => backlog.scheduled += 1,
+                    (0, true) => backlog.ready += 1,
+                    (_, _) => backlog.retrying += 1,
+                }
+                if due && backlog.oldest_pending_at.is_none() {
+                    backlog.oldest_pending_at = Some(event.created_at());
+                    backlog.oldest_pending_age = until(Some(now), event.created_at());
+                }
+            }
+        }
+        Ok(backlog)
+    }
+
+    async fn cleanup_processed(&self, older_than: Duration) -> Result<u64> {
+        let mut state = self.lock();
+        let now = Timestamp::now();
+        let before = state.events.len();
+        state.events.retain(|_, event| {
+            event
+                .processed_at()
+                .is_none_or(|processed_at| until(Some(now), processed_at) <= older_than)
+        });
+        Ok((before - state.events.len()) as u64)
+    }
+
+    async fn maintain(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn wait_for_events(&self) {
+        let seen = self.lock().stored;
+        std::future::poll_fn(|context| {
+            let mut state = self.lock();
+            if state.stored > seen {
+                return std::task::Poll::Ready(());
+            }
+            state.waiting.push_back(context.waker().clone());
+            std::task::Poll::Pending
+        })
+        .await;
+    }
+}
+
+fn settled(record: EventRecord, outcome: &SettlementOutcome, now: Timestamp) -> EventRecord {
+    match outcome {
+        SettlementOutcome::Delivered => EventRecord { processed_at: Some(now), ..record },
+        SettlementOutcome::Retry { retry_count, delay, error } => EventRecord {
+            retry_count: *retry_count,
+            available_at: Some(now.checked_add(*delay).unwrap_or(Timestamp::MAX)),
+            error_message: Some(error.clone()),
+            ..record
+        },
+        SettlementOutcome::Dead { retry_count, reason, error } => EventRecord {
+            retry_count: *retry_count,
+            dead_at: Some(now),
+            dead_reason: Some((*reason).into()),
+            error_message: Some(error.clone()),
+            ..record
+        },
+    }
+}
+
+#[async_trait]
+impl OutboxAdmin for MemoryRepository {
+    async fn find_event(&self, id: Uuid) -> Result<Option<OutboxEvent>> {
+        Ok(self.lock().events.values().find(|event| event.id() == id).cloned())
+    }
+
+    async fn list_events(&self, filter: &EventFilter, limit: usize) -> Result<Vec<OutboxEvent>> {
+        let state = self.lock();
+        let mut events: Vec<OutboxEvent> = state
+            .matching(filter)
+            .iter()
+            .filter_map(|seq| state.events.get(seq).cloned())
+            .collect();
+        if filter.state == Some(EventState::Delivered) {
+            events.sort_by_key(|event| std::cmp::Reverse(event.processed_at()));
+        }
+        events.truncate(limit);
+        Ok(events)
+    }
+
+    async fn count_events(&self, filter: &EventFilter, limit: u64) -> Result<u64> {
+        Ok((self.lock().matching(filter).len() as u64).min(limit))
+    }
+
+    async fn retry_events(&self, filter: &EventFilter) -> Result<u64> {
+        let mut state = self.lock();
+        let mut changed = 0;
+        for seq in state.matching(filter) {
+            let Some(event) = state.events.get_mut(&seq) else { continue };
+            if matches!(event.state(), EventState::Dead | EventState::Retrying) {
+                *event = event.clone().revived();
+                changed += 1;
+            }
+        }
+        state.revision += 1;
+        state.stored += 1;
+        for waker in state.waiting.drain(..) {
+            waker.wake();
+        }
+        Ok(changed)
+    }
+
+    async fn discard_events(&self, filter: &EventFilter) -> Result<u64> {
+        let mut state = self.lock();
+        let mut removed = 0;
+        for seq in state.matching(filter) {
+            if state.events.get(&seq).is_some_and(|event| event.processed_at().is_none()) {
+                state.events.remove(&seq);
+                removed += 1;
+            }
+        }
+        state.revision += 1;
+        Ok(removed)
+    }
+}
+
+/// A transaction of [`MemoryRepository`]: nothing is seen before its commit.
+#[derive(Debug)]
+pub struct MemoryTransaction {
+    repository: MemoryRepository,
+    events: Vec<OutboxEvent>,
+}
+
+#[async_trait]
+impl OutboxTransaction for MemoryTransaction {
+    type Connection = MemoryRepository;
+
+    fn connection(&mut self) -> &mut MemoryRepository {
+        &mut self.repository
+    }
+
+    async fn store(&mut self, events: &[OutboxEvent]) -> Result<()> {
+        self.events.extend_from_slice(events);
+        Ok(())
+    }
+
+    async fn commit(self) -> Result<()> {
+        self.repository.store_all(&self.events)
+    }
+
+    async fn rollback(self) -> Result<()> {
+        Ok(())
+    }
+}

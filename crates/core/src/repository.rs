@@ -1,0 +1,241 @@
+//! The persistence contract: what the processor asks of a store.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::{OrderKey, OutboxEvent, Result};
+
+/// An event's place in the outbox: greater means later within its key. Positive.
+///
+/// Sequence numbers are drawn before commit, so an event with a smaller number may become visible
+/// after one with a greater number. No reader may treat a number as "everything below is seen"
+/// without the proof that [`Watermark`] gives.
+pub type Seq = i64;
+
+/// Stores events, finds pending ones, settles them, cleans up.
+///
+/// **Concurrency.** Every method may be called at any time from any task. The processor keeps at
+/// most one `settle` under way, and may run fetches beside it.
+///
+/// **Errors.** An error of status `Unavailable` means that nothing is known about the effect; each
+/// method is safe to repeat unchanged.
+#[async_trait]
+pub trait OutboxRepository: Send + Sync + 'static {
+    /// What this store can do.
+    fn capabilities(&self) -> RepositoryCapabilities;
+
+    /// Confirms that the database is reachable, is one that may be read from (no standby), and
+    /// holds a schema this version understands.
+    async fn check(&self) -> Result<()>;
+
+    /// Stores all events or none, in a transaction of its own. Inside the caller's transaction use
+    /// a [`UnitOfWork`](crate::UnitOfWork).
+    async fn store(&self, events: &[OutboxEvent]) -> Result<()>;
+
+    /// The pending events (neither delivered nor dead) that `query` selects, ordered by `seq`, as
+    /// of one snapshot taken after the call began. Events whose time has not come are included,
+    /// with the wait that is left.
+    async fn fetch_pending(&self, query: &PendingQuery) -> Result<PendingPage>;
+
+    /// Which events may still turn up late. See [`Watermark`].
+    async fn watermark(&self) -> Result<Watermark>;
+
+    /// Records outcomes in one statement, durably: when it returns `Ok`, a crash loses none.
+    ///
+    /// Idempotent: a settlement of an event that is no longer pending changes nothing. Returns how
+    /// many events changed.
+    async fn settle(&self, settlements: &[Settlement]) -> Result<u64>;
+
+    /// Dead letters after `after`, ordered by `seq`, at most `limit`: place and key only.
+    async fn dead_heads(&self, after: Seq, limit: usize) -> Result<Vec<DeadHead>>;
+
+    /// Dead letters, oldest first, at most `limit`.
+    async fn failed_events(&self, limit: usize) -> Result<Vec<OutboxEvent>>;
+
+    /// Counts for operators. Bounded in time whatever the backlog; `from` is a place below which
+    /// the caller knows of no pending event (0 where it knows nothing).
+    async fn backlog(&self, from: Seq) -> Result<Backlog>;
+
+    /// Removes delivered events that were processed longer ago than `older_than`; never a pending
+    /// or dead one. Returns how many (an estimate where whole partitions are dropped).
+    async fn cleanup_processed(&self, older_than: Duration) -> Result<u64>;
+
+    /// Regular upkeep: creating partitions ahead, for one. Cheap when nothing is to be done; the
+    /// processor calls it at start and every few minutes.
+    async fn maintain(&self) -> Result<()>;
+
+    /// Completes when there may be new events. A hint: it may come late, twice or never. Pends for
+    /// ever where the store has no such signal. Must be safe to drop at any time.
+    async fn wait_for_events(&self);
+}
+
+/// What a store can do: data that the conformance suite and start-up checks read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepositoryCapabilities {
+    /// `postgres`, `sqlite`: names the store in logs and metrics.
+    pub name: &'static str,
+    /// Whether events survive the process.
+    pub durable: bool,
+    /// Whether events can become visible out of `seq` order (see [`Watermark`]).
+    pub late_commits: bool,
+    /// Whether [`OutboxRepository::wait_for_events`] ever completes.
+    pub wakes: bool,
+}
+
+/// Which pending events to fetch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingQuery {
+    /// Which of them.
+    pub selection: PendingSelection,
+    /// At most so many events.
+    pub events_max: usize,
+    /// Stop after the event that takes the sum of the payloads to this many bytes. At least one
+    /// event is returned where there is one.
+    pub bytes_max: usize,
+}
+
+/// Which pending events a [`PendingQuery`] selects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PendingSelection {
+    /// `after < seq`, and `seq <= up_to` where given.
+    Range {
+        /// Exclusive lower end.
+        after: Seq,
+        /// Inclusive upper end.
+        up_to: Option<Seq>,
+    },
+    /// The events at these places.
+    At(Vec<Seq>),
+    /// The events of one key in `after < seq <= up_to`.
+    Key {
+        /// The key.
+        key: OrderKey,
+        /// Exclusive lower end.
+        after: Seq,
+        /// Inclusive upper end.
+        up_to: Seq,
+    },
+}
+
+/// A pending event and its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PendingEvent {
+    /// Its place.
+    pub seq: Seq,
+    /// How long until it may be delivered, by the database's clock; zero for now.
+    pub wait: Duration,
+    /// The event.
+    pub event: OutboxEvent,
+}
+
+/// What a fetch found.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PendingPage {
+    /// The events, ordered by `seq`.
+    pub events: Vec<PendingEvent>,
+    /// Whether a limit cut the page short, so that more may follow after the last one.
+    pub more: bool,
+}
+
+/// What a store knows of events that may turn up late.
+///
+/// A number is drawn before its transaction commits. So an event with `seq <= high` can become
+/// visible later, but only from a transaction in `writers`. The guarantees a store gives:
+///
+/// 1. Every number at or below `high` was drawn before the call returned, and `high` was read
+///    before `writers`.
+/// 2. A transaction that drew a number `<= high` and is not in `writers` had ended when `writers`
+///    was read: its events are visible to every later fetch.
+/// 3. A transaction keeps its token from before it draws its first number until it ends, and no
+///    token is used again while the process that reads them lives.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Watermark {
+    /// The greatest number drawn so far; 0 for none.
+    pub high: Seq,
+    /// Transactions that may hold events not yet visible.
+    pub writers: Vec<OpenWriter>,
+    /// Changes whenever events already passed may be pending again: an operator retried dead
+    /// letters. The processor then reads from the start.
+    pub revision: i64,
+}
+
+/// A transaction that may hold events not yet visible.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct OpenWriter {
+    /// The store's name for the transaction.
+    pub token: Box<str>,
+}
+
+/// The outcome of an attempt, to be recorded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settlement {
+    /// Place of the event.
+    pub seq: Seq,
+    /// Its identity, which guards against a place that was used anew (a restored database).
+    pub id: Uuid,
+    /// What came of it.
+    pub outcome: SettlementOutcome,
+}
+
+/// What came of an attempt.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SettlementOutcome {
+    /// Acknowledged durably by the broker: set `processed_at` (the database's clock).
+    Delivered,
+    /// Try again after `delay`, counted by the database's clock from now.
+    Retry {
+        /// The new count of failed attempts (absolute, so that repeating is harmless).
+        retry_count: u32,
+        /// From now to the next attempt.
+        delay: Duration,
+        /// What the attempt met.
+        error: Box<str>,
+    },
+    /// A dead letter: set `dead_at`.
+    Dead {
+        /// The new count of failed attempts.
+        retry_count: u32,
+        /// An [`ErrorKind`](crate::ErrorKind)'s name or `retries_exhausted`.
+        reason: &'static str,
+        /// What the attempt met.
+        error: Box<str>,
+    },
+}
+
+/// A dead letter's place and key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadHead {
+    /// Its place.
+    pub seq: Seq,
+    /// Its key.
+    pub key: OrderKey,
+}
+
+/// Counts for operators. Each is exact up to a store's limit (10,000 or more) and an estimate
+/// beyond it, so that a gauge costs the same whatever the backlog.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Never tried, and due.
+    pub ready: u64,
+    /// Failed at least once and waiting for a retry.
+    pub retrying: u64,
+    /// Delayed by their writer, and not yet due.
+    pub scheduled: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// When the oldest pending event that is due was stored.
+    pub oldest_pending_at: Option<Timestamp>,
+    /// Age of that event by the database's clock.
+    pub oldest_pending_age: Duration,
+}
+
+impl Backlog {
+    /// All that is neither delivered nor dead.
+    #[must_use]
+    pub const fn pending(&self) -> u64 {
+        self.ready + self.retrying + self.scheduled
+    }
+}

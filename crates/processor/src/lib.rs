@@ -1,0 +1,18 @@
+//! The application layer: [`OutboxProcessor`] reads pending events, publishes them in order per
+//! key, retries, dead-letters and settles.
+//!
+//! It knows [`OutboxRepository`](posthaste_core::OutboxRepository) and
+//! [`EventBus`](posthaste_core::EventBus), never a database or a broker. Decisions are taken by a
+//! pure state machine ([`machine`]); a thin tokio shell carries them out.
+
+mod builder;
+mod processor;
+mod routes;
+mod settings;
+mod statistics;
+
+pub use builder::OutboxProcessorBuilder;
+pub use processor::OutboxProcessor;
+pub use routes::{DeadHeadPolicy, Destination, Pattern, Route};
+pub use settings::ProcessorSettings;
+pub use statistics::{DestinationState, ProcessorStatistics, RelayState, StopReport};

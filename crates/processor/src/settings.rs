@@ -1,0 +1,95 @@
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use posthaste_core::{Error, ErrorKind, Result, RetryPolicy};
+
+/// How a processor works. Every field has a default that suits a service of moderate load.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProcessorSettings {
+    /// The most events fetched by one query. Default 100.
+    pub batch_size: usize,
+    /// The longest wait between two looks at an idle outbox when no wake-up comes: the worst
+    /// latency for a writer that sends none. Default 5 s.
+    pub poll_interval: Duration,
+    /// The most events published and not yet acknowledged, over all destinations. Default 10.
+    pub max_concurrent_events: usize,
+    /// When a failed event is tried again.
+    pub retry_policy: RetryPolicy,
+    /// The most events published in a second, over all destinations. Default: no limit.
+    pub rate_limit_events_per_second: Option<NonZeroU32>,
+    /// The most payload bytes held in memory. One event may exceed it alone. Default 64 MiB.
+    pub buffer_bytes_max: usize,
+    /// How long `stop` waits for acknowledgements and their settlement. Default 30 s.
+    pub shutdown_timeout: Duration,
+    /// Delivered events older than this are removed. `None` keeps them for ever. Default 30 days.
+    pub retention: Option<Duration>,
+}
+
+impl Default for ProcessorSettings {
+    fn default() -> Self {
+        Self {
+            batch_size: 100,
+            poll_interval: Duration::from_secs(5),
+            max_concurrent_events: 10,
+            retry_policy: RetryPolicy::default(),
+            rate_limit_events_per_second: None,
+            buffer_bytes_max: 64 * 1024 * 1024,
+            shutdown_timeout: Duration::from_secs(30),
+            retention: Some(Duration::from_secs(30 * 24 * 60 * 60)),
+        }
+    }
+}
+
+impl ProcessorSettings {
+    /// Every rule these settings break, as (field name, what is wrong and how to mend it).
+    #[must_use]
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut problems = Vec::new();
+        let mut require = |field, holds: bool, why: &str| {
+            if !holds {
+                problems.push((field, why.to_owned()));
+            }
+        };
+        require(
+            "batch_size",
+            (1..=100_000).contains(&self.batch_size),
+            "must be from 1 to 100000 events",
+        );
+        require(
+            "poll_interval",
+            self.poll_interval >= Duration::from_millis(1),
+            "must be at least 1 ms",
+        );
+        require(
+            "max_concurrent_events",
+            (1..=1_000_000).contains(&self.max_concurrent_events),
+            "must be from 1 to 1000000 events",
+        );
+        require("buffer_bytes_max", self.buffer_bytes_max >= 64 * 1024, "must be at least 64 KiB");
+        let policy = &self.retry_policy;
+        require("retry.base_delay", !policy.base_delay.is_zero(), "must be more than zero");
+        require(
+            "retry.max_delay",
+            policy.max_delay >= policy.base_delay,
+            "must be at least base_delay",
+        );
+        require(
+            "retry.backoff_multiplier",
+            policy.backoff_multiplier.is_finite() && policy.backoff_multiplier >= 1.0,
+            "must be a number of at least 1",
+        );
+        problems
+    }
+
+    /// # Errors
+    /// [`ErrorKind::Config`], naming every rule that is broken.
+    pub(crate) fn validate(&self) -> Result<()> {
+        let problems = self.problems();
+        if problems.is_empty() {
+            return Ok(());
+        }
+        let text: Vec<String> =
+            problems.iter().map(|(field, why)| format!("{field} {why}")).collect();
+        Err(Error::new(ErrorKind::Config, "build processor", text.join("; ")))
+    }
+}

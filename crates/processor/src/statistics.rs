@@ -1,0 +1,130 @@
+//! What a processor has done and how it is doing.
+
+use std::time::Duration;
+
+use posthaste_core::Backlog;
+
+/// A moment's view of a processor.
+#[derive(Debug, Clone, Default)]
+pub struct ProcessorStatistics {
+    /// What it is doing.
+    pub state: RelayState,
+    /// Events acknowledged since start.
+    pub delivered: u64,
+    /// Failed attempts that led to a retry, since start.
+    pub retried: u64,
+    /// Events dead-lettered since start.
+    pub dead_lettered: u64,
+    /// Attempts that met an outage and counted nothing, since start.
+    pub interrupted: u64,
+    /// Published and not yet acknowledged.
+    pub in_flight: usize,
+    /// Fetched and waiting in memory, those in flight not counted.
+    pub buffered: usize,
+    /// Acknowledged and not yet recorded in the database.
+    pub unsettled: usize,
+    /// Keys that wait for a retry, a delay or an operator.
+    pub parked_keys: usize,
+    /// The latest counts from the database, and how old they are.
+    pub backlog: Option<(Backlog, Duration)>,
+    /// Since the last acknowledgement; `None` before the first.
+    pub last_acknowledged: Option<Duration>,
+    /// Since the processor started.
+    pub running_for: Duration,
+    /// The last error of the database, while it lasts.
+    pub database_error: Option<String>,
+    /// One entry per destination.
+    pub destinations: Vec<DestinationState>,
+}
+
+/// How a destination is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DestinationState {
+    /// Its name.
+    pub name: String,
+    /// The error it is paused for; `None` while it works.
+    pub paused_for: Option<String>,
+}
+
+/// What a processor is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RelayState {
+    /// Not started, or stopped.
+    #[default]
+    Stopped,
+    /// Delivering, or idle with nothing to deliver.
+    Running,
+    /// The database cannot be reached or refuses.
+    DatabaseUnavailable,
+    /// Stopping: no more fetching, waiting for acknowledgements.
+    Draining,
+}
+
+impl RelayState {
+    /// All states.
+    pub const ALL: [Self; 4] =
+        [Self::Stopped, Self::Running, Self::DatabaseUnavailable, Self::Draining];
+
+    /// A lower-case name, fit for a metric label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::Running => "running",
+            Self::DatabaseUnavailable => "database_unavailable",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+impl ProcessorStatistics {
+    /// Why the outbox is not healthy, or `None`.
+    ///
+    /// Healthy means that events get delivered, not that the process lives: with events due and
+    /// none acknowledged for `stall_after`, the answer is a reason. A stopped processor and an
+    /// unreachable database are reasons too.
+    #[must_use]
+    pub fn unhealthy_because(&self, stall_after: Duration) -> Option<String> {
+        match self.state {
+            RelayState::Stopped => return Some("the relay is stopped".into()),
+            RelayState::Draining => return Some("the relay is shutting down".into()),
+            RelayState::DatabaseUnavailable => {
+                let why = self.database_error.as_deref().unwrap_or("no answer");
+                return Some(format!("the database is unavailable: {why}"));
+            }
+            RelayState::Running => {}
+        }
+        let Some((backlog, _)) = &self.backlog else {
+            return Some("the database has not answered yet".into());
+        };
+        let idle = self.last_acknowledged.unwrap_or(self.running_for).min(self.running_for);
+        if backlog.ready > 0 && backlog.oldest_pending_age >= stall_after && idle >= stall_after {
+            let paused: Vec<String> = self
+                .destinations
+                .iter()
+                .filter_map(|destination| {
+                    let why = destination.paused_for.as_deref()?;
+                    Some(format!("; destination {} is paused: {why}", destination.name))
+                })
+                .collect();
+            return Some(format!(
+                "{} events wait and none was acknowledged for {} s{}",
+                backlog.ready,
+                idle.as_secs(),
+                paused.concat()
+            ));
+        }
+        None
+    }
+}
+
+/// What `stop` left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StopReport {
+    /// Sent, but no acknowledgement came before the deadline: they are sent again at next start.
+    pub unacknowledged: usize,
+    /// Acknowledged, but not recorded before the deadline: they are sent again at next start.
+    pub unsettled: usize,
+    /// Fetched and never sent; still pending.
+    pub returned: usize,
+}
