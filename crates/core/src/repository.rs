@@ -49,7 +49,7 @@ pub trait OutboxRepository: Send + Sync + 'static {
     /// many events changed.
     async fn settle(&self, settlements: &[Settlement]) -> Result<u64>;
 
-    /// Dead letters after `after`, ordered by `seq`, at most `limit`: place and key only.
+    /// Dead letters after `after`, ordered by `seq`, at most `limit`: no payloads.
     async fn dead_heads(&self, after: Seq, limit: usize) -> Result<Vec<DeadHead>>;
 
     /// Dead letters, oldest first, at most `limit`.
@@ -205,13 +205,17 @@ pub enum SettlementOutcome {
     },
 }
 
-/// A dead letter's place and key.
+/// A dead letter's place and key, and what decides its destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadHead {
     /// Its place.
     pub seq: Seq,
     /// Its key.
     pub key: OrderKey,
+    /// What happened.
+    pub event_type: Box<str>,
+    /// The configured destination its writer chose.
+    pub destination: Option<Box<str>>,
 }
 
 /// Counts for operators. Each is exact up to a store's limit (10,000 or more) and an estimate

@@ -189,10 +189,7 @@ impl OutboxRepository for MemoryRepository {
         let state = self.lock();
         let dead =
             state.events.range(after.saturating_add(1)..).filter(|(_, event)| event.is_dead());
-        Ok(dead
-            .take(limit)
-            .map(|(seq, event)| DeadHead { seq: *seq, key: event.order_key().clone() })
-            .collect())
+        Ok(dead.take(limit).map(|(seq, event)| dead_head(*seq, event)).collect())
     }
 
     async fn failed_events(&self, limit: usize) -> Result<Vec<OutboxEvent>> {
@@ -256,6 +253,16 @@ impl OutboxRepository for MemoryRepository {
             std::task::Poll::Pending
         })
         .await;
+    }
+}
+
+fn dead_head(seq: Seq, event: &OutboxEvent) -> DeadHead {
+    let record = event.record();
+    DeadHead {
+        seq,
+        key: record.order_key.clone(),
+        event_type: record.event_type.clone(),
+        destination: record.destination.clone(),
     }
 }
 
