@@ -1,2 +1,70 @@
-//! Placeholder.
-fn main() {}
+//! Developer commands: `cargo xtask services`, `cargo xtask test`, `cargo xtask tidy`.
+
+mod process;
+mod services;
+mod test;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of posthaste")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The servers that tests talk to.
+    Services {
+        #[command(subcommand)]
+        command: ServicesCommand,
+    },
+    /// Starts the services, then runs everything that CI runs.
+    Test(test::TestArguments),
+    /// Checks dependency direction, TLS providers, file lengths and forbidden text.
+    Tidy,
+}
+
+#[derive(Subcommand)]
+enum ServicesCommand {
+    /// Finds each server; installs and starts what is missing on Debian as root.
+    Up,
+    /// Says which servers answer, and changes nothing.
+    Status,
+    /// Stops the servers that `up` started, and no others.
+    Down,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Services { command: ServicesCommand::Up } => services::up().map(|_| ()),
+        Command::Services { command: ServicesCommand::Status } => services::status(),
+        Command::Services { command: ServicesCommand::Down } => services::down(),
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Tidy => tidy::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The root of the workspace: this crate is two folders below it.
+fn workspace_root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.ancestors().nth(2).unwrap_or(manifest).to_path_buf()
+}
+
+/// Where cargo builds, and where what these commands make is kept.
+fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace_root().join("target"), |dir| workspace_root().join(dir))
+}

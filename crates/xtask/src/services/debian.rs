@@ -1,0 +1,73 @@
+//! Installs packages, where the machine is Debian (or of its kind) and we are root.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::process;
+
+/// Programs that tests run themselves, and the packages they are in.
+const PROGRAMS: [(&str, &str); 2] = [("pgbouncer", "pgbouncer"), ("python3", "python3")];
+
+/// Whether missing packages can be installed here.
+pub(crate) fn can_install() -> bool {
+    Path::new("/etc/debian_version").exists()
+        && process::find_program("apt-get").is_some()
+        && process::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
+}
+
+/// Installs packages; fetches the lists first only where that is needed.
+///
+/// # Errors
+/// apt's, and where [`can_install`] is false: what to install by hand.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    if !can_install() {
+        bail!("install {} and try again", packages.join(" and "));
+    }
+    println!("     installing {} from Debian's packages", packages.join(" "));
+    if apt_install(packages).is_err() {
+        process::output(Command::new("apt-get").args(["update", "-qq"]))?;
+        apt_install(packages)?;
+    }
+    Ok(())
+}
+
+fn apt_install(packages: &[&str]) -> Result<()> {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
+    process::output(&mut command).map(|_| ())
+}
+
+/// Sees to it that the programs tests start by themselves are there.
+///
+/// # Errors
+/// Names every one that is missing and could not be installed.
+pub(crate) fn ensure_programs() -> Result<()> {
+    let mut packages: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| process::find_program(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    if !packages.contains(&"python3") && !has_venv() {
+        packages.push("python3-venv");
+    }
+    if packages.is_empty() {
+        return Ok(());
+    }
+    install(&packages)?;
+    if packages.contains(&"pgbouncer") {
+        // Tests run their own; the package's would only take its port. It may not have started.
+        let _ = process::output(Command::new("service").args(["pgbouncer", "stop"]));
+    }
+    if !has_venv() {
+        install(&["python3-venv"])?;
+    }
+    Ok(())
+}
+
+/// Debian keeps `ensurepip`, which virtual environments need, in a package of its own.
+fn has_venv() -> bool {
+    process::output(Command::new("python3").args(["-c", "import ensurepip, venv"])).is_ok()
+}

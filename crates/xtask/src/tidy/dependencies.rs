@@ -1,0 +1,150 @@
+//! Dependencies point one way, and one TLS provider is in the tree.
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use super::Violation;
+
+const CORE: &str = "posthaste-core";
+const TESTKIT: &str = "posthaste-testkit";
+
+/// What a crate of ours may depend on among our own: (crate, normally, in its tests too).
+/// A crate that is not listed sees everything: it is a composition root.
+const DIRECTIONS: [(&str, &[&str], &[&str]); 6] = [
+    (CORE, &[], &[]),
+    ("posthaste-processor", &[CORE], &[TESTKIT]),
+    ("posthaste-postgres", &[CORE], &[TESTKIT]),
+    ("posthaste-sqlite", &[CORE], &[TESTKIT]),
+    ("posthaste-buses", &[CORE], &[TESTKIT]),
+    (TESTKIT, &[CORE], &[]),
+];
+/// What sees everything.
+const COMPOSITION_ROOTS: [&str; 3] = ["posthaste", "posthaste-cli", "xtask"];
+
+/// Clients of databases and brokers, which the inner layers never name.
+const CLIENTS: [&str; 12] = [
+    "async-nats",
+    "diesel",
+    "lapin",
+    "rdkafka",
+    "redis",
+    "reqwest",
+    "rumqttc-v5-next",
+    "rusqlite",
+    "sea-orm",
+    "sqlx",
+    "tokio-postgres",
+    "hyper",
+];
+const CLIENTLESS: [&str; 3] = [CORE, "posthaste-processor", TESTKIT];
+
+/// TLS providers and stacks beside the chosen one.
+const OTHER_TLS: [&str; 3] = ["ring", "openssl-sys", "native-tls"];
+
+/// Checks what every crate of the workspace depends on.
+///
+/// # Errors
+/// When the metadata is not what cargo writes.
+pub(super) fn check_direction(metadata: &Value) -> Result<Vec<Violation>> {
+    let packages = metadata["packages"].as_array().context("cargo metadata has no packages")?;
+    let mut violations = Vec::new();
+    for package in packages {
+        let name = package["name"].as_str().context("a package has no name")?;
+        if !COMPOSITION_ROOTS.contains(&name)
+            && !DIRECTIONS.iter().any(|(known, ..)| *known == name)
+        {
+            violations.push(Violation {
+                place: name.to_owned(),
+                what: "tidy does not know this crate".into(),
+                remedy: "say what it may depend on, in crates/xtask/src/tidy/dependencies.rs",
+            });
+        }
+        for dependency in package["dependencies"].as_array().into_iter().flatten() {
+            let to = dependency["name"].as_str().context("a dependency has no name")?;
+            let in_tests = dependency["kind"] == "dev";
+            violations.extend(check_edge(name, to, in_tests));
+        }
+    }
+    Ok(violations)
+}
+
+fn check_edge(from: &str, to: &str, in_tests: bool) -> Option<Violation> {
+    let violation = |what, remedy| Some(Violation { place: from.to_owned(), what, remedy });
+    if CLIENTS.contains(&to) && CLIENTLESS.contains(&from) && !in_tests {
+        return violation(
+            format!("depends on {to}"),
+            "put what needs it in a store, in a bus, or behind a contract of core",
+        );
+    }
+    let (_, normally, tests_too) = DIRECTIONS.iter().find(|(known, ..)| *known == from)?;
+    let ours = to == "posthaste" || to.starts_with("posthaste-");
+    // A crate may depend on itself in its tests, to switch features on.
+    if !ours || to == from || normally.contains(&to) || (in_tests && tests_too.contains(&to)) {
+        return None;
+    }
+    violation(
+        format!("depends on {to}"),
+        "dependencies point towards core: move what is needed there, or pass it in",
+    )
+}
+
+/// Checks the list of packages in the tree, one `name vVERSION` a line.
+pub(super) fn check_tls(tree: &str) -> Vec<Violation> {
+    OTHER_TLS
+        .iter()
+        .filter(|name| tree.lines().any(|line| line.split(' ').next() == Some(**name)))
+        .map(|name| Violation {
+            place: (*name).to_owned(),
+            what: "is in the dependency tree; two TLS providers panic at the first connection"
+                .into(),
+            remedy: "find who wants it with `cargo tree --workspace -i NAME` and choose its \
+                     aws-lc-rs feature",
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn violations_of(from: &str, to: &str, kind: Value) -> usize {
+        let metadata = json!({ "packages": [
+            { "name": from, "dependencies": [{ "name": to, "kind": kind }] },
+        ] });
+        check_direction(&metadata).unwrap().len()
+    }
+
+    #[test]
+    fn dependencies_point_towards_core() {
+        for (from, to, kind, expected) in [
+            (CORE, "serde", Value::Null, 0),
+            (CORE, "posthaste-processor", Value::Null, 1),
+            (CORE, TESTKIT, json!("dev"), 1),
+            ("posthaste-processor", CORE, Value::Null, 0),
+            ("posthaste-processor", TESTKIT, json!("dev"), 0),
+            ("posthaste-processor", TESTKIT, Value::Null, 1),
+            ("posthaste-postgres", "posthaste-sqlite", json!("dev"), 1),
+            ("posthaste-buses", "posthaste", Value::Null, 1),
+            ("posthaste-cli", "posthaste-postgres", Value::Null, 0),
+            ("posthaste-new", CORE, Value::Null, 1),
+        ] {
+            assert_eq!(violations_of(from, to, kind.clone()), expected, "{from} -> {to} ({kind})");
+        }
+    }
+
+    #[test]
+    fn inner_layers_name_no_client() {
+        for from in CLIENTLESS {
+            assert_eq!(violations_of(from, "sqlx", Value::Null), 1, "{from}");
+        }
+        assert_eq!(violations_of("posthaste-postgres", "sqlx", Value::Null), 0);
+    }
+
+    #[test]
+    fn a_second_tls_provider_is_found_by_its_whole_name() {
+        let tree = "rustls v0.23.0\naws-lc-rs v1.0.0\nstring v1.0.0\n";
+        assert!(check_tls(tree).is_empty());
+        assert_eq!(check_tls(&format!("{tree}ring v0.17.0\n")).len(), 1);
+    }
+}
