@@ -186,18 +186,20 @@ fn report(service: &Service, url: &Url, health: &Health) {
     println!("{mark} {:<11} {url}  {text}", service.name);
 }
 
-/// Asks until the server is ready; `limit` bounds the wait.
+/// Asks until the server is ready; `limit` bounds the wait. A refusal ends it at once.
 fn wait_until_ready(service: &Service, url: &Url, limit: Duration) -> Result<()> {
     let deadline = Instant::now() + limit;
     loop {
-        let health = (service.probe)(url);
-        match health {
+        let why = match (service.probe)(url) {
             Health::Ready(_) => return Ok(()),
-            Health::Unusable(why) | Health::Absent(why) if Instant::now() >= deadline => {
-                bail!("started, but not usable after {} s: {why}", limit.as_secs())
-            }
-            _ => std::thread::sleep(Duration::from_millis(200)),
+            // PostgreSQL says so while it recovers.
+            Health::Unusable(why) if !why.contains("starting up") => bail!("started, but {why}"),
+            Health::Unusable(why) | Health::Absent(why) => why,
+        };
+        if Instant::now() >= deadline {
+            bail!("started, but not usable after {} s: {why}", limit.as_secs());
         }
+        std::thread::sleep(Duration::from_millis(200));
     }
 }
 

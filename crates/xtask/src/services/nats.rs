@@ -58,7 +58,8 @@ pub(crate) fn stop() -> Result<()> {
     // The number may belong to another program by now.
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     if name.trim() == "nats-server" {
-        process::run(Command::new("kill").arg(&pid))?;
+        // The shell's own `kill`: a lean system has no such program.
+        process::run(Command::new("sh").args(["-c", "kill \"$0\"", &pid]))?;
         println!("stopped NATS");
     }
     fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))

@@ -99,6 +99,9 @@ fn create(clusters: &[Cluster], wanted: u16) -> Result<u16> {
         CLUSTER,
         "--port",
         &port.to_string(),
+        // Off by default; tests of open writers use them.
+        "--pgoption",
+        "max_prepared_transactions=10",
         "--",
         "--auth-local=trust",
         "--auth-host=trust",

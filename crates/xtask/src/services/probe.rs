@@ -224,8 +224,9 @@ mod tests {
 
     #[test]
     fn postgres_tells_refusal_password_and_login_apart() {
-        let ready =
-            server_that_says(b"R\0\0\0\x08\0\0\0\0S\0\0\0\x19server_version\x0015.13\0Z\0\0\0\x05I");
+        let ready = server_that_says(
+            b"R\0\0\0\x08\0\0\0\0S\0\0\0\x19server_version\x0015.13\0Z\0\0\0\x05I",
+        );
         assert_eq!(postgres(&ready), Health::Ready("PostgreSQL 15.13".into()));
         let password = server_that_says(b"R\0\0\0\x08\0\0\0\x03");
         assert!(matches!(postgres(&password), Health::Unusable(why) if why.contains("password")));
