@@ -1,0 +1,160 @@
+//! The conformance suite of repositories.
+
+mod admin;
+mod fetch;
+mod settle;
+mod store;
+mod upkeep;
+
+use std::time::Duration;
+
+use anyhow::Context;
+use async_trait::async_trait;
+use posthaste_core::{
+    OutboxAdmin, OutboxEvent, OutboxRepository, PendingEvent, PendingPage, PendingQuery,
+    PendingSelection, Settlement, SettlementOutcome,
+};
+
+use crate::Report;
+use crate::report::{Suite, run_checks};
+
+/// Gives the suite repositories to check.
+#[async_trait]
+pub trait RepositoryHarness: Send + Sync {
+    /// The repository under test. Clones share the outbox.
+    type Repository: OutboxRepository + OutboxAdmin + Clone;
+
+    /// A new, empty outbox that nothing else uses. Called once or more per check.
+    async fn fresh(&self) -> anyhow::Result<Self::Repository>;
+
+    /// The same outbox through new connections, as after a restart. Default: `None`, and what
+    /// needs it is skipped. Required of a durable store.
+    async fn reopen(
+        &self,
+        _repository: &Self::Repository,
+    ) -> anyhow::Result<Option<Self::Repository>> {
+        Ok(None)
+    }
+
+    /// Makes delivered events look `by` older than they are, and returns true. Default: false, and
+    /// the suite cleans up with a retention of zero instead.
+    ///
+    /// For stores that drop history by the day.
+    async fn age_delivered(
+        &self,
+        _repository: &Self::Repository,
+        _by: Duration,
+    ) -> anyhow::Result<bool> {
+        Ok(false)
+    }
+}
+
+/// Checks all that the documentation of [`OutboxRepository`] and [`OutboxAdmin`] promises.
+pub async fn repository_suite<H: RepositoryHarness>(harness: &H) -> Report {
+    let name = match harness.fresh().await {
+        Ok(repository) => repository.capabilities().name,
+        Err(_) => "a store that does not open",
+    };
+    let mut suite = Suite::new(format!("repository suite on {name}"));
+    run_checks!(suite, harness:
+        store::stored_events_are_pending_in_the_order_given,
+        store::all_fields_survive_storing,
+        store::unicode_and_long_names_survive_storing,
+        store::arbitrary_bytes_survive_storing,
+        store::five_megabytes_survive_storing,
+        store::storing_nothing_changes_nothing,
+        store::a_duplicate_of_a_pending_event_stores_none_of_its_batch,
+        store::five_thousand_events_are_stored_fetched_and_settled_at_once,
+        store::concurrent_stores_lose_nothing,
+        store::events_survive_reopening,
+        fetch::fetch_orders_by_place,
+        fetch::fetch_keeps_to_events_max_and_says_that_there_are_more,
+        fetch::fetch_stops_at_bytes_max_but_gives_at_least_one,
+        fetch::fetch_keeps_to_its_range,
+        fetch::fetch_finds_events_at_places,
+        fetch::fetch_finds_events_of_a_key,
+        fetch::delayed_events_are_fetched_with_the_wait_that_is_left,
+        fetch::watermark_covers_every_stored_event,
+        fetch::a_store_wakes_who_waits_for_events,
+        settle::delivered_events_are_no_longer_pending,
+        settle::a_retry_stays_pending_with_its_count_error_and_wait,
+        settle::a_dead_letter_stays_visible_and_is_not_fetched,
+        settle::one_batch_may_hold_every_outcome,
+        settle::settling_again_changes_nothing,
+        settle::a_repeated_retry_does_not_count_twice,
+        settle::a_settlement_with_another_id_changes_nothing,
+        settle::any_error_text_can_be_settled,
+        settle::settlements_survive_reopening,
+        settle::dead_heads_are_paged_by_place,
+        settle::failed_events_are_the_dead_letters_oldest_first,
+        admin::find_event_finds_an_event_in_every_state,
+        admin::list_filters_by_state,
+        admin::list_filters_by_type_key_and_ids,
+        admin::list_filters_by_time_and_place,
+        admin::list_and_count_keep_to_their_limit,
+        admin::retry_revives_a_dead_letter_at_its_old_place,
+        admin::retry_makes_a_waiting_retry_due_at_once,
+        admin::retry_and_discard_leave_what_does_not_match,
+        admin::discard_removes_pending_and_dead_but_not_delivered,
+        upkeep::backlog_counts_each_phase,
+        upkeep::backlog_of_an_empty_outbox_is_zero,
+        upkeep::cleanup_removes_only_old_delivered_events,
+        upkeep::check_and_maintain_may_be_repeated,
+    );
+    suite.end()
+}
+
+/// A limit on bytes that no check meets unless it means to.
+const BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The first page of all pending events.
+async fn page<R: OutboxRepository>(
+    repository: &R,
+    selection: PendingSelection,
+    events_max: usize,
+    bytes_max: usize,
+) -> anyhow::Result<PendingPage> {
+    let query = PendingQuery { selection, events_max, bytes_max };
+    Ok(repository.fetch_pending(&query).await?)
+}
+
+/// All that is after the start.
+const fn everything() -> PendingSelection {
+    PendingSelection::Range { after: 0, up_to: None }
+}
+
+/// Every pending event, by place.
+pub(crate) async fn pending<R: OutboxRepository>(
+    repository: &R,
+) -> anyhow::Result<Vec<PendingEvent>> {
+    Ok(page(repository, everything(), 10_000, BYTES_MAX).await?.events)
+}
+
+/// Every pending event's value, by place.
+pub(crate) async fn pending_events<R: OutboxRepository>(
+    repository: &R,
+) -> anyhow::Result<Vec<OutboxEvent>> {
+    Ok(pending(repository).await?.into_iter().map(|pending| pending.event).collect())
+}
+
+/// Stores one event and reads it back.
+async fn stored<R: OutboxRepository>(
+    repository: &R,
+    event: &OutboxEvent,
+) -> anyhow::Result<PendingEvent> {
+    repository.store(std::slice::from_ref(event)).await?;
+    let found = pending(repository).await?.into_iter().find(|found| found.event.id() == event.id());
+    found.context("a stored event is not pending")
+}
+
+fn settlement(event: &PendingEvent, outcome: SettlementOutcome) -> Settlement {
+    Settlement { seq: event.seq, id: event.event.id(), outcome }
+}
+
+fn retry_after(delay: Duration, retry_count: u32) -> SettlementOutcome {
+    SettlementOutcome::Retry { retry_count, delay, error: "publish: it failed".into() }
+}
+
+fn dead() -> SettlementOutcome {
+    SettlementOutcome::Dead { retry_count: 3, reason: "retries_exhausted", error: "no".into() }
+}
