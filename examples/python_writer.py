@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Writes events as any program can: plain INSERTs through SQLAlchemy.
 
-It knows nothing but three columns of the contract; all others have defaults. Events are written
-in transactions of random length, a fifth of which roll back. The ids that were committed are
-printed as JSON, in the order of the commits, so that they can be compared with what is delivered.
+It fills three columns of the contract and reads back a fourth, the id; all others have defaults.
+Events are written in transactions of random length, a fifth of which roll back. The ids that were
+committed are printed as JSON, so that they can be compared with what is delivered.
 
     python_writer.py --events 100 --seed 1 --database-url postgresql://root@127.0.0.1:5432/test
 """
@@ -35,9 +35,10 @@ outbox_events = Table(
 
 def main():
     arguments = parse_arguments()
-    # Equal seeds give equal events, their ids too.
     generator = random.Random(arguments.seed)
-    aggregates = [random_uuid(generator) for _ in range(AGGREGATES)]
+    aggregates = [
+        uuid.UUID(int=generator.getrandbits(128), version=4) for _ in range(AGGREGATES)
+    ]
     numbers = dict.fromkeys(aggregates, 0)
     engine = create_engine(sqlalchemy_url(arguments.database_url))
     committed, rolled_back, written = [], 0, 0
@@ -48,10 +49,14 @@ def main():
             )
             before = dict(numbers)
             events = [
-                make_event(generator, generator.choice(aggregates), numbers)
+                make_event(generator.choice(aggregates), numbers)
                 for _ in range(length)
             ]
-            connection.execute(insert(outbox_events), events)
+            # Locks and data first, events last: then their order is the order of the locks.
+            ids = connection.execute(
+                insert(outbox_events).returning(outbox_events.c.id), events
+            ).scalars()
+            ids = [str(id) for id in ids]
             written += length
             if generator.random() < ROLLED_BACK_SHARE:
                 connection.rollback()
@@ -59,24 +64,19 @@ def main():
                 rolled_back += length
             else:
                 connection.commit()
-                committed.extend(str(event["id"]) for event in events)
+                committed.extend(ids)
     json.dump({"committed": committed, "rolled_back": rolled_back}, sys.stdout)
     print()
 
 
-def make_event(generator, aggregate, numbers):
+def make_event(aggregate, numbers):
     """One event; `number` counts the committed events of its aggregate."""
     numbers[aggregate] += 1
     return {
-        "id": random_uuid(generator),
         "aggregate_id": aggregate,
         "event_type": "order.changed",
         "event_data": {"number": numbers[aggregate], "note": "grüße"},
     }
-
-
-def random_uuid(generator):
-    return uuid.UUID(int=generator.getrandbits(128), version=4)
 
 
 def sqlalchemy_url(url):
@@ -90,7 +90,7 @@ def sqlalchemy_url(url):
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--events", type=int, default=100, help="how many to write")
-    parser.add_argument("--seed", type=int, default=1, help="equal seeds write equal events")
+    parser.add_argument("--seed", type=int, default=1, help="equal seeds write equal data")
     parser.add_argument(
         "--database-url",
         default=os.environ.get("DATABASE_URL"),
