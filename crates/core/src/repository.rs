@@ -157,8 +157,9 @@ pub struct Watermark {
     pub high: Seq,
     /// Transactions that may hold events not yet visible.
     pub writers: Vec<OpenWriter>,
-    /// Changes whenever events already passed may be pending again: an operator retried dead
-    /// letters. The processor then reads from the start.
+    /// Changes whenever events already passed may be pending again, or a key that a dead letter
+    /// blocked is free: an operator retried or discarded events. The processor then reads from the
+    /// start.
     pub revision: i64,
 }
 
