@@ -1,1 +1,33 @@
-//! Placeholder.
+//! posthaste's brokers: one module and one feature each.
+//!
+//! | feature | bus | what counts as acknowledged |
+//! |---|---|---|
+//! | `ndjson` | [`ndjson::NdjsonBus`] | the line is written, flushed and, in a file, synced to disk |
+//! | `nats` | [`nats::NatsBus`] | JetStream's acknowledgement that a stream stored the message |
+//! | `webhook` | [`webhook::WebhookBus`] | an answer of 200 to 299 |
+//!
+//! Every bus is made from a plain configuration struct. Making one fails for a wrong setting, never
+//! because the other side is down: it connects, and connects again, by itself. Where an event goes
+//! and what it looks like there is common to all brokers: [`TopicTemplate`] and [`EnvelopeFormat`].
+
+#[cfg(any(feature = "nats", feature = "webhook"))]
+mod envelope;
+mod json_body;
+#[cfg(any(feature = "nats", feature = "webhook"))]
+mod secret;
+#[cfg(any(feature = "nats", feature = "webhook"))]
+mod topic;
+
+#[cfg(feature = "nats")]
+pub mod nats;
+#[cfg(feature = "ndjson")]
+pub mod ndjson;
+#[cfg(feature = "webhook")]
+pub mod webhook;
+
+#[cfg(any(feature = "nats", feature = "webhook"))]
+pub use envelope::EnvelopeFormat;
+#[cfg(any(feature = "nats", feature = "webhook"))]
+pub use secret::Secret;
+#[cfg(any(feature = "nats", feature = "webhook"))]
+pub use topic::TopicTemplate;

@@ -1,0 +1,136 @@
+//! What JetStream's answer to a publish means.
+
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::jetstream::{self, ErrorCode};
+use posthaste_core::{Error, ErrorKind, ErrorStatus};
+
+/// What became of one publish.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Acknowledged,
+    /// Nobody stores this subject. Whose fault that is, the whole call decides.
+    NoStream,
+    /// No answer in time.
+    NoAnswer,
+    Failed(Error),
+}
+
+impl From<PublishError> for Outcome {
+    fn from(error: PublishError) -> Self {
+        match error.kind() {
+            PublishErrorKind::StreamNotFound => Self::NoStream,
+            PublishErrorKind::TimedOut => Self::NoAnswer,
+            PublishErrorKind::MaxPayloadExceeded => Self::Failed(
+                new(ErrorKind::TooLarge, "the event is over the server's max_payload")
+                    .with_source(error),
+            ),
+            PublishErrorKind::BrokenPipe | PublishErrorKind::MaxAckPending => {
+                Self::Failed(new(ErrorKind::Unreachable, "the connection broke").with_source(error))
+            }
+            // Expected-last headers are never sent, so these two cannot be ours to mend.
+            PublishErrorKind::WrongLastMessageId | PublishErrorKind::WrongLastSequence => {
+                Self::Failed(new(ErrorKind::Failed, "the stream moved on").with_source(error))
+            }
+            PublishErrorKind::Other => Self::Failed(refusal(error)),
+        }
+    }
+}
+
+fn new(kind: ErrorKind, message: &str) -> Error {
+    Error::new(kind, "publish to nats", message)
+}
+
+/// The error of a publish that JetStream answered with one, or that did not leave the client.
+fn refusal(error: PublishError) -> Error {
+    let answer = std::error::Error::source(&error)
+        .and_then(|source| source.downcast_ref::<jetstream::Error>());
+    match answer {
+        Some(answer) => {
+            let (kind, message) = meaning(answer);
+            new(kind, message).with_source(answer.clone())
+        }
+        None => new(ErrorKind::Unreachable, "the client could not publish").with_source(error),
+    }
+}
+
+/// The one place that reads JetStream's error codes.
+pub(super) fn meaning(answer: &jetstream::Error) -> (ErrorKind, &'static str) {
+    match answer.error_code() {
+        ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => {
+            (ErrorKind::TooLarge, "the event is over the stream's max_msg_size")
+        }
+        ErrorCode::STREAM_STORE_FAILED => {
+            (ErrorKind::Throttled, "the stream is full or cannot store")
+        }
+        ErrorCode::ACCOUNT_RESOURCES_EXCEEDED
+        | ErrorCode::INSUFFICIENT_RESOURCES
+        | ErrorCode::MEMORY_RESOURCES_EXCEEDED
+        | ErrorCode::STORAGE_RESOURCES_EXCEEDED
+        | ErrorCode::STREAM_TOO_MANY_REQUESTS => {
+            (ErrorKind::Throttled, "the server or account is out of resources")
+        }
+        ErrorCode::STREAM_NOT_FOUND | ErrorCode::STREAM_NOT_MATCH => {
+            (ErrorKind::DestinationMissing, "the configured stream does not store this subject")
+        }
+        ErrorCode::STREAM_SEALED => (ErrorKind::DestinationMissing, "the stream is sealed"),
+        ErrorCode::JETSTREAM_NOT_ENABLED
+        | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT
+        | ErrorCode::NO_ACCOUNT => {
+            (ErrorKind::DestinationMissing, "JetStream is not enabled for this account")
+        }
+        // Whatever else is 503 is the cluster's state: no leader, offline, shutting down.
+        _ if answer.code() == 503 => (ErrorKind::Unreachable, "JetStream is not available"),
+        _ => (ErrorKind::Failed, "JetStream refused the event"),
+    }
+}
+
+/// The error of an event whose subject no stream covers.
+///
+/// `own_fault`: the destination evidently serves and only this event's subject is not covered.
+pub(super) fn no_stream(subject: &str, own_fault: bool) -> Error {
+    let error = new(
+        ErrorKind::DestinationMissing,
+        "no JetStream stream covers the subject; create a stream that covers it, or correct it",
+    )
+    .with_context("subject", subject);
+    if own_fault { error.with_status(ErrorStatus::Transient) } else { error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(code: usize, err_code: u64) -> ErrorKind {
+        let json = format!("{{\"code\":{code},\"err_code\":{err_code},\"description\":\"d\"}}");
+        meaning(&serde_json::from_str(&json).unwrap()).0
+    }
+
+    #[test]
+    fn codes_become_kinds() {
+        for (code, err_code, expected) in [
+            (400, 10_054, ErrorKind::TooLarge),
+            (503, 10_077, ErrorKind::Throttled),
+            (400, 10_002, ErrorKind::Throttled),
+            (503, 10_023, ErrorKind::Throttled),
+            (500, 10_047, ErrorKind::Throttled),
+            (404, 10_059, ErrorKind::DestinationMissing),
+            (400, 10_060, ErrorKind::DestinationMissing),
+            (503, 10_076, ErrorKind::DestinationMissing),
+            (503, 10_008, ErrorKind::Unreachable),
+            (503, 10_118, ErrorKind::Unreachable),
+            (400, 10_071, ErrorKind::Failed),
+            (400, 99_999, ErrorKind::Failed),
+        ] {
+            assert_eq!(kind(code, err_code), expected, "{err_code}");
+        }
+    }
+
+    #[test]
+    fn a_subject_without_a_stream_says_what_to_do() {
+        let error = no_stream("events.a", false);
+        assert_eq!(error.status(), ErrorStatus::Unavailable);
+        assert!(error.to_string().contains("create a stream that covers it"), "{error}");
+        assert!(error.to_string().contains("events.a"), "{error}");
+        assert_eq!(no_stream("events.a", true).status(), ErrorStatus::Transient);
+    }
+}

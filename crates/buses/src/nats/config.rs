@@ -1,0 +1,274 @@
+//! Settings of a NATS bus.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_nats::{ConnectOptions, ServerAddr};
+use posthaste_core::{Error, ErrorKind, Result};
+
+use super::subject;
+use crate::envelope::{Envelope, SOURCE_DEFAULT};
+use crate::{EnvelopeFormat, Secret, TopicTemplate};
+
+/// Settings of a [`NatsBus`](super::NatsBus).
+#[derive(Debug, Clone)]
+pub struct NatsConfig {
+    /// Server addresses: `nats://host:4222`, `tls://host:4222`, `host`. A cluster's other servers
+    /// are found by themselves. `user:password@` or `token@` in an address is used where `auth`
+    /// is [`NatsAuth::None`]. Default `nats://127.0.0.1:4222`.
+    pub servers: Vec<Secret>,
+    /// Where events go, as a [`TopicTemplate`]. Default `events.{event_type}`. An event's own
+    /// topic takes its place.
+    pub subject: String,
+    /// The stream that must take the events. Default none: any stream that covers the subject.
+    /// Given, a message that another stream covers is refused instead of stored there.
+    pub stream: Option<String>,
+    /// How to log in. Default: not at all.
+    pub auth: NatsAuth,
+    /// TLS settings. Default: TLS where the server asks for it, system certificates.
+    pub tls: NatsTls,
+    /// What a message looks like. Default [`EnvelopeFormat::Plain`].
+    pub envelope: EnvelopeFormat,
+    /// `source` of CloudEvents: a URI reference. Default `/posthaste`.
+    pub cloudevents_source: String,
+    /// The longest a call waits for all its acknowledgements. Default 5 s. It bounds every call,
+    /// whatever the connection does.
+    pub ack_timeout: Duration,
+    /// The longest one attempt to connect takes. Default 5 s.
+    pub connect_timeout: Duration,
+    /// The most events that wait for an acknowledgement, over all calls. Default 4,000; a call
+    /// takes at most 1,000 of them. More use memory (each up to the largest payload), not less
+    /// time.
+    pub max_ack_inflight: usize,
+    /// The connection's name in the server's monitoring. Default `posthaste`.
+    pub client_name: String,
+}
+
+/// How to log in.
+#[derive(Debug, Clone, Default)]
+pub enum NatsAuth {
+    /// Not at all, or as the server addresses say.
+    #[default]
+    None,
+    /// User and password.
+    UserPassword {
+        /// The user.
+        user: String,
+        /// The password.
+        password: Secret,
+    },
+    /// A token.
+    Token(Secret),
+    /// The path of a credentials file (`.creds`: a JWT and an NKey seed).
+    CredentialsFile(PathBuf),
+    /// An NKey seed (`SU…`).
+    Nkey(Secret),
+}
+
+/// TLS settings. All paths name PEM files.
+#[derive(Debug, Clone, Default)]
+pub struct NatsTls {
+    /// Refuse a connection without TLS. Default off: the server decides.
+    pub required: bool,
+    /// Begin with the TLS handshake instead of waiting for the server's greeting (its
+    /// `handshake_first`). Default off.
+    pub first: bool,
+    /// Certificate authorities to trust instead of the system's.
+    pub ca_files: Vec<PathBuf>,
+    /// The client's certificate; needs `key_file`.
+    pub cert_file: Option<PathBuf>,
+    /// The key of `cert_file`.
+    pub key_file: Option<PathBuf>,
+}
+
+impl Default for NatsConfig {
+    fn default() -> Self {
+        Self {
+            servers: vec![Secret::from("nats://127.0.0.1:4222")],
+            subject: "events.{event_type}".to_owned(),
+            stream: None,
+            auth: NatsAuth::None,
+            tls: NatsTls::default(),
+            envelope: EnvelopeFormat::Plain,
+            cloudevents_source: SOURCE_DEFAULT.to_owned(),
+            ack_timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(5),
+            max_ack_inflight: 4_000,
+            client_name: "posthaste".to_owned(),
+        }
+    }
+}
+
+fn refuse<T>(why: impl Into<String>) -> Result<T> {
+    Err(Error::new(ErrorKind::Config, "configure nats", why))
+}
+
+impl NatsConfig {
+    /// Settings for one server and subject template, defaults for the rest.
+    #[must_use]
+    pub fn new(server: impl Into<String>, subject: impl Into<String>) -> Self {
+        Self {
+            servers: vec![Secret::from(server.into())],
+            subject: subject.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Checks the settings without reading a file or connecting.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`], naming the setting. No address or secret is in the text.
+    pub fn validate(&self) -> Result<()> {
+        self.addresses()?;
+        subject::check_template(&TopicTemplate::parse(&self.subject)?)?;
+        Envelope::check_source(&self.cloudevents_source)?;
+        if let Some(stream) = &self.stream
+            && (stream.is_empty() || stream.contains(['.', '*', '>', ' ', '/', '\\']))
+        {
+            return refuse("stream: a stream's name has no spaces and none of . * > / \\");
+        }
+        if self.ack_timeout.is_zero() || self.connect_timeout.is_zero() {
+            return refuse("ack_timeout and connect_timeout must be above zero");
+        }
+        if self.max_ack_inflight == 0 {
+            return refuse("max_ack_inflight must be at least 1");
+        }
+        if self.tls.cert_file.is_some() != self.tls.key_file.is_some() {
+            return refuse("tls: cert_file and key_file belong together");
+        }
+        Ok(())
+    }
+
+    pub(super) fn addresses(&self) -> Result<Vec<ServerAddr>> {
+        if self.servers.is_empty() {
+            return refuse("servers: at least one address is needed");
+        }
+        let parse = |(position, server): (usize, &Secret)| {
+            // The parser's own text may repeat the address and with it a password.
+            let address = server.expose().parse::<ServerAddr>().ok();
+            match address.filter(|address| !address.host().is_empty()) {
+                Some(address) if !address.is_websocket() => Ok(address),
+                _ => refuse(format!("servers[{position}]: not of the form nats://host:4222")),
+            }
+        };
+        self.servers.iter().enumerate().map(parse).collect()
+    }
+
+    /// The client's options but for callbacks. Reads the credentials file.
+    pub(super) async fn connect_options(&self, addresses: &[ServerAddr]) -> Result<ConnectOptions> {
+        let mut options = ConnectOptions::new()
+            .name(&self.client_name)
+            .connection_timeout(self.connect_timeout)
+            .request_timeout(Some(self.ack_timeout))
+            .require_tls(self.tls.required)
+            .retry_on_initial_connect();
+        if self.tls.first {
+            options = options.tls_first();
+        }
+        for path in &self.tls.ca_files {
+            check_readable("ca_files", path).await?;
+            options = options.add_root_certificates(path.clone());
+        }
+        if let (Some(cert), Some(key)) = (&self.tls.cert_file, &self.tls.key_file) {
+            check_readable("cert_file", cert).await?;
+            check_readable("key_file", key).await?;
+            options = options.add_client_certificate(cert.clone(), key.clone());
+        }
+        match &self.auth {
+            NatsAuth::None => Ok(log_in_by_address(options, addresses)),
+            NatsAuth::UserPassword { user, password } => {
+                Ok(options.user_and_password(user.clone(), password.expose().to_owned()))
+            }
+            NatsAuth::Token(token) => Ok(options.token(token.expose().to_owned())),
+            NatsAuth::Nkey(seed) => Ok(options.nkey(seed.expose().to_owned())),
+            NatsAuth::CredentialsFile(path) => {
+                options.credentials_file(path).await.map_err(|error| {
+                    Error::new(ErrorKind::Config, "configure nats", "cannot read credentials file")
+                        .with_context("path", path.display())
+                        .with_source(error)
+                })
+            }
+        }
+    }
+}
+
+/// The client ignores what an address says about the user.
+fn log_in_by_address(options: ConnectOptions, addresses: &[ServerAddr]) -> ConnectOptions {
+    let Some(address) = addresses.iter().find(|address| address.has_user_pass()) else {
+        return options;
+    };
+    let user = decode(address.username().unwrap_or_default());
+    match address.password() {
+        Some(password) => options.user_and_password(user, decode(password)),
+        None => options.token(user),
+    }
+}
+
+/// Undoes percent-encoding; what is no valid escape stays as it is.
+fn decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let escape = (byte == b'%').then(|| after.get(..2)).flatten();
+        let escape = escape.and_then(|hex| std::str::from_utf8(hex).ok());
+        match escape.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(decoded) => {
+                bytes.push(decoded);
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(byte);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8(bytes).unwrap_or_else(|_| text.to_owned())
+}
+
+/// The client would meet a missing file again and again while connecting, and say so in a log only.
+async fn check_readable(setting: &'static str, path: &PathBuf) -> Result<()> {
+    tokio::fs::read(path).await.map(drop).map_err(|error| {
+        Error::new(ErrorKind::Config, "configure nats", format!("tls: cannot read {setting}"))
+            .with_context("path", path.display())
+            .with_source(error)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_settings_are_refused_without_showing_a_secret() {
+        let base = || NatsConfig::new("nats://joe:hunter2@example.com", "events");
+        base().validate().unwrap();
+        let cases = [
+            NatsConfig { servers: vec![], ..base() },
+            NatsConfig { servers: vec!["http://joe:hunter2@h".into()], ..base() },
+            NatsConfig { servers: vec!["nats://joe:hunter2@h:port".into()], ..base() },
+            NatsConfig { subject: "events.{type}".into(), ..base() },
+            NatsConfig { subject: "events.>".into(), ..base() },
+            NatsConfig { stream: Some("A.B".into()), ..base() },
+            NatsConfig { ack_timeout: Duration::ZERO, ..base() },
+            NatsConfig { max_ack_inflight: 0, ..base() },
+            NatsConfig { cloudevents_source: String::new(), ..base() },
+            NatsConfig {
+                tls: NatsTls { cert_file: Some("c.pem".into()), ..NatsTls::default() },
+                ..base()
+            },
+        ];
+        for config in cases {
+            let error = config.validate().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config, "{config:?}");
+            assert!(!error.report().contains("hunter2"), "{}", error.report());
+            assert!(!format!("{config:?}").contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn passwords_in_addresses_are_decoded() {
+        assert_eq!(decode("p%40ss%2fw"), "p@ss/w");
+        assert_eq!(decode("100%"), "100%");
+        assert_eq!(decode("%zz"), "%zz");
+    }
+}

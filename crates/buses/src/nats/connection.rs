@@ -1,0 +1,166 @@
+//! One connection that keeps itself up, and what is known about it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::jetstream::Context;
+use async_nats::jetstream::context::ContextBuilder;
+use async_nats::{Client, ClientError, Event, ServerError};
+use posthaste_core::{Error, ErrorKind, Result};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+use super::config::NatsConfig;
+
+/// The most refusals that are remembered.
+const REFUSALS_MAX: usize = 32;
+/// The longest opening waits for the first connection: a relay that starts with its broker should
+/// not begin with an error.
+const FIRST_CONNECT_WAIT: Duration = Duration::from_secs(2);
+
+/// A client that connects, and connects again, by itself.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) client: Client,
+    pub(super) jetstream: Context,
+    monitor: Arc<Monitor>,
+}
+
+/// What the client told us.
+#[derive(Debug)]
+struct Monitor {
+    /// Counts lost connections, and the failed attempts of a first one.
+    losses: watch::Sender<u64>,
+    /// Whether the first connection, or the first failure, has come.
+    begun: watch::Sender<bool>,
+    memory: Mutex<Memory>,
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    /// Why the last attempt to connect failed.
+    connect_error: Option<String>,
+    /// What the server refused for lack of rights: never answered to the publish itself.
+    refusals: VecDeque<(Instant, String)>,
+}
+
+impl Connection {
+    /// Starts connecting and waits a moment for it. Does not fail where the server is down.
+    pub(super) async fn open(config: &NatsConfig) -> Result<Self> {
+        let addresses = config.addresses()?;
+        let monitor = Arc::new(Monitor {
+            losses: watch::Sender::new(0),
+            begun: watch::Sender::new(false),
+            memory: Mutex::default(),
+        });
+        let listener = Arc::clone(&monitor);
+        let client = config
+            .connect_options(&addresses)
+            .await?
+            .event_callback(move |event| {
+                listener.note(event);
+                std::future::ready(())
+            })
+            .connect(addresses)
+            .await
+            .map_err(|error| {
+                Error::new(ErrorKind::Config, "configure nats", "the client refuses its settings")
+                    .with_source(error)
+            })?;
+        let jetstream = ContextBuilder::new()
+            .timeout(config.ack_timeout)
+            .ack_timeout(config.ack_timeout)
+            // The bus keeps its own limit; this one only has to be out of its way.
+            .max_ack_inflight(config.max_ack_inflight.saturating_mul(2).min(1 << 20))
+            .build(client.clone());
+        let mut begun = monitor.begun.subscribe();
+        // Neither a timeout nor a dead sender matters: publishing says what is wrong.
+        let _ = timeout(FIRST_CONNECT_WAIT, begun.wait_for(|begun| *begun)).await;
+        Ok(Self { client, jetstream, monitor })
+    }
+
+    /// Confirms that there is a connection now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unauthorized`] where the server refused the log-in, else
+    /// [`ErrorKind::Unreachable`]; both with the last attempt's reason.
+    pub(super) fn ready(&self) -> Result<()> {
+        // The server's greeting sets the payload limit; without it nothing may be judged by it.
+        let greeted = self.client.try_server_info().is_some();
+        if greeted && self.client.connection_state() == State::Connected {
+            return Ok(());
+        }
+        Err(self.lost("not connected"))
+    }
+
+    /// The error for a connection that is not there.
+    pub(super) fn lost(&self, message: &'static str) -> Error {
+        let reason = self.monitor.memory().connect_error.clone();
+        let kind = match reason.as_deref() {
+            Some(reason) if reason.contains("authorization violation") => ErrorKind::Unauthorized,
+            _ => ErrorKind::Unreachable,
+        };
+        let error = Error::new(kind, "publish to nats", message);
+        match reason {
+            Some(reason) => error.with_context("last attempt", reason),
+            None => error,
+        }
+    }
+
+    /// A receiver that changes when the connection is lost.
+    pub(super) fn losses(&self) -> watch::Receiver<u64> {
+        self.monitor.losses.subscribe()
+    }
+
+    /// What the server refused since `start` for lack of rights that concerns `subject`.
+    pub(super) fn refusal(&self, subject: &str, start: Instant) -> Option<String> {
+        let quoted = format!("\"{subject}\"");
+        let memory = self.monitor.memory();
+        let concerns = |(when, text): &&(Instant, String)| {
+            // A refused subscription is that of our inbox: no answer can ever come.
+            let inbox = text.contains("for subscription to");
+            inbox || (*when >= start && text.contains(&quoted.to_lowercase()))
+        };
+        memory.refusals.iter().rev().find(concerns).map(|(_, text)| text.clone())
+    }
+}
+
+impl Monitor {
+    fn note(&self, event: Event) {
+        match event {
+            Event::Connected => {
+                *self.memory() = Memory::default();
+                self.begun.send_replace(true);
+            }
+            Event::Disconnected | Event::Closed => self.losses.send_modify(|losses| *losses += 1),
+            Event::ClientError(ClientError::Other(reason)) => {
+                self.memory().connect_error = Some(reason.to_lowercase());
+                self.begun.send_replace(true);
+            }
+            Event::ServerError(ServerError::AuthorizationViolation) => {
+                self.memory().connect_error = Some("authorization violation".to_owned());
+            }
+            Event::ServerError(ServerError::Other(text)) => self.note_refusal(&text),
+            _ => {}
+        }
+    }
+
+    fn note_refusal(&self, text: &str) {
+        let text = text.to_lowercase();
+        if !text.contains("permissions violation") {
+            return;
+        }
+        let mut memory = self.memory();
+        if memory.refusals.len() == REFUSALS_MAX {
+            memory.refusals.pop_front();
+        }
+        memory.refusals.push_back((Instant::now(), text));
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        // Plain data: a panic elsewhere leaves nothing half done.
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,348 @@
+//! The NATS bus on a running server: what each refusal means, and what arrives.
+#![cfg(feature = "nats")]
+
+mod support;
+
+use std::time::Duration;
+
+use async_nats::jetstream::{self, stream};
+use futures_util::TryStreamExt as _;
+use posthaste_buses::nats::{NatsAuth, NatsBus, NatsConfig};
+use posthaste_buses::{EnvelopeFormat, Secret};
+use posthaste_core::{ErrorKind, ErrorStatus, EventBus, OutboxEvent, Payload};
+use support::{PrivateNats, bytes_event, error, event, shared_nats, stream_config};
+use uuid::Uuid;
+
+/// A stream of the test's own on the shared server.
+struct Stream {
+    url: String,
+    name: String,
+    context: jetstream::Context,
+}
+
+impl Stream {
+    async fn create(limits: stream::Config) -> Option<Self> {
+        let url = shared_nats().await?;
+        let client = async_nats::connect(&url).await.unwrap();
+        let context = jetstream::new(client);
+        let name = format!("ph_{}", Uuid::now_v7().simple());
+        let subjects = vec![format!("{name}.>")];
+        let config = stream::Config { name: name.clone(), subjects, ..limits };
+        context.create_stream(config).await.unwrap();
+        Some(Self { url, name, context })
+    }
+
+    fn config(&self) -> NatsConfig {
+        NatsConfig {
+            stream: Some(self.name.clone()),
+            ..NatsConfig::new(&self.url, format!("{}.{{event_type}}", self.name))
+        }
+    }
+
+    async fn bus(&self) -> NatsBus {
+        NatsBus::connect(self.config()).await.unwrap()
+    }
+
+    async fn messages(&self) -> u64 {
+        let mut stream = self.context.get_stream(&self.name).await.unwrap();
+        stream.info().await.unwrap().state.messages
+    }
+
+    async fn message(&self, sequence: u64) -> async_nats::jetstream::message::StreamMessage {
+        let stream = self.context.get_stream(&self.name).await.unwrap();
+        stream.get_raw_message(sequence).await.unwrap()
+    }
+
+    async fn delete(self) {
+        self.context.delete_stream(&self.name).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_event_arrives_under_its_id_with_its_bytes() {
+    let Some(stream) = Stream::create(stream::Config::default()).await else { return };
+    let bus = stream.bus().await;
+    bus.check().await.unwrap();
+    let payload = Payload::bytes(&b"\xff\xfe\x00\r\n"[..], "application/avro").unwrap();
+    let builder = OutboxEvent::builder(Uuid::now_v7(), "order.placed").payload(payload);
+    let event = builder.order_key("customer 7").header("tenant", "ü").build().unwrap();
+    // The second copy is dropped by its id.
+    for _ in 0..2 {
+        assert!(bus.publish(std::slice::from_ref(&event)).await[0].is_ok());
+    }
+    assert_eq!(stream.messages().await, 1);
+    let message = stream.message(1).await;
+    assert_eq!(message.subject.as_str(), format!("{}.order.placed", stream.name));
+    assert_eq!(message.payload, &b"\xff\xfe\x00\r\n"[..]);
+    let header = |name: &str| message.headers.get(name).unwrap().to_string();
+    assert_eq!(header("Nats-Msg-Id"), event.id().to_string());
+    assert_eq!(header("ph-id"), event.id().to_string());
+    assert_eq!(header("ph-key"), "customer 7");
+    assert_eq!(header("content-type"), "application/avro");
+    assert_eq!(header("tenant"), "ü");
+    stream.delete().await;
+}
+
+#[tokio::test]
+async fn structured_cloudevents_are_one_json_object() {
+    let Some(stream) = Stream::create(stream::Config::default()).await else { return };
+    let envelope = EnvelopeFormat::CloudEventsStructured;
+    let bus = NatsBus::connect(NatsConfig { envelope, ..stream.config() }).await.unwrap();
+    let event = event(7);
+    assert!(bus.publish(std::slice::from_ref(&event)).await[0].is_ok());
+    let message = stream.message(1).await;
+    let value: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
+    assert_eq!(value["id"], event.id().to_string());
+    assert_eq!(value["data"], 7);
+    stream.delete().await;
+}
+
+#[tokio::test]
+async fn a_missing_stream_pauses_the_destination_and_says_what_to_do() {
+    let Some(url) = shared_nats().await else { return };
+    let name = format!("ph_{}", Uuid::now_v7().simple());
+    for subject in [format!("{name}.all"), format!("{name}.{{event_type}}")] {
+        let bus = NatsBus::connect(NatsConfig::new(&url, &subject)).await.unwrap();
+        let results = bus.publish(&[event(1), event(2)]).await;
+        for result in &results {
+            let error = error(result);
+            assert_eq!(error.kind(), ErrorKind::DestinationMissing);
+            assert_eq!(error.status(), ErrorStatus::Unavailable);
+            assert!(error.to_string().contains("create a stream that covers it"), "{error}");
+            assert!(error.to_string().contains(&name), "{error}");
+        }
+    }
+    let literal = NatsBus::connect(NatsConfig::new(&url, format!("{name}.all"))).await.unwrap();
+    assert_eq!(literal.check().await.unwrap_err().kind(), ErrorKind::DestinationMissing);
+    let config = NatsConfig { stream: Some(name.clone()), ..NatsConfig::new(&url, "a.b") };
+    let named = NatsBus::connect(config).await.unwrap();
+    let error = named.check().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DestinationMissing);
+    assert!(error.to_string().contains(&name), "{error}");
+}
+
+#[tokio::test]
+async fn one_subject_nobody_covers_does_not_stop_the_others() {
+    let Some(stream) = Stream::create(stream::Config::default()).await else { return };
+    let nowhere = format!("nowhere_{}", Uuid::now_v7().simple());
+    let stray = OutboxEvent::builder(Uuid::now_v7(), "t").payload(Payload::json(&1).unwrap());
+    let stray = stray.topic(nowhere).build().unwrap();
+    // The stream is known to be there, by its name or by another event's acknowledgement.
+    let named = stream.bus().await;
+    let unnamed = NatsBus::connect(NatsConfig { stream: None, ..stream.config() }).await.unwrap();
+    for (bus, batch) in [
+        (&named, vec![stray.clone()]),
+        (&named, vec![stray.clone(), event(1)]),
+        (&unnamed, vec![stray.clone(), event(2)]),
+    ] {
+        let results = bus.publish(&batch).await;
+        let error = error(&results[0]);
+        assert_eq!(error.kind(), ErrorKind::DestinationMissing);
+        assert_eq!(error.status(), ErrorStatus::Transient);
+        assert!(results[1..].iter().all(Result::is_ok));
+    }
+    stream.delete().await;
+}
+
+#[tokio::test]
+async fn a_subject_of_another_stream_is_refused_when_a_stream_is_named() {
+    let Some(stream) = Stream::create(stream::Config::default()).await else { return };
+    let Some(other) = Stream::create(stream::Config::default()).await else { return };
+    let config = NatsConfig { stream: Some(other.name.clone()), ..stream.config() };
+    let bus = NatsBus::connect(config).await.unwrap();
+    assert_eq!(bus.check().await.unwrap_err().kind(), ErrorKind::DestinationMissing);
+    let results = bus.publish(&[event(1)]).await;
+    assert_eq!(error(&results[0]).kind(), ErrorKind::DestinationMissing);
+    assert_eq!(stream.messages().await, 0);
+    stream.delete().await;
+    other.delete().await;
+}
+
+#[tokio::test]
+async fn an_event_over_a_limit_fails_alone_and_for_good() {
+    let limits = stream::Config { max_message_size: 2_000, ..Default::default() };
+    let Some(stream) = Stream::create(limits).await else { return };
+    let bus = stream.bus().await;
+    // Over the stream's limit, and over the server's (1 MiB unless configured).
+    for length in [3_000, 2_000_000] {
+        let results = bus.publish(&[event(1), bytes_event(length), event(2)]).await;
+        assert!(results[0].is_ok() && results[2].is_ok());
+        let error = error(&results[1]);
+        assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+        assert_eq!(error.status(), ErrorStatus::Permanent);
+    }
+    // The connection survived: the server closes it on a client that sends too much.
+    assert_eq!(stream.messages().await, 4);
+    stream.delete().await;
+}
+
+#[tokio::test]
+async fn headers_count_towards_the_largest_payload() {
+    let Some(server) = PrivateNats::start("max_payload: 4096").await else { return };
+    let context = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    context.create_stream(stream_config("e", &["e.>"])).await.unwrap();
+    let bus = NatsBus::connect(NatsConfig::new(server.url(), "e.{event_type}")).await.unwrap();
+    let results = bus.publish(&[bytes_event(4_000), bytes_event(1_000)]).await;
+    assert_eq!(error(&results[0]).kind(), ErrorKind::TooLarge);
+    assert!(results[1].is_ok());
+}
+
+#[tokio::test]
+async fn a_full_stream_throttles_and_no_event_loses_an_attempt() {
+    let limits = stream::Config {
+        max_messages: 3,
+        discard: stream::DiscardPolicy::New,
+        ..Default::default()
+    };
+    let Some(stream) = Stream::create(limits).await else { return };
+    let bus = stream.bus().await;
+    let events: Vec<_> = (0..5).map(event).collect();
+    let results = bus.publish(&events).await;
+    assert!(results[..3].iter().all(Result::is_ok));
+    for result in &results[3..] {
+        let error = error(result);
+        assert_eq!(
+            (error.kind(), error.status()),
+            (ErrorKind::Throttled, ErrorStatus::Unavailable)
+        );
+    }
+    stream.delete().await;
+}
+
+#[tokio::test]
+async fn a_subject_or_header_nats_cannot_carry_is_malformed() {
+    let Some(stream) = Stream::create(stream::Config::default()).await else { return };
+    let bus = stream.bus().await;
+    let build = || OutboxEvent::builder(Uuid::now_v7(), "t").payload(Payload::json(&1).unwrap());
+    let mut broken = build().build().unwrap().record().clone();
+    broken.event_type = "a\r\nb".into();
+    let events = [
+        build().topic("a b").build().unwrap(),
+        build().topic("a.*").build().unwrap(),
+        build().topic("a..b").build().unwrap(),
+        build().topic("$JS.API.STREAM.DELETE.x").build().unwrap(),
+        build().header("Nats-Rollup", "all").build().unwrap(),
+        build().header("ph-id", "x").build().unwrap(),
+        OutboxEvent::restore(broken),
+        build().build().unwrap(),
+    ];
+    let results = bus.publish(&events).await;
+    let (good, bad) = results.split_last().unwrap();
+    assert!(good.is_ok());
+    for result in bad {
+        assert_eq!(error(result).status(), ErrorStatus::Permanent);
+    }
+    assert_eq!(stream.messages().await, 1);
+    stream.delete().await;
+}
+
+#[tokio::test]
+async fn two_large_calls_at_once_do_not_wait_for_each_others_permits() {
+    let Some(stream) = Stream::create(stream::Config::default()).await else { return };
+    let config = NatsConfig { max_ack_inflight: 1_000, ..stream.config() };
+    let bus = NatsBus::connect(config).await.unwrap();
+    let batches: Vec<Vec<_>> = (0..4).map(|_| (0..1_500).map(event).collect()).collect();
+    let calls = batches.iter().map(|batch| bus.publish(batch));
+    for results in futures_util::future::join_all(calls).await {
+        assert!(results.iter().all(Result::is_ok));
+    }
+    assert_eq!(stream.messages().await, 6_000);
+    stream.delete().await;
+}
+
+#[tokio::test]
+async fn refused_credentials_are_an_outage_and_never_shown() {
+    let config = "authorization { user: joe, password: hunter2 }";
+    let Some(server) = PrivateNats::start(config).await else { return };
+    let wrong = NatsConfig {
+        auth: NatsAuth::UserPassword { user: "joe".into(), password: Secret::from("swordfish") },
+        ..NatsConfig::new(server.url(), "e")
+    };
+    let bus = NatsBus::connect(wrong).await.unwrap();
+    let results = bus.publish(&[event(1)]).await;
+    let error = error(&results[0]);
+    assert_eq!((error.kind(), error.status()), (ErrorKind::Unauthorized, ErrorStatus::Unavailable));
+    assert!(!error.report().contains("swordfish") && !format!("{bus:?}").contains("swordfish"));
+    assert_eq!(bus.check().await.unwrap_err().kind(), ErrorKind::Unauthorized);
+
+    // The right ones, in the address.
+    let url = server.url().replace("nats://", "nats://joe:hunter2@");
+    let client = async_nats::ConnectOptions::with_user_and_password("joe".into(), "hunter2".into());
+    let context = jetstream::new(client.connect(server.url()).await.unwrap());
+    context.create_stream(stream_config("e", &["e"])).await.unwrap();
+    let bus = NatsBus::connect(NatsConfig::new(url, "e")).await.unwrap();
+    assert!(bus.publish(&[event(1)]).await[0].is_ok());
+    assert!(!format!("{bus:?}").contains("hunter2"));
+}
+
+#[tokio::test]
+async fn a_right_that_is_missing_is_named() {
+    let config = "authorization { users: [
+        { user: admin, password: a }
+        { user: relay, password: r, permissions: { publish: \"allowed.>\", subscribe: \">\" } } ] }";
+    let Some(server) = PrivateNats::start(config).await else { return };
+    let client = async_nats::ConnectOptions::with_user_and_password("admin".into(), "a".into());
+    let context = jetstream::new(client.connect(server.url()).await.unwrap());
+    let stream = stream_config("e", &["allowed.>", "denied.>"]);
+    context.create_stream(stream).await.unwrap();
+    let url = server.url().replace("nats://", "nats://relay:r@");
+    let ack_timeout = Duration::from_millis(500);
+    for (subject, allowed) in [("allowed.a", true), ("denied.a", false)] {
+        let config = NatsConfig { ack_timeout, ..NatsConfig::new(&url, subject) };
+        let bus = NatsBus::connect(config).await.unwrap();
+        let results = bus.publish(&[event(1)]).await;
+        if allowed {
+            assert!(results[0].is_ok());
+        } else {
+            let error = error(&results[0]);
+            assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
+            assert!(error.to_string().contains("denied.a"), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_jetstream_is_a_missing_destination() {
+    let port = support::free_port();
+    let mut server = None;
+    for binary in ["nats-server", "/usr/sbin/nats-server"] {
+        let mut command = std::process::Command::new(binary);
+        command.args(["-a", "127.0.0.1", "-p", &port.to_string()]);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        server = server.or(command.spawn().ok());
+    }
+    let Some(mut server) = server else { return support::absent("no nats-server binary") };
+    while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let config = NatsConfig::new(format!("nats://127.0.0.1:{port}"), "e");
+    let bus = NatsBus::connect(config).await.unwrap();
+    let checked = bus.check().await.unwrap_err();
+    assert_eq!(checked.kind(), ErrorKind::DestinationMissing, "{checked}");
+    let results = bus.publish(&[event(1)]).await;
+    assert_eq!(error(&results[0]).kind(), ErrorKind::DestinationMissing);
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+#[tokio::test]
+async fn settings_and_files_that_are_wrong_are_refused_at_once() {
+    let base = || NatsConfig::new("nats://127.0.0.1:1", "e");
+    let mut ca = base();
+    ca.tls.ca_files = vec!["/does/not/exist.pem".into()];
+    let credentials =
+        NatsConfig { auth: NatsAuth::CredentialsFile("/does/not/exist.creds".into()), ..base() };
+    for config in [ca, credentials, NatsConfig { subject: String::new(), ..base() }] {
+        assert_eq!(NatsBus::connect(config).await.unwrap_err().kind(), ErrorKind::Config);
+    }
+}
+
+/// Keeps the helper honest: the stream listing works on this server.
+#[tokio::test]
+async fn test_streams_are_cleaned_up() {
+    let Some(stream) = Stream::create(stream::Config::default()).await else { return };
+    let (name, context) = (stream.name.clone(), stream.context.clone());
+    stream.delete().await;
+    let names: Vec<String> = context.stream_names().try_collect().await.unwrap();
+    assert!(!names.contains(&name));
+}

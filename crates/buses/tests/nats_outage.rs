@@ -1,0 +1,156 @@
+//! The NATS bus while its server is down, frozen, killed and back.
+#![cfg(feature = "nats")]
+
+mod support;
+
+use std::time::Duration;
+
+use async_nats::jetstream;
+use posthaste_buses::nats::{NatsBus, NatsConfig};
+use posthaste_core::{ErrorKind, ErrorStatus, EventBus, OutboxEvent};
+use support::{PrivateNats, error, event, free_port, stream_config};
+use uuid::Uuid;
+
+async fn create_stream(url: &str) -> jetstream::Context {
+    let context = jetstream::new(async_nats::connect(url).await.unwrap());
+    context.create_stream(stream_config("events", &["events.>"])).await.unwrap();
+    context
+}
+
+fn config(url: &str) -> NatsConfig {
+    NatsConfig {
+        ack_timeout: Duration::from_millis(1_500),
+        ..NatsConfig::new(url, "events.{event_type}")
+    }
+}
+
+/// The ids in the stream, in its order.
+async fn stored(url: &str) -> Vec<String> {
+    let context = jetstream::new(async_nats::connect(url).await.unwrap());
+    let mut stream = context.get_stream("events").await.unwrap();
+    let last = stream.info().await.unwrap().state.last_sequence;
+    let mut ids = Vec::new();
+    for sequence in 1..=last {
+        let message = stream.get_raw_message(sequence).await.unwrap();
+        ids.push(message.headers.get("ph-id").unwrap().to_string());
+    }
+    ids
+}
+
+/// Publishes `events` in turn, each until it is acknowledged, as the processor does with one key.
+/// Returns how many calls failed.
+async fn deliver_in_order(bus: &NatsBus, events: &[OutboxEvent]) -> usize {
+    let mut failures = 0;
+    for event in events {
+        while let Err(error) = &bus.publish(std::slice::from_ref(event)).await[0] {
+            assert_eq!(error.status(), ErrorStatus::Unavailable, "{}", error.report());
+            failures += 1;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // Slow enough that the faults of a test happen in the middle.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    failures
+}
+
+fn distinct(ids: &[String]) -> Vec<String> {
+    let mut seen = std::collections::HashSet::new();
+    ids.iter().filter(|id| seen.insert(id.as_str())).cloned().collect()
+}
+
+#[tokio::test]
+async fn a_server_that_is_down_is_no_error_of_connecting() {
+    let url = format!("nats://127.0.0.1:{}", free_port());
+    let bus = NatsBus::connect(config(&url)).await.unwrap();
+    let results = bus.publish(&[event(1), event(2)]).await;
+    assert_eq!(results.len(), 2);
+    for result in &results {
+        let error = error(result);
+        assert_eq!(error.kind(), ErrorKind::Unreachable);
+        assert_eq!(error.status(), ErrorStatus::Unavailable);
+    }
+    assert_eq!(bus.check().await.unwrap_err().kind(), ErrorKind::Unreachable);
+}
+
+#[tokio::test]
+async fn a_killed_server_is_an_outage_and_delivery_resumes_in_order() {
+    let Some(mut server) = PrivateNats::start("").await else { return };
+    let url = server.url();
+    create_stream(&url).await;
+    let bus = NatsBus::connect(config(&url)).await.unwrap();
+    let events: Vec<_> = (0..300).map(event).collect();
+    let task = tokio::spawn({
+        let events = events.clone();
+        async move { deliver_in_order(&bus, &events).await }
+    });
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        server.kill();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        server.restart().await;
+    }
+    assert!(task.await.unwrap() > 0, "no outage was met");
+    let expected: Vec<String> = events.iter().map(|event| event.id().to_string()).collect();
+    assert_eq!(distinct(&stored(&url).await), expected, "lost or out of order");
+}
+
+#[tokio::test]
+async fn a_call_in_flight_when_the_server_dies_ends_at_once_as_an_outage() {
+    let Some(mut server) = PrivateNats::start("").await else { return };
+    let url = server.url();
+    create_stream(&url).await;
+    let long = Duration::from_secs(60);
+    let bus = NatsBus::connect(NatsConfig { ack_timeout: long, ..config(&url) }).await.unwrap();
+    let events: Vec<_> = (0..1_000).map(event).collect();
+    // Frozen, it takes the bytes and answers nothing; killed then, the connection breaks.
+    server.signal("-STOP");
+    let call = bus.publish(&events);
+    let kill = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        server.kill();
+    };
+    // Far below ack_timeout: the broken connection ends the call, not the clock.
+    let (results, ()) = tokio::time::timeout(long / 2, async { tokio::join!(call, kill) })
+        .await
+        .expect("the call waited for acknowledgements that cannot come");
+    assert_eq!(results.len(), events.len());
+    for result in &results {
+        assert_eq!(error(result).status(), ErrorStatus::Unavailable);
+        assert_eq!(error(result).kind(), ErrorKind::Unreachable);
+    }
+    server.restart().await;
+    deliver_in_order(&bus, &events[..3]).await;
+}
+
+#[tokio::test]
+async fn a_frozen_server_is_a_timeout_and_late_copies_are_dropped() {
+    let Some(server) = PrivateNats::start("").await else { return };
+    let url = server.url();
+    create_stream(&url).await;
+    let ack_timeout = Duration::from_millis(300);
+    let bus = NatsBus::connect(NatsConfig { ack_timeout, ..config(&url) }).await.unwrap();
+    let key = Uuid::now_v7();
+    let events: Vec<_> =
+        (0..3).map(|number| OutboxEvent::new(key, "numbered", &number).unwrap()).collect();
+    server.signal("-STOP");
+    for _ in 0..2 {
+        let results = bus.publish(&events[..1]).await;
+        assert_eq!(error(&results[0]).kind(), ErrorKind::Timeout);
+        assert_eq!(error(&results[0]).status(), ErrorStatus::Unavailable);
+    }
+    server.signal("-CONT");
+    deliver_in_order(&bus, &events).await;
+    let expected: Vec<String> = events.iter().map(|event| event.id().to_string()).collect();
+    assert_eq!(stored(&url).await, expected);
+}
+
+#[tokio::test]
+async fn a_stream_created_later_is_found_without_a_restart() {
+    let Some(server) = PrivateNats::start("").await else { return };
+    let bus = NatsBus::connect(config(&server.url())).await.unwrap();
+    let results = bus.publish(&[event(1)]).await;
+    assert_eq!(error(&results[0]).kind(), ErrorKind::DestinationMissing);
+    create_stream(&server.url()).await;
+    assert!(bus.publish(&[event(1)]).await[0].is_ok());
+    bus.check().await.unwrap();
+}
