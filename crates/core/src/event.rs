@@ -261,6 +261,13 @@ impl OutboxEvent {
         }
     }
 
+    /// The event with another count of failed attempts, for a processor that leaves the times to
+    /// the database.
+    #[must_use]
+    pub fn with_retry_count(self, retry_count: u32) -> Self {
+        Self(EventRecord { retry_count, ..self.0 })
+    }
+
     /// The event after an error that will not pass: a dead letter.
     #[must_use]
     pub fn dead_lettered(self, error: &Error, now: Timestamp) -> Self {

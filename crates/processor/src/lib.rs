@@ -3,13 +3,18 @@
 //!
 //! It knows [`OutboxRepository`](posthaste_core::OutboxRepository) and
 //! [`EventBus`](posthaste_core::EventBus), never a database or a broker. Decisions are taken by a
-//! pure state machine ([`machine`]); a thin tokio shell carries them out.
+//! pure state machine (`machine`); a thin tokio shell carries them out.
 
 mod builder;
+mod chores;
+mod machine;
 mod processor;
 mod routes;
 mod settings;
+mod shared;
+mod shell;
 mod statistics;
+mod telemetry;
 
 pub use builder::OutboxProcessorBuilder;
 pub use processor::OutboxProcessor;

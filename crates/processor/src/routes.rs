@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use posthaste_core::{Error, ErrorKind, EventBus, OutboxEvent, Result};
+use posthaste_core::{BusCapabilities, Error, ErrorKind, EventBus, OutboxEvent, Result};
 
 /// A bus under a name, with what happens to a key whose head is dead.
 #[derive(Clone)]
@@ -85,6 +85,8 @@ impl Pattern {
 #[derive(Debug)]
 pub(crate) struct Routes {
     destinations: Vec<Destination>,
+    /// One per destination; asked for once, since a bus may compute them.
+    capabilities: Vec<BusCapabilities>,
     /// Index of the destination beside the pattern.
     routes: Vec<(Pattern, usize)>,
 }
@@ -112,20 +114,41 @@ impl Routes {
                 }
             }
         }
-        Ok(Self { destinations, routes: resolved })
+        let capabilities: Vec<BusCapabilities> =
+            destinations.iter().map(|destination| destination.bus.capabilities()).collect();
+        if let Some(at) = capabilities.iter().position(|bus| bus.batch_events_max == 0) {
+            return refuse(format!(
+                "the bus of {} takes no events per call",
+                destinations[at].name
+            ));
+        }
+        Ok(Self { destinations, capabilities, routes: resolved })
     }
 
     pub(crate) fn destinations(&self) -> &[Destination] {
         &self.destinations
     }
 
+    pub(crate) fn capabilities(&self, destination: usize) -> &BusCapabilities {
+        &self.capabilities[destination]
+    }
+
     /// The index of the event's destination; `None` where its `destination` column names one that
     /// is not configured.
     pub(crate) fn resolve(&self, event: &OutboxEvent) -> Option<usize> {
-        if let Some(name) = event.destination() {
+        self.resolve_names(event.destination(), event.event_type())
+    }
+
+    /// As [`resolve`](Self::resolve), from the two columns that decide.
+    pub(crate) fn resolve_names(
+        &self,
+        destination: Option<&str>,
+        event_type: &str,
+    ) -> Option<usize> {
+        if let Some(name) = destination {
             return self.destinations.iter().position(|destination| *destination.name == *name);
         }
-        let matching = self.routes.iter().find(|(pattern, _)| pattern.matches(event.event_type()));
+        let matching = self.routes.iter().find(|(pattern, _)| pattern.matches(event_type));
         Some(matching.map_or(0, |(_, index)| *index))
     }
 }

@@ -1,0 +1,645 @@
+//! The keys that have something to deliver: what each holds in memory, what it waits for, and
+//! which come next.
+//!
+//! Invariants:
+//!
+//! 1. Events of a key are taken in the order of their numbers, and the next ones only when all
+//!    taken before were given back.
+//! 2. An event of a key that was fetched is *held* (here, in memory) or *unheld* (inside the
+//!    key's unheld range, to be fetched again), until it is settled.
+//! 3. Nothing at or above the start of a key's unheld range is held, so that order survives.
+//! 4. A parked or blocked key holds its head at most: memory does not grow behind a stuck key.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::hash::Hasher;
+use std::time::Duration;
+
+use posthaste_core::{OrderKey, OutboxEvent, Seq};
+use rustc_hash::FxHashMap;
+
+/// A delay longer than this is waited for without the event: it is fetched again when due.
+const HOLD_DELAY_MAX: Duration = Duration::from_secs(30);
+
+/// A hash of an order key. Two keys with one hash are ordered as if they were one key: slower,
+/// never wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct KeyId(u64);
+
+impl KeyId {
+    /// An aggregate's id and a named key of the same text are the same key.
+    pub(super) fn of(key: &OrderKey) -> Self {
+        // SipHash with fixed keys: equal in every run, so that a seed replays.
+        #[expect(deprecated, reason = "a fixed, seedless hash is what is wanted")]
+        let mut hasher = std::hash::SipHasher::new();
+        match key {
+            OrderKey::Aggregate(id) => {
+                let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+                hasher.write(id.hyphenated().encode_lower(&mut text).as_bytes());
+            }
+            OrderKey::Named(name) => hasher.write(name.as_bytes()),
+        }
+        Self(hasher.finish())
+    }
+}
+
+/// An event in memory.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) seq: Seq,
+    /// Not to be sent before.
+    pub(super) due: Duration,
+    /// Index of its destination.
+    pub(super) destination: usize,
+    pub(super) event: OutboxEvent,
+}
+
+impl Held {
+    fn bytes(&self) -> usize {
+        self.event.payload().body().len()
+    }
+}
+
+/// Where an event went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Admission {
+    Held,
+    Unheld,
+}
+
+/// Events of a key that must be fetched again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unheld {
+    pub(super) first: Seq,
+    pub(super) last: Seq,
+}
+
+#[derive(Debug, Default)]
+struct Key {
+    // Boxed: a parked key without events stays small, and there may be very many of those.
+    #[expect(clippy::box_collection, reason = "8 bytes instead of 32 in every parked key")]
+    waiting: Option<Box<VecDeque<Held>>>,
+    taken: u32,
+    queued: bool,
+    catching_up: bool,
+    parked_until: Option<Duration>,
+    /// Place of the dead letter that blocks what comes after it.
+    blocked_by: Option<Seq>,
+    unheld: Option<Box<Unheld>>,
+    /// Needed to ask for the unheld range; kept only where that is more than one event.
+    name: Option<Box<OrderKey>>,
+}
+
+impl Key {
+    fn front(&self) -> Option<&Held> {
+        self.waiting.as_ref().and_then(|waiting| waiting.front())
+    }
+
+    fn waiting_count(&self) -> usize {
+        self.waiting.as_ref().map_or(0, |waiting| waiting.len())
+    }
+
+    fn is_blocked_at(&self, seq: Seq) -> bool {
+        self.blocked_by.is_some_and(|dead| seq > dead)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.waiting_count() == 0
+            && self.taken == 0
+            && self.parked_until.is_none()
+            && self.blocked_by.is_none()
+            && self.unheld.is_none()
+            && !self.queued
+            && !self.catching_up
+    }
+
+    fn extend_unheld(&mut self, seq: Seq, name: &OrderKey) {
+        match &mut self.unheld {
+            Some(range) => {
+                range.first = range.first.min(seq);
+                range.last = range.last.max(seq);
+            }
+            None => self.unheld = Some(Box::new(Unheld { first: seq, last: seq })),
+        }
+        if self.name.is_none()
+            && self.unheld.as_ref().is_some_and(|range| range.first != range.last)
+        {
+            self.name = Some(Box::new(name.clone()));
+        }
+    }
+}
+
+/// What to fetch for keys that can go on.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum CatchUp {
+    /// Single events of several keys.
+    At(Vec<(KeyId, Seq)>),
+    /// A range of one key.
+    Key { id: KeyId, name: OrderKey, range: Unheld },
+}
+
+/// All keys with something to deliver.
+#[derive(Debug)]
+pub(super) struct Keys {
+    keys: FxHashMap<KeyId, Key>,
+    /// Per destination, keys whose first event can be sent now.
+    ready: Vec<VecDeque<KeyId>>,
+    wakes: BinaryHeap<Reverse<(Duration, KeyId)>>,
+    catch_up: VecDeque<KeyId>,
+    held_events: usize,
+    held_bytes: usize,
+    parked: usize,
+    blocked: usize,
+}
+
+impl Keys {
+    pub(super) fn new(destinations: usize) -> Self {
+        Self {
+            keys: FxHashMap::default(),
+            ready: (0..destinations).map(|_| VecDeque::new()).collect(),
+            wakes: BinaryHeap::new(),
+            catch_up: VecDeque::new(),
+            held_events: 0,
+            held_bytes: 0,
+            parked: 0,
+            blocked: 0,
+        }
+    }
+
+    /// Events in memory, those taken not counted.
+    pub(super) const fn held_events(&self) -> usize {
+        self.held_events
+    }
+
+    /// Their payload bytes.
+    pub(super) const fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    /// Keys that wait for a time or for an operator.
+    pub(super) const fn stuck(&self) -> usize {
+        self.parked + self.blocked
+    }
+
+    /// Keys of a destination that can be sent now.
+    pub(super) fn ready_count(&self, destination: usize) -> usize {
+        self.ready[destination].len()
+    }
+
+    /// Keys that wait to be fetched again.
+    pub(super) fn catch_up_count(&self) -> usize {
+        self.catch_up.len()
+    }
+
+    /// Takes in an event that a read of all keys found.
+    pub(super) fn admit(&mut self, id: KeyId, held: Held, now: Duration) -> Admission {
+        let key = self.keys.entry(id).or_default();
+        let behind_unheld = key.unheld.as_ref().is_some_and(|range| held.seq >= range.first);
+        let behind_head = key.parked_until.is_some() || key.is_blocked_at(held.seq);
+        if behind_unheld || behind_head {
+            // A head that is parked with its event in memory may be preceded by a late one.
+            let before_parked_head = key.parked_until.is_some()
+                && !key.is_blocked_at(held.seq)
+                && key.front().is_some_and(|front| held.seq < front.seq);
+            if behind_unheld || !before_parked_head {
+                key.extend_unheld(held.seq, held.event.order_key());
+                return Admission::Unheld;
+            }
+            self.unpark(id);
+        }
+        self.hold(id, held, now)
+    }
+
+    /// Takes in an event that was fetched for its own key, or that comes back unsent.
+    pub(super) fn hold(&mut self, id: KeyId, held: Held, now: Duration) -> Admission {
+        let key = self.keys.entry(id).or_default();
+        let far_off = held.due > now.saturating_add(HOLD_DELAY_MAX) && key.waiting_count() == 0;
+        if far_off || key.is_blocked_at(held.seq) || key.parked_until.is_some() {
+            let due = held.due;
+            key.extend_unheld(held.seq, held.event.order_key());
+            if far_off && key.parked_until.is_none() {
+                self.park(id, due);
+            }
+            return Admission::Unheld;
+        }
+        self.held_events += 1;
+        self.held_bytes += held.bytes();
+        let waiting = key.waiting.get_or_insert_default();
+        let at = waiting.partition_point(|other| other.seq < held.seq);
+        waiting.insert(at, held);
+        self.refresh(id, now);
+        Admission::Held
+    }
+
+    /// Takes events of one destination that can be sent now: at most `events_max`, and at most
+    /// `per_key_max` of one key.
+    pub(super) fn take(
+        &mut self,
+        destination: usize,
+        events_max: usize,
+        per_key_max: usize,
+        now: Duration,
+    ) -> Vec<(KeyId, Held)> {
+        let mut taken = Vec::new();
+        while taken.len() < events_max {
+            let Some(id) = self.ready[destination].pop_front() else { break };
+            let Some(key) = self.keys.get_mut(&id) else { continue };
+            key.queued = false;
+            if key.front().is_none_or(|front| front.destination != destination) {
+                self.refresh(id, now);
+                continue;
+            }
+            let room = per_key_max.min(events_max - taken.len());
+            let Some(waiting) = key.waiting.as_mut() else { continue };
+            let count = waiting
+                .iter()
+                .take(room)
+                .take_while(|held| held.destination == destination && held.due <= now)
+                .count();
+            for held in waiting.drain(..count) {
+                self.held_events -= 1;
+                self.held_bytes -= held.bytes();
+                key.taken += 1;
+                taken.push((id, held));
+            }
+            if count == 0 {
+                self.refresh(id, now);
+            }
+        }
+        taken
+    }
+
+    /// One taken event of the key is dealt with (delivered, dead, parked or put back).
+    pub(super) fn release(&mut self, id: KeyId, now: Duration) {
+        if let Some(key) = self.keys.get_mut(&id) {
+            key.taken = key.taken.saturating_sub(1);
+        }
+        self.refresh(id, now);
+    }
+
+    /// The key waits until `until` behind `head`, which comes back. What it holds beyond its head
+    /// becomes unheld; returns the places of that.
+    pub(super) fn park_behind(
+        &mut self,
+        id: KeyId,
+        mut head: Held,
+        until: Duration,
+        now: Duration,
+    ) -> Vec<Seq> {
+        let mut dropped = self.drop_waiting(id);
+        head.due = until;
+        let seq = head.seq;
+        if until > now.saturating_add(HOLD_DELAY_MAX) {
+            let key = self.keys.entry(id).or_default();
+            key.extend_unheld(seq, head.event.order_key());
+            dropped.push(seq);
+        } else {
+            self.held_events += 1;
+            self.held_bytes += head.bytes();
+            let key = self.keys.entry(id).or_default();
+            key.waiting.get_or_insert_default().push_front(head);
+        }
+        self.park(id, until);
+        dropped
+    }
+
+    /// The key waits for an operator behind the dead letter at `dead`. What it holds becomes
+    /// unheld; returns the places of that.
+    pub(super) fn block(&mut self, id: KeyId, dead: Seq) -> Vec<Seq> {
+        let key = self.keys.entry(id).or_default();
+        match &mut key.blocked_by {
+            Some(first) => *first = dead.min(*first),
+            None => {
+                key.blocked_by = Some(dead);
+                self.blocked += 1;
+            }
+        }
+        self.drop_waiting(id)
+    }
+
+    /// The dead letter is gone or revived: its key can go on from that place, up to the next dead
+    /// letter at `still_blocked_by`.
+    pub(super) fn unblock(
+        &mut self,
+        id: KeyId,
+        name: &OrderKey,
+        still_blocked_by: Option<Seq>,
+        now: Duration,
+    ) {
+        let Some(key) = self.keys.get_mut(&id) else { return };
+        let Some(dead) = key.blocked_by else { return };
+        key.blocked_by = still_blocked_by;
+        if still_blocked_by.is_none() {
+            self.blocked -= 1;
+        }
+        key.extend_unheld(dead, name);
+        self.refresh(id, now);
+    }
+
+    /// Makes a parked key go on at once: its head was found due in the database.
+    pub(super) fn wake_head(&mut self, id: KeyId, seq: Seq, due: Duration, now: Duration) {
+        let Some(key) = self.keys.get_mut(&id) else { return };
+        if key.parked_until.is_none_or(|until| until <= due) {
+            return;
+        }
+        let held_head = key.waiting.as_mut().and_then(|waiting| waiting.front_mut());
+        match held_head {
+            Some(head) if head.seq == seq => head.due = due,
+            Some(_) => return,
+            None if key.unheld.as_ref().is_some_and(|range| range.first == seq) => {}
+            None => return,
+        }
+        self.unpark(id);
+        if due > now {
+            self.park(id, due);
+        }
+        self.refresh(id, now);
+    }
+
+    /// Wakes the keys whose time has come.
+    pub(super) fn wake(&mut self, now: Duration) {
+        while let Some(Reverse((until, id))) = self.wakes.peek().copied()
+            && until <= now
+        {
+            self.wakes.pop();
+            // An entry that was overtaken by a later park is left to that one.
+            if self.keys.get(&id).is_some_and(|key| key.parked_until == Some(until)) {
+                self.unpark(id);
+                self.refresh(id, now);
+            }
+        }
+    }
+
+    /// When the next key wakes.
+    pub(super) fn next_wake(&mut self) -> Option<Duration> {
+        while let Some(Reverse((until, id))) = self.wakes.peek() {
+            if self.keys.get(id).is_some_and(|key| key.parked_until == Some(*until)) {
+                return Some(*until);
+            }
+            self.wakes.pop();
+        }
+        None
+    }
+
+    /// What to fetch next for keys that can go on; single events are asked for together.
+    pub(super) fn next_catch_up(&mut self, events_max: usize) -> Option<CatchUp> {
+        let mut singles = Vec::new();
+        while let Some(id) = self.catch_up.pop_front() {
+            let Some(key) = self.keys.get_mut(&id) else { continue };
+            let Some(range) = &key.unheld else {
+                key.catching_up = false;
+                continue;
+            };
+            if range.first == range.last {
+                singles.push((id, range.first));
+                if singles.len() >= events_max {
+                    break;
+                }
+            } else if !singles.is_empty() {
+                self.catch_up.push_front(id);
+                break;
+            } else if let Some(name) = &key.name {
+                let name = OrderKey::clone(name);
+                return Some(CatchUp::Key { id, name, range: Unheld::clone(range) });
+            }
+        }
+        (!singles.is_empty()).then_some(CatchUp::At(singles))
+    }
+
+    /// A fetch of `asked` brought all of it, or only what is below `more_from`. To be called
+    /// before the events are given to [`hold`](Self::hold).
+    pub(super) fn caught_up(&mut self, id: KeyId, asked: &Unheld, more_from: Option<Seq>) {
+        let Some(key) = self.keys.get_mut(&id) else { return };
+        key.catching_up = false;
+        let Some(range) = key.unheld.as_mut() else { return };
+        let first = more_from.unwrap_or(asked.last + 1);
+        if first > range.last {
+            key.unheld = None;
+            key.name = None;
+        } else {
+            range.first = range.first.max(first);
+        }
+    }
+
+    /// A fetch for keys is over, be it that it failed: those with something left ask again.
+    pub(super) fn catch_up_ended(&mut self, ids: impl IntoIterator<Item = KeyId>, now: Duration) {
+        for id in ids {
+            if let Some(key) = self.keys.get_mut(&id) {
+                key.catching_up = false;
+                self.refresh(id, now);
+            }
+        }
+    }
+
+    /// Gives up the unheld ranges of all keys that can go on, and returns where a read of all
+    /// keys must start instead. For when that is cheaper than asking key by key.
+    pub(super) fn rewind_catch_up(&mut self) -> Option<Seq> {
+        let mut first: Option<Seq> = None;
+        while let Some(id) = self.catch_up.pop_front() {
+            let Some(key) = self.keys.get_mut(&id) else { continue };
+            key.catching_up = false;
+            key.name = None;
+            if let Some(range) = key.unheld.take() {
+                first = Some(first.map_or(range.first, |first| first.min(range.first)));
+            }
+            self.forget_if_idle(id);
+        }
+        first
+    }
+
+    fn park(&mut self, id: KeyId, until: Duration) {
+        let key = self.keys.entry(id).or_default();
+        if key.parked_until.replace(until).is_none() {
+            self.parked += 1;
+        }
+        self.wakes.push(Reverse((until, id)));
+    }
+
+    fn unpark(&mut self, id: KeyId) {
+        if let Some(key) = self.keys.get_mut(&id)
+            && key.parked_until.take().is_some()
+        {
+            self.parked -= 1;
+        }
+    }
+
+    /// Makes everything the key holds unheld.
+    fn drop_waiting(&mut self, id: KeyId) -> Vec<Seq> {
+        let Some(key) = self.keys.get_mut(&id) else { return Vec::new() };
+        let Some(waiting) = key.waiting.take() else { return Vec::new() };
+        let mut dropped = Vec::with_capacity(waiting.len());
+        for held in *waiting {
+            self.held_events -= 1;
+            self.held_bytes -= held.bytes();
+            key.extend_unheld(held.seq, held.event.order_key());
+            dropped.push(held.seq);
+        }
+        dropped
+    }
+
+    /// Puts the key where it belongs: ready, parked, to be fetched again, or forgotten.
+    fn refresh(&mut self, id: KeyId, now: Duration) {
+        let Some(key) = self.keys.get_mut(&id) else { return };
+        if key.taken > 0 || key.parked_until.is_some() || key.queued {
+            return;
+        }
+        if let Some(front) = key.front() {
+            let (seq, due, destination) = (front.seq, front.due, front.destination);
+            if key.is_blocked_at(seq) {
+                return;
+            }
+            if due > now {
+                self.park(id, due);
+            } else {
+                key.queued = true;
+                self.ready[destination].push_back(id);
+            }
+            return;
+        }
+        let can_go_on = key.unheld.as_ref().is_some_and(|range| !key.is_blocked_at(range.first));
+        if can_go_on && !key.catching_up {
+            key.catching_up = true;
+            self.catch_up.push_back(id);
+        }
+        self.forget_if_idle(id);
+    }
+
+    fn forget_if_idle(&mut self, id: KeyId) {
+        if self.keys.get(&id).is_some_and(Key::is_idle) {
+            self.keys.remove(&id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use posthaste_core::Payload;
+    use uuid::Uuid;
+
+    const NOW: Duration = Duration::from_secs(100);
+
+    fn held(seq: Seq, key: &str) -> Held {
+        let event = OutboxEvent::builder(Uuid::nil(), "t")
+            .order_key(key)
+            .payload(Payload::json_text("{}").expect("JSON"))
+            .build()
+            .expect("an event");
+        Held { seq, due: Duration::ZERO, destination: 0, event }
+    }
+
+    fn id(key: &str) -> KeyId {
+        KeyId::of(&OrderKey::named(key).expect("a key"))
+    }
+
+    fn take(keys: &mut Keys, per_key: usize) -> Vec<Seq> {
+        keys.take(0, 100, per_key, NOW).iter().map(|(_, held)| held.seq).collect()
+    }
+
+    #[test]
+    fn an_aggregate_and_its_text_are_one_key() {
+        let aggregate = Uuid::from_u128(7);
+        let named = OrderKey::named(&aggregate.to_string()).expect("a key");
+        assert_eq!(KeyId::of(&OrderKey::Aggregate(aggregate)), KeyId::of(&named));
+    }
+
+    #[test]
+    fn a_key_gives_its_events_in_order_and_waits_for_what_was_taken() {
+        let mut keys = Keys::new(1);
+        for seq in [3, 1, 2] {
+            keys.admit(id("a"), held(seq, "a"), NOW);
+        }
+        keys.admit(id("b"), held(4, "b"), NOW);
+        assert_eq!(take(&mut keys, 1), [1, 4]);
+        assert_eq!(take(&mut keys, 1), [0; 0]);
+        keys.release(id("a"), NOW);
+        assert_eq!(take(&mut keys, 2), [2, 3]);
+    }
+
+    #[test]
+    fn a_parked_key_holds_its_head_only_and_asks_for_the_rest_afterwards() {
+        let mut keys = Keys::new(1);
+        for seq in 1..=3 {
+            keys.admit(id("a"), held(seq, "a"), NOW);
+        }
+        let (key, head) = keys.take(0, 1, 1, NOW).remove(0);
+        let until = NOW + Duration::from_secs(1);
+        assert_eq!(keys.park_behind(key, head, until, NOW), [2, 3]);
+        keys.release(key, NOW);
+        assert_eq!(keys.admit(key, held(4, "a"), NOW), Admission::Unheld);
+        assert_eq!((keys.held_events(), keys.stuck()), (1, 1));
+        assert_eq!(take(&mut keys, 1), [0; 0]);
+
+        keys.wake(until);
+        let taken = keys.take(0, 10, 10, until);
+        assert_eq!(taken.len(), 1);
+        keys.release(key, until);
+        let range = Unheld { first: 2, last: 4 };
+        let name = OrderKey::named("a").expect("a key");
+        assert_eq!(
+            keys.next_catch_up(10),
+            Some(CatchUp::Key { id: key, name, range: range.clone() })
+        );
+        // One more arrives while the fetch is under way.
+        assert_eq!(keys.admit(key, held(5, "a"), until), Admission::Unheld);
+        keys.caught_up(key, &range, None);
+        for seq in 2..=4 {
+            keys.hold(key, held(seq, "a"), until);
+        }
+        assert_eq!(keys.take(0, 10, 10, until).len(), 3);
+        for _ in 0..3 {
+            keys.release(key, until);
+        }
+        assert_eq!(keys.next_catch_up(10), Some(CatchUp::At(vec![(key, 5)])));
+    }
+
+    #[test]
+    fn a_blocked_key_stays_until_unblocked_and_then_starts_at_the_dead_letter() {
+        let mut keys = Keys::new(1);
+        keys.admit(id("a"), held(1, "a"), NOW);
+        keys.admit(id("a"), held(2, "a"), NOW);
+        keys.admit(id("b"), held(3, "b"), NOW);
+        let (key, _) = keys.take(0, 1, 1, NOW).remove(0);
+        assert_eq!(keys.block(key, 1), [2]);
+        keys.release(key, NOW);
+        assert_eq!(take(&mut keys, 1), [3], "another key flows");
+        assert!(keys.next_catch_up(10).is_none());
+        keys.unblock(key, &OrderKey::named("a").expect("a key"), None, NOW);
+        assert!(matches!(
+            keys.next_catch_up(10),
+            Some(CatchUp::Key { range: Unheld { first: 1, last: 2 }, .. })
+        ));
+    }
+
+    #[test]
+    fn a_late_event_of_a_parked_key_goes_before_its_head() {
+        let mut keys = Keys::new(1);
+        keys.admit(id("a"), held(5, "a"), NOW);
+        let (key, head) = keys.take(0, 1, 1, NOW).remove(0);
+        keys.park_behind(key, head, NOW + Duration::from_secs(1), NOW);
+        keys.release(key, NOW);
+        assert_eq!(keys.admit(key, held(4, "a"), NOW), Admission::Held);
+        assert_eq!(take(&mut keys, 10), [4]);
+    }
+
+    #[test]
+    fn far_off_events_are_not_kept_in_memory() {
+        let mut keys = Keys::new(1);
+        let due = NOW + Duration::from_secs(3600);
+        let delayed = |seq| Held { due, ..held(seq, "a") };
+        assert_eq!(keys.admit(id("a"), delayed(1), NOW), Admission::Unheld);
+        assert_eq!(keys.admit(id("a"), held(2, "a"), NOW), Admission::Unheld);
+        assert_eq!((keys.held_events(), keys.next_wake()), (0, Some(due)));
+        keys.wake(due);
+        assert!(matches!(keys.next_catch_up(10), Some(CatchUp::Key { .. })));
+    }
+
+    #[test]
+    fn a_key_with_nothing_left_is_forgotten() {
+        let mut keys = Keys::new(1);
+        keys.admit(id("a"), held(1, "a"), NOW);
+        take(&mut keys, 1);
+        keys.release(id("a"), NOW);
+        assert!(keys.keys.is_empty());
+    }
+}

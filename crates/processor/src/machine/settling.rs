@@ -1,0 +1,158 @@
+//! Outcomes on their way into the database: one statement at a time, each with all that gathered
+//! while the one before ran.
+
+use std::time::Duration;
+
+use posthaste_core::{RetryPolicy, Seq, Settlement, SettlementOutcome};
+use rustc_hash::FxHashSet;
+
+/// How long to wait before asking a database again that failed.
+const PAUSES: RetryPolicy = RetryPolicy {
+    base_delay: Duration::from_millis(100),
+    max_delay: Duration::from_secs(5),
+    backoff_multiplier: 2.0,
+    jitter: true,
+};
+
+/// The most settlements in one statement.
+const SETTLE_BATCH_MAX: usize = 2_000;
+
+/// Gathers settlements.
+#[derive(Debug, Default)]
+pub(super) struct Settling {
+    gathered: Vec<Settlement>,
+    under_way: usize,
+    /// Places whose latest outcome is a retry that is not recorded yet.
+    retries: FxHashSet<Seq>,
+}
+
+impl Settling {
+    /// Adds an outcome. It replaces an older one of the same event that was not sent yet: one
+    /// statement must not change a row twice.
+    pub(super) fn add(&mut self, settlement: Settlement, may_replace: bool) {
+        if stays_in_memory(&settlement) {
+            self.retries.insert(settlement.seq);
+        }
+        if may_replace
+            && let Some(older) = self.gathered.iter_mut().find(|older| older.seq == settlement.seq)
+        {
+            *older = settlement;
+            return;
+        }
+        self.gathered.push(settlement);
+    }
+
+    /// The next batch, unless one is under way.
+    pub(super) fn next_batch(&mut self) -> Option<Vec<Settlement>> {
+        if self.under_way > 0 || self.gathered.is_empty() {
+            return None;
+        }
+        let batch: Vec<Settlement> = if self.gathered.len() > SETTLE_BATCH_MAX {
+            self.gathered.drain(..SETTLE_BATCH_MAX).collect()
+        } else {
+            std::mem::take(&mut self.gathered)
+        };
+        self.under_way = batch.len();
+        Some(batch)
+    }
+
+    /// The batch is recorded.
+    pub(super) fn recorded(&mut self, batch: &[Settlement]) {
+        self.under_way = 0;
+        if !self.retries.is_empty() {
+            for settlement in batch {
+                self.retries.remove(&settlement.seq);
+            }
+        }
+    }
+
+    /// Whether a retry of the event awaits recording.
+    pub(super) fn is_unrecorded_retry(&self, seq: Seq) -> bool {
+        self.retries.contains(&seq)
+    }
+
+    /// The batch is not known to be recorded: it goes again, with what has gathered since.
+    pub(super) fn failed(&mut self, batch: Vec<Settlement>) {
+        self.under_way = 0;
+        let newer = std::mem::replace(&mut self.gathered, batch);
+        for settlement in newer {
+            self.add(settlement, true);
+        }
+    }
+
+    /// Outcomes not recorded yet.
+    pub(super) fn unrecorded(&self) -> usize {
+        self.gathered.len() + self.under_way
+    }
+}
+
+/// Whether the event of this settlement stays in memory.
+pub(super) const fn stays_in_memory(settlement: &Settlement) -> bool {
+    matches!(settlement.outcome, SettlementOutcome::Retry { .. })
+}
+
+/// The database failed: what it said, and when to ask again.
+#[derive(Debug, Default)]
+pub(super) struct DatabasePause {
+    failures: u32,
+    until: Duration,
+}
+
+impl DatabasePause {
+    pub(super) fn failed(&mut self, now: Duration, random: f64) {
+        self.failures = self.failures.saturating_add(1);
+        self.until = now.saturating_add(PAUSES.delay(self.failures, random));
+    }
+
+    pub(super) fn answered(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Whether it may be asked now.
+    pub(super) fn is_over(&self, now: Duration) -> bool {
+        now >= self.until
+    }
+
+    /// Whether its last answer was a failure.
+    pub(super) fn is_failing(&self) -> bool {
+        self.failures > 0
+    }
+
+    pub(super) fn until(&self) -> Option<Duration> {
+        self.is_failing().then_some(self.until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn retry(seq: i64, retry_count: u32) -> Settlement {
+        let outcome =
+            SettlementOutcome::Retry { retry_count, delay: Duration::ZERO, error: "".into() };
+        Settlement { seq, id: Uuid::nil(), outcome }
+    }
+
+    #[test]
+    fn one_batch_is_under_way_and_the_rest_gathers() {
+        let mut settling = Settling::default();
+        settling.add(retry(1, 1), false);
+        let batch = settling.next_batch().expect("a batch");
+        settling.add(retry(2, 1), false);
+        assert_eq!((batch.len(), settling.unrecorded()), (1, 2));
+        assert!(settling.next_batch().is_none());
+        settling.recorded(&batch);
+        assert_eq!(settling.next_batch().expect("a batch").len(), 1);
+    }
+
+    #[test]
+    fn after_a_failure_a_batch_never_holds_an_event_twice() {
+        let mut settling = Settling::default();
+        settling.add(retry(1, 1), false);
+        let batch = settling.next_batch().expect("a batch");
+        settling.add(retry(1, 2), false);
+        settling.failed(batch);
+        assert_eq!(settling.next_batch().expect("a batch"), [retry(1, 2)]);
+    }
+}

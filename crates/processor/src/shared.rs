@@ -1,0 +1,119 @@
+//! What the running loop tells everyone who asks.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use posthaste_core::{Backlog, Seq};
+
+use crate::machine::{Counts, Machine};
+use crate::{DestinationState, ProcessorStatistics, RelayState};
+
+/// The last known state of a processor.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    relay: RelayState,
+    started: Option<Instant>,
+    counts: Counts,
+    /// Counts of earlier runs of the same processor.
+    earlier: Counts,
+    in_flight: usize,
+    buffered: usize,
+    unsettled: usize,
+    parked_keys: usize,
+    hint: Seq,
+    last_acknowledged: Option<Instant>,
+    backlog: Option<(Backlog, Instant)>,
+    database_error: Option<String>,
+    destinations: Vec<DestinationState>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No holder leaves it half written.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn started(&self, destinations: impl Iterator<Item = String>) {
+        let mut state = self.lock();
+        state.relay = RelayState::Running;
+        state.started = Some(Instant::now());
+        state.earlier = sum(state.earlier, state.counts);
+        state.counts = Counts::default();
+        state.database_error = None;
+        state.destinations =
+            destinations.map(|name| DestinationState { name, paused_for: None }).collect();
+    }
+
+    pub(crate) fn observe(&self, machine: &Machine) {
+        let mut state = self.lock();
+        let counts = machine.counts();
+        if counts.delivered > state.counts.delivered {
+            state.last_acknowledged = Some(Instant::now());
+        }
+        state.counts = counts;
+        state.in_flight = machine.in_flight();
+        state.buffered = machine.buffered();
+        state.unsettled = machine.unsettled();
+        state.parked_keys = machine.stuck_keys();
+        state.hint = machine.hint();
+    }
+
+    pub(crate) fn relay_state(&self, relay: RelayState) {
+        self.lock().relay = relay;
+    }
+
+    pub(crate) fn paused(&self, destination: usize, error: Option<String>) {
+        if let Some(destination) = self.lock().destinations.get_mut(destination) {
+            destination.paused_for = error;
+        }
+    }
+
+    pub(crate) fn database(&self, error: Option<String>) {
+        let mut state = self.lock();
+        match (&error, state.relay) {
+            (Some(_), RelayState::Running) => state.relay = RelayState::DatabaseUnavailable,
+            (None, RelayState::DatabaseUnavailable) => state.relay = RelayState::Running,
+            _ => {}
+        }
+        state.database_error = error;
+    }
+
+    pub(crate) fn backlog(&self, backlog: Backlog) {
+        self.lock().backlog = Some((backlog, Instant::now()));
+    }
+
+    pub(crate) fn statistics(&self) -> ProcessorStatistics {
+        let state = self.lock();
+        let counts = sum(state.earlier, state.counts);
+        ProcessorStatistics {
+            state: state.relay,
+            delivered: counts.delivered,
+            retried: counts.retried,
+            dead_lettered: counts.dead_lettered,
+            interrupted: counts.interrupted,
+            in_flight: state.in_flight,
+            buffered: state.buffered,
+            unsettled: state.unsettled,
+            parked_keys: state.parked_keys,
+            backlog: state.backlog.map(|(backlog, at)| (backlog, at.elapsed())),
+            last_acknowledged: state.last_acknowledged.map(|at| at.elapsed()),
+            running_for: state.started.map_or(Duration::ZERO, |at| at.elapsed()),
+            database_error: state.database_error.clone(),
+            destinations: state.destinations.clone(),
+        }
+    }
+}
+
+const fn sum(a: Counts, b: Counts) -> Counts {
+    Counts {
+        delivered: a.delivered + b.delivered,
+        retried: a.retried + b.retried,
+        dead_lettered: a.dead_lettered + b.dead_lettered,
+        interrupted: a.interrupted + b.interrupted,
+    }
+}

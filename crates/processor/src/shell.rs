@@ -1,0 +1,236 @@
+//! The tokio shell around the machine: runs its commands, brings it the answers.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use posthaste_core::{Error, ErrorKind, OutboxRepository, Result};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+use crate::machine::{Command, Input, Machine, Report};
+use crate::routes::Routes;
+use crate::shared::Shared;
+use crate::{ProcessorSettings, RelayState, StopReport, telemetry};
+
+/// When a run ends by itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Until {
+    /// Only when it is stopped.
+    Stopped,
+    /// Everything due was offered once.
+    PassDone,
+    /// Nothing is left to deliver within `patience`.
+    Drained { patience: Duration },
+}
+
+/// What a run needs.
+pub(crate) struct Shell {
+    pub(crate) repository: Arc<dyn OutboxRepository>,
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) settings: ProcessorSettings,
+    pub(crate) shared: Arc<Shared>,
+    /// `true`, or a dropped sender, stops.
+    pub(crate) stop: watch::Receiver<bool>,
+}
+
+/// What a run did.
+pub(crate) struct Outcome {
+    pub(crate) delivered: u64,
+    pub(crate) report: StopReport,
+    /// A pass ends at the first failure of the database.
+    pub(crate) error: Option<Error>,
+}
+
+impl Shell {
+    /// Runs until `until`, or until it is stopped.
+    pub(crate) async fn run(mut self, until: Until) -> Outcome {
+        let late_commits = self.repository.capabilities().late_commits;
+        let seed = rand::random();
+        let mut machine =
+            Machine::new(Arc::clone(&self.routes), self.settings.clone(), late_commits, seed);
+        let mut answers: JoinSet<Input> = JoinSet::new();
+        let started = Instant::now();
+        let woken = Arc::new(Notify::new());
+        let mut chores = JoinSet::new();
+        chores.spawn(forward_wakes(Arc::clone(&self.repository), Arc::clone(&woken)));
+        let mut stop_by: Option<Duration> = None;
+        let mut error = None;
+
+        loop {
+            let now = started.elapsed();
+            for command in machine.commands(now) {
+                self.execute(command, &mut answers, &mut error, until);
+            }
+            self.shared.observe(&machine);
+            let now = started.elapsed();
+            let ended = match (stop_by, until) {
+                (Some(deadline), _) => machine.is_settled() || now >= deadline,
+                (None, _) if error.is_some() => true,
+                (None, Until::Stopped) => false,
+                (None, Until::PassDone) => machine.pass_is_done(),
+                (None, Until::Drained { patience }) => machine.is_drained(now, patience),
+            };
+            if ended {
+                break;
+            }
+            let deadline = machine.next_deadline(now).into_iter().chain(stop_by).min();
+            tokio::select! {
+                biased;
+                Some(answer) = answers.join_next(), if !answers.is_empty() => {
+                    take_in(&mut machine, answer, started);
+                    while let Some(answer) = answers.try_join_next() {
+                        take_in(&mut machine, answer, started);
+                    }
+                }
+                () = stopped(&mut self.stop), if stop_by.is_none() => {
+                    self.shared.relay_state(RelayState::Draining);
+                    machine.handle(Input::Stop, started.elapsed());
+                    stop_by = Some(started.elapsed().saturating_add(self.settings.shutdown_timeout));
+                }
+                () = woken.notified(), if stop_by.is_none() => {
+                    machine.handle(Input::Wake, started.elapsed());
+                }
+                () = sleep_until(started, deadline) => {}
+            }
+        }
+        self.shared.observe(&machine);
+        Outcome {
+            delivered: machine.counts().delivered,
+            report: StopReport {
+                unacknowledged: machine.in_flight(),
+                unsettled: machine.unsettled(),
+                returned: machine.buffered(),
+            },
+            error,
+        }
+    }
+
+    fn execute(
+        &self,
+        command: Command,
+        answers: &mut JoinSet<Input>,
+        error: &mut Option<Error>,
+        until: Until,
+    ) {
+        let repository = Arc::clone(&self.repository);
+        match command {
+            Command::ReadWatermark => {
+                answers.spawn(async move {
+                    Input::Watermark(telemetry::storage("watermark", repository.watermark()).await)
+                });
+            }
+            Command::ReadDeadHeads { after, limit } => {
+                answers.spawn(async move {
+                    let call = repository.dead_heads(after, limit);
+                    Input::DeadHeads(telemetry::storage("dead_heads", call).await)
+                });
+            }
+            Command::Fetch { query, ticket } => {
+                answers.spawn(async move {
+                    let page = telemetry::storage("fetch", repository.fetch_pending(&query)).await;
+                    Input::Fetched { ticket, page }
+                });
+            }
+            Command::Settle(settlements) => {
+                answers.spawn(async move {
+                    let result =
+                        telemetry::storage("settle", repository.settle(&settlements)).await;
+                    Input::Settled { settlements, result }
+                });
+            }
+            Command::Publish { destination, batch } => {
+                let routes = Arc::clone(&self.routes);
+                answers.spawn(async move {
+                    let to = &routes.destinations()[destination];
+                    let results = telemetry::publish(to, &batch.events).await;
+                    Input::Published { destination, batch, results }
+                });
+            }
+            Command::Report(report) => {
+                if let Report::DatabaseFailed { error: text } = &report
+                    && matches!(until, Until::PassDone)
+                {
+                    let failed = Error::new(ErrorKind::Unreachable, "process events", text.clone());
+                    *error = Some(failed);
+                }
+                self.tell(&report);
+            }
+        }
+    }
+
+    /// Logs, counts and shows a report. Whatever stops an event leaves a line in the log.
+    fn tell(&self, report: &Report) {
+        let name = |index: usize| &*self.routes.destinations()[index].name;
+        match report {
+            Report::RetryScheduled { destination, event, delay, error } => {
+                telemetry::retry_scheduled();
+                tracing::warn!(
+                    id = %event.id, event_type = &*event.event_type, key = event.key,
+                    destination = name(*destination), ?delay, error, "event failed; it is tried again"
+                );
+            }
+            Report::DeadLettered { event, reason, error, blocks_key } => {
+                telemetry::dead_lettered(reason);
+                tracing::error!(
+                    id = %event.id, event_type = &*event.event_type, key = event.key,
+                    reason, error, blocks_key, "event is a dead letter"
+                );
+            }
+            Report::Paused { destination, error } => {
+                self.shared.paused(*destination, Some(error.clone()));
+                tracing::warn!(
+                    destination = name(*destination),
+                    error,
+                    "destination is unavailable; it is paused and no attempt is counted"
+                );
+            }
+            Report::Resumed { destination } => {
+                self.shared.paused(*destination, None);
+                tracing::info!(destination = name(*destination), "destination answers again");
+            }
+            Report::DatabaseFailed { error } => {
+                self.shared.database(Some(error.clone()));
+                tracing::warn!(error, "database is unavailable; trying again");
+            }
+            Report::DatabaseAnswered => {
+                self.shared.database(None);
+                tracing::info!("database answers again");
+            }
+        }
+    }
+}
+
+fn take_in(machine: &mut Machine, answer: Result<Input, tokio::task::JoinError>, started: Instant) {
+    match answer {
+        Ok(input) => machine.handle(input, started.elapsed()),
+        // Panics are caught inside the calls and nothing aborts them but the end of the run.
+        Err(error) => tracing::error!(%error, "a task of the relay ended without an answer"),
+    }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that every handle of the processor is gone: stop as well.
+    let _ = stop.wait_for(|stopped| *stopped).await;
+}
+
+async fn sleep_until(started: Instant, deadline: Option<Duration>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until((started + deadline).into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Turns the repository's hints into at most one wake-up each few milliseconds.
+fn forward_wakes(
+    repository: Arc<dyn OutboxRepository>,
+    woken: Arc<Notify>,
+) -> impl Future<Output = ()> {
+    async move {
+        loop {
+            repository.wait_for_events().await;
+            woken.notify_one();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
