@@ -1,1 +1,52 @@
-//! Placeholder.
+//! posthaste's store in PostgreSQL (14 or later).
+//!
+//! Events live in `outbox_events`, a table any program may insert into, partitioned by whether an
+//! event is delivered: the pending partition stays small and hot, delivered events move to a
+//! history of one partition a day.
+//!
+//! ```no_run
+//! # async fn example() -> posthaste_core::Result<()> {
+//! use posthaste_core::{OutboxEvent, OutboxMigrations};
+//! use posthaste_postgres::{PostgresOptions, PostgresOutbox};
+//!
+//! let outbox = PostgresOutbox::connect(&PostgresOptions::default()).await?;
+//! outbox.migrate().await?;
+//!
+//! let order = uuid::Uuid::now_v7();
+//! let mut work = outbox.begin().await?;
+//! // … the application's own statements, on `work.connection()` …
+//! work.add_event(OutboxEvent::new(order, "order.placed", &serde_json::json!({ "total": 42 }))?);
+//! work.commit().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! An application with transactions of its own calls [`store_events`] as the last thing before
+//! its commit.
+
+mod admin;
+mod adopt;
+mod backlog;
+mod error;
+mod fetch;
+mod history;
+mod migrations;
+mod options;
+mod outbox;
+mod repository;
+mod row;
+mod session;
+mod settle;
+mod signal;
+mod store;
+mod timestamp;
+mod transaction;
+mod waker;
+mod watermark;
+
+pub use adopt::AdoptReport;
+pub use options::PostgresOptions;
+pub use outbox::PostgresOutbox;
+pub use store::{lock_key, store_events};
+pub use transaction::PostgresTransaction;
+pub use waker::NOTIFY_CHANNEL;

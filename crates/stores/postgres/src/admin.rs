@@ -1,0 +1,204 @@
+//! What an operator does with stored events.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use posthaste_core::{EventFilter, EventState, OutboxAdmin, OutboxEvent, Result};
+use sqlx::postgres::PgArguments;
+use sqlx::query::Query;
+use sqlx::{Postgres, QueryBuilder, Row};
+use uuid::Uuid;
+
+use crate::error::{failed, is_conflict};
+use crate::history;
+use crate::outbox::PostgresOutbox;
+use crate::repository::sql_limit;
+use crate::row::{StoredEvent, columns};
+use crate::session::Session;
+use crate::signal::BUMP;
+use crate::timestamp::Instant;
+
+const FIND: &str = "find event";
+const LIST: &str = "list events";
+const COUNT: &str = "count events";
+const RETRY: &str = "retry events";
+const DISCARD: &str = "discard events";
+
+/// A change that meets relays at work is repeated as a whole.
+const CONFLICTS_MAX: usize = 10;
+
+const FIND_BY_ID: &str = concat!("select ", columns!(), " from outbox_events where id = $1");
+
+#[async_trait]
+impl OutboxAdmin for PostgresOutbox {
+    async fn find_event(&self, id: Uuid) -> Result<Option<OutboxEvent>> {
+        self.bounded(FIND, async {
+            let mut session = self.session(FIND).await?;
+            let statement = session.statement(FIND_BY_ID).bind(id);
+            let row = statement.fetch_optional(session.connection()).await.map_err(failed(FIND))?;
+            session.finish().await?;
+            row.map(|row| Ok(OutboxEvent::restore(StoredEvent::read(&row, FIND)?.record)))
+                .transpose()
+        })
+        .await
+    }
+
+    async fn list_events(&self, filter: &EventFilter, limit: usize) -> Result<Vec<OutboxEvent>> {
+        self.bounded(LIST, list(self, filter, limit)).await
+    }
+
+    async fn count_events(&self, filter: &EventFilter, limit: u64) -> Result<u64> {
+        self.bounded(COUNT, count(self, filter, limit)).await
+    }
+
+    async fn retry_events(&self, filter: &EventFilter) -> Result<u64> {
+        let revive = "update outbox_events set dead_at = null, dead_reason = null, \
+                      available_at = null, retry_count = 0 \
+                      where processed_at is null and (dead_at is not null or retry_count > 0)";
+        let changed = change(self, RETRY, revive, filter).await;
+        let changed = changed.map_err(|error| self.locate(error))?;
+        self.notify();
+        Ok(changed)
+    }
+
+    async fn discard_events(&self, filter: &EventFilter) -> Result<u64> {
+        let delete = "delete from outbox_events where processed_at is null";
+        change(self, DISCARD, delete, filter).await.map_err(|error| self.locate(error))
+    }
+}
+
+async fn list(
+    outbox: &PostgresOutbox,
+    filter: &EventFilter,
+    limit: usize,
+) -> Result<Vec<OutboxEvent>> {
+    let mut session = outbox.session(LIST).await?;
+    let mut events = Vec::new();
+    if filter.state != Some(EventState::Delivered) {
+        let mut query = select("outbox_events where processed_at is null");
+        push_filter(&mut query, filter);
+        query.push(" order by seq limit ").push_bind(sql_limit(limit));
+        read_into(&mut events, &mut session, query).await?;
+    }
+    if matches!(filter.state, None | Some(EventState::Delivered)) && events.len() < limit {
+        // Latest first, partition by partition, the default one (rows out of their day) first:
+        // no sorting of the whole history.
+        let (partitions, _) = history::partitions(&mut session, LIST).await?;
+        for partition in partitions.iter().rev() {
+            let left = limit - events.len();
+            if left == 0 {
+                break;
+            }
+            let mut query = select(&partition.table);
+            query.push(" where true");
+            push_filter(&mut query, filter);
+            query.push(" order by processed_at desc, seq desc limit ").push_bind(sql_limit(left));
+            read_into(&mut events, &mut session, query).await?;
+        }
+    }
+    session.finish().await?;
+    Ok(events)
+}
+
+fn select(from: &str) -> QueryBuilder<Postgres> {
+    let mut query = QueryBuilder::new(concat!("select ", columns!(), " from "));
+    query.push(from);
+    query
+}
+
+async fn read_into(
+    events: &mut Vec<OutboxEvent>,
+    session: &mut Session,
+    mut query: QueryBuilder<Postgres>,
+) -> Result<()> {
+    let rows = build(&mut query).fetch_all(session.connection()).await.map_err(failed(LIST))?;
+    for row in &rows {
+        events.push(OutboxEvent::restore(StoredEvent::read(row, LIST)?.record));
+    }
+    Ok(())
+}
+
+async fn count(outbox: &PostgresOutbox, filter: &EventFilter, limit: u64) -> Result<u64> {
+    let from = match filter.state {
+        Some(EventState::Delivered) => "outbox_events_processed where true",
+        Some(_) => "outbox_events where processed_at is null",
+        None => "outbox_events where true",
+    };
+    let mut query = QueryBuilder::new("select count(*) from (select from ");
+    query.push(from);
+    push_filter(&mut query, filter);
+    query.push(" limit ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX)).push(") counted");
+    let mut session = outbox.session(COUNT).await?;
+    let row = build(&mut query).fetch_one(session.connection()).await;
+    let count: i64 = row.and_then(|row| row.try_get(0)).map_err(failed(COUNT))?;
+    session.finish().await?;
+    Ok(count.cast_unsigned())
+}
+
+/// Runs `sql` on what matches, and signals relays in the same transaction.
+async fn change(
+    outbox: &PostgresOutbox,
+    operation: &'static str,
+    sql: &'static str,
+    filter: &EventFilter,
+) -> Result<u64> {
+    if filter.state == Some(EventState::Delivered) {
+        return Ok(0);
+    }
+    let mut conflicts = 0;
+    loop {
+        let mut query = QueryBuilder::new(sql);
+        push_filter(&mut query, filter);
+        let mut session = outbox.transaction(Duration::ZERO, operation).await?;
+        match build(&mut query).execute(session.connection()).await {
+            Ok(done) if done.rows_affected() == 0 => return Ok(0),
+            Ok(done) => {
+                let statement = session.statement(BUMP);
+                statement.execute(session.connection()).await.map_err(failed(operation))?;
+                session.finish().await?;
+                return Ok(done.rows_affected());
+            }
+            Err(error) if is_conflict(&error) && conflicts < CONFLICTS_MAX => conflicts += 1,
+            Err(error) => return Err(failed(operation)(error)),
+        }
+    }
+}
+
+/// Not kept prepared: its text differs from call to call.
+fn build(query: &mut QueryBuilder<Postgres>) -> Query<'_, Postgres, PgArguments> {
+    query.build().persistent(false)
+}
+
+/// Adds ` and …` for each part that is given.
+fn push_filter(query: &mut QueryBuilder<Postgres>, filter: &EventFilter) {
+    match filter.state {
+        None | Some(EventState::Delivered) => {}
+        Some(EventState::Pending) => {
+            query.push(" and dead_at is null");
+        }
+        Some(EventState::Retrying) => {
+            query.push(" and dead_at is null and retry_count > 0");
+        }
+        Some(EventState::Dead) => {
+            query.push(" and dead_at is not null");
+        }
+    }
+    if !filter.ids.is_empty() {
+        query.push(" and id = any(").push_bind(filter.ids.clone()).push(")");
+    }
+    if let Some(event_type) = &filter.event_type {
+        query.push(" and event_type = ").push_bind(event_type.clone());
+    }
+    if let Some(key) = &filter.order_key {
+        query.push(" and coalesce(partition_key, aggregate_id::text) = ").push_bind(key.clone());
+    }
+    if let Some(from) = filter.created_from {
+        query.push(" and created_at >= ").push_bind(Instant(from));
+    }
+    if let Some(before) = filter.created_before {
+        query.push(" and created_at < ").push_bind(Instant(before));
+    }
+    if let Some(after) = filter.after {
+        query.push(" and seq > ").push_bind(after);
+    }
+}

@@ -1,0 +1,75 @@
+//! What a failure of the database means for the outbox.
+
+use posthaste_core::{Error, ErrorKind};
+use sqlx::error::DatabaseError;
+
+/// Turns sqlx's error into ours. For `map_err`.
+pub(crate) fn failed(operation: &'static str) -> impl Fn(sqlx::Error) -> Error {
+    move |error| classify(operation, error)
+}
+
+/// Whether repeating the statement at once is likely to succeed: the other party has won.
+pub(crate) fn is_conflict(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    matches!(code.as_deref(), Some("40001" | "40P01"))
+}
+
+fn classify(operation: &'static str, error: sqlx::Error) -> Error {
+    let (kind, message) = match &error {
+        sqlx::Error::Database(database) => classify_state(database.as_ref()),
+        sqlx::Error::Io(_) => (ErrorKind::Unreachable, "the connection failed".into()),
+        sqlx::Error::Tls(_) => (ErrorKind::Unreachable, "the TLS handshake failed".into()),
+        sqlx::Error::PoolTimedOut => (
+            ErrorKind::Unreachable,
+            "no connection in time: the server is down, or the pool is too small".into(),
+        ),
+        sqlx::Error::PoolClosed => (ErrorKind::Unreachable, "the pool is closed".into()),
+        sqlx::Error::Protocol(_) => {
+            (ErrorKind::Unreachable, "the server answered in an unexpected way".into())
+        }
+        sqlx::Error::Configuration(_) => {
+            (ErrorKind::Config, "the connection settings are wrong".into())
+        }
+        sqlx::Error::Encode(_) => (ErrorKind::Malformed, "a value has no form in SQL".into()),
+        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
+            (ErrorKind::Corrupt, "a stored value cannot be read".into())
+        }
+        sqlx::Error::TypeNotFound { .. } | sqlx::Error::ColumnNotFound(_) => {
+            (ErrorKind::Schema, "the schema is not the expected one".into())
+        }
+        _ => (ErrorKind::Internal, "an unexpected failure of the database client".into()),
+    };
+    Error::new(kind, operation, message).with_source(error)
+}
+
+/// By SQLSTATE (PostgreSQL, appendix A): the text of a message depends on the server's language.
+fn classify_state(error: &dyn DatabaseError) -> (ErrorKind, String) {
+    let code = error.code().unwrap_or_default();
+    let (kind, hint) = match &*code {
+        "57P01" | "57P02" | "57P03" => (ErrorKind::Unreachable, "the server is restarting"),
+        "57014" => (ErrorKind::Timeout, "the statement was cancelled or ran out of time"),
+        "3D000" => (ErrorKind::Config, "this database does not exist"),
+        "42501" => (ErrorKind::Unauthorized, "this user lacks a right"),
+        "42P01" | "42703" | "42883" => {
+            (ErrorKind::Schema, "the outbox is not there; run `posthaste migrate up`")
+        }
+        "42P05" | "26000" => (
+            ErrorKind::Config,
+            "a pooler mixes up prepared statements; set `transaction_pooler = true`",
+        ),
+        "08P01" if error.message().contains("startup parameter") => {
+            (ErrorKind::Config, "a pooler refuses our settings; set `transaction_pooler = true`")
+        }
+        "25006" => (ErrorKind::Conflict, "the database is read-only; is it a standby?"),
+        "55P03" | "40001" | "40P01" => (ErrorKind::Conflict, "another session is in the way"),
+        "23505" => (ErrorKind::Rejected, "the event is stored already"),
+        _ => match code.get(..2).unwrap_or_default() {
+            "08" => (ErrorKind::Unreachable, "the connection failed"),
+            "28" => (ErrorKind::Unauthorized, "the server refuses these credentials"),
+            "53" => (ErrorKind::Throttled, "the server is out of room"),
+            "22" | "23" => (ErrorKind::Malformed, "the database refuses a value"),
+            _ => (ErrorKind::Internal, "the statement failed"),
+        },
+    };
+    (kind, format!("{hint} (SQLSTATE {code})"))
+}

@@ -1,0 +1,165 @@
+//! Reading pending events by place.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use jiff::Timestamp;
+use posthaste_core::{
+    ErrorKind, EventRecord, OrderKey, OutboxEvent, PendingEvent, PendingPage, PendingQuery,
+    PendingSelection, Result, Seq, Settlement, SettlementOutcome,
+};
+use sqlx::Row;
+use sqlx::postgres::PgArguments;
+use sqlx::query::Query;
+
+use crate::error::failed;
+use crate::outbox::PostgresOutbox;
+use crate::row::{StoredEvent, columns};
+use crate::{settle, signal};
+
+const FETCH: &str = "fetch pending events";
+
+/// One page: `$1` rows at most, `$2` bytes at most, and a condition on the rest.
+///
+/// `before` sums what the rows before the previous one weigh as stored, without reading them from
+/// TOAST: it keeps a page of large payloads from crossing the wire only to be thrown away. It
+/// returns one row more than fits, by which the caller knows that there is more. Bodies become
+/// text only outside, for the rows that are left.
+macro_rules! page {
+    ($condition:literal) => {
+        concat!(
+            "select ",
+            columns!(),
+            ", coalesce(before, 0)::bigint from (",
+            "select *, sum(coalesce(octet_length(payload), pg_column_size(event_data))) over ",
+            "(order by seq rows between unbounded preceding and 2 preceding) as before ",
+            "from outbox_events where processed_at is null and dead_at is null and ",
+            $condition,
+            " order by seq limit $1) page where coalesce(before, 0) < $2 order by seq"
+        )
+    };
+}
+
+pub(crate) const RANGE: &str = page!("seq > $3 and seq <= $4");
+const AT: &str = page!("seq = any($3)");
+const OF_AGGREGATE: &str =
+    page!("seq > $3 and seq <= $4 and partition_key is null and aggregate_id = $5");
+const OF_NAMED_KEY: &str = page!("seq > $3 and seq <= $4 and partition_key = $5");
+
+/// The index of `before` in a page's rows, after the columns of an event.
+const BEFORE: usize = 21;
+
+pub(crate) async fn fetch(outbox: &PostgresOutbox, query: &PendingQuery) -> Result<PendingPage> {
+    loop {
+        let (mut page, corrupt) = read_page(outbox, query).await?;
+        if corrupt.is_empty() {
+            return Ok(page);
+        }
+        bury(outbox, &corrupt).await?;
+        // What is behind a dead head waits for an operator, or is fetched again: the signal that
+        // `bury` gave makes relays read from the start.
+        let keys: HashSet<&OrderKey> =
+            corrupt.iter().map(|(_, record, _)| &record.order_key).collect();
+        page.events.retain(|pending| !keys.contains(pending.event.order_key()));
+        // An empty page with more behind it would look like the end.
+        if !page.events.is_empty() || !page.more {
+            return Ok(page);
+        }
+    }
+}
+
+type Corrupt = (Seq, EventRecord, String);
+
+async fn read_page(
+    outbox: &PostgresOutbox,
+    query: &PendingQuery,
+) -> Result<(PendingPage, Vec<Corrupt>)> {
+    let mut session = outbox.session(FETCH).await?;
+    let mut page = PendingPage::default();
+    let mut corrupt = Vec::new();
+    let mut bytes = 0;
+    {
+        let statement = bind_selection(&session, query);
+        let mut rows = statement.fetch(session.connection());
+        while let Some(row) = rows.try_next().await.map_err(failed(FETCH))? {
+            let taken = page.events.len() + corrupt.len();
+            if taken >= query.events_max || (bytes >= query.bytes_max && taken > 0) {
+                page.more = true;
+                break;
+            }
+            let before: i64 = row.try_get(BEFORE).map_err(failed(FETCH))?;
+            // Cut here by the stored weight, where that is more than the text's.
+            page.more = usize::try_from(before).is_ok_and(|before| before >= query.bytes_max);
+            let stored = StoredEvent::read(&row, FETCH)?;
+            bytes += stored.record.payload.body().len();
+            match stored.corrupt {
+                Some(error) => corrupt.push((stored.seq, stored.record, error.report())),
+                None => page.events.push(PendingEvent {
+                    seq: stored.seq,
+                    wait: until(stored.record.available_at, stored.now),
+                    event: OutboxEvent::restore(stored.record),
+                }),
+            }
+        }
+    }
+    session.finish().await?;
+    Ok((page, corrupt))
+}
+
+fn bind_selection<'q>(
+    session: &crate::session::Session,
+    query: &'q PendingQuery,
+) -> Query<'q, sqlx::Postgres, PgArguments> {
+    let sql = match &query.selection {
+        PendingSelection::Range { .. } => RANGE,
+        PendingSelection::At(_) => AT,
+        PendingSelection::Key { key: OrderKey::Aggregate(_), .. } => OF_AGGREGATE,
+        PendingSelection::Key { key: OrderKey::Named(_), .. } => OF_NAMED_KEY,
+    };
+    let limit = i64::try_from(query.events_max.max(1)).unwrap_or(i64::MAX).saturating_add(1);
+    let bytes = i64::try_from(query.bytes_max.max(1)).unwrap_or(i64::MAX);
+    let statement = session.statement(sql).bind(limit).bind(bytes);
+    match &query.selection {
+        PendingSelection::Range { after, up_to } => {
+            statement.bind(*after).bind(up_to.unwrap_or(Seq::MAX))
+        }
+        PendingSelection::At(places) => statement.bind(places.as_slice()),
+        PendingSelection::Key { key, after, up_to } => {
+            let statement = statement.bind(*after).bind(*up_to);
+            match key {
+                OrderKey::Aggregate(id) => statement.bind(*id),
+                OrderKey::Named(key) => statement.bind(&**key),
+            }
+        }
+    }
+}
+
+/// Dead-letters rows that are no events, so that one bad row of a foreign writer is seen by an
+/// operator and stops nobody.
+async fn bury(outbox: &PostgresOutbox, corrupt: &[Corrupt]) -> Result<()> {
+    let settlements: Vec<Settlement> = corrupt
+        .iter()
+        .map(|(seq, record, error)| {
+            tracing::error!(seq, id = %record.id, error, "a stored row is no event: a dead letter");
+            Settlement {
+                seq: *seq,
+                id: record.id,
+                outcome: SettlementOutcome::Dead {
+                    retry_count: record.retry_count,
+                    reason: ErrorKind::Corrupt.as_str(),
+                    error: error.as_str().into(),
+                },
+            }
+        })
+        .collect();
+    settle::settle(outbox, &settlements).await?;
+    signal::bump(outbox).await
+}
+
+/// From `now` until `then`; zero when it has passed.
+fn until(then: Option<Timestamp>, now: Timestamp) -> Duration {
+    then.map_or(Duration::ZERO, |then| {
+        Duration::try_from(then.duration_since(now)).unwrap_or_default()
+    })
+}

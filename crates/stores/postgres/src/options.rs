@@ -1,0 +1,133 @@
+//! How to reach the database.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use posthaste_core::{Error, ErrorKind, Result};
+use sqlx::ConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+/// How to reach the database, and how to use it. Its `Debug` never shows the URL's password.
+#[derive(Clone)]
+pub struct PostgresOptions {
+    /// `postgres://user:password@host:port/database?sslmode=…`. `None` takes the standard `PG*`
+    /// variables, which also fill in what the URL leaves out.
+    pub url: Option<String>,
+    /// Most connections of the pool. Default 8. One more is used for LISTEN and one for NOTIFY.
+    pub max_connections: u32,
+    /// Whether a pooler in transaction mode (`PgBouncer`, Supavisor) stands between. Nothing is
+    /// then bound to a session: no named prepared statements, every operation in one explicit
+    /// transaction, no LISTEN. Costs up to three round trips per operation. Default off.
+    pub transaction_pooler: bool,
+    /// Whether [`wait_for_events`](posthaste_core::OutboxRepository::wait_for_events) uses LISTEN.
+    /// Default on. Where LISTEN fails, polling goes on without it.
+    pub listen: bool,
+    /// Whether a NOTIFY follows a commit that stored events. Default on.
+    pub notify: bool,
+    /// The longest wait for a connection. Default 5 s.
+    pub connect_timeout: Duration,
+    /// The longest time one statement may take; the server cancels it. Default 30 s. Migration,
+    /// adoption and cleanup are exempt. Zero for no limit.
+    pub statement_timeout: Duration,
+    /// What `pg_stat_activity` shows. Default `posthaste`.
+    pub application_name: String,
+}
+
+impl Default for PostgresOptions {
+    fn default() -> Self {
+        Self {
+            url: None,
+            max_connections: 8,
+            transaction_pooler: false,
+            listen: true,
+            notify: true,
+            connect_timeout: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(30),
+            application_name: "posthaste".into(),
+        }
+    }
+}
+
+impl PostgresOptions {
+    /// The defaults, at this URL.
+    #[must_use]
+    pub fn from_url(url: impl Into<String>) -> Self {
+        Self { url: Some(url.into()), ..Self::default() }
+    }
+
+    pub(crate) fn pool_options(&self) -> PgPoolOptions {
+        PgPoolOptions::new()
+            .max_connections(self.max_connections.max(1))
+            .acquire_timeout(self.connect_timeout)
+    }
+
+    /// # Errors
+    /// [`ErrorKind::Config`] for a URL that is none of PostgreSQL's.
+    pub(crate) fn connect_options(&self) -> Result<PgConnectOptions> {
+        let options = match &self.url {
+            Some(url) => parse(url)?,
+            None => PgConnectOptions::new(),
+        };
+        let options = options.application_name(&self.application_name).disable_statement_logging();
+        // Poolers refuse start-up parameters they do not know. We read no floats.
+        let options = options.extra_float_digits(None);
+        if self.transaction_pooler {
+            return Ok(options.statement_cache_capacity(0));
+        }
+        let millis = self.statement_timeout.as_millis().to_string();
+        Ok(options.options([("statement_timeout", millis.as_str())]))
+    }
+}
+
+fn parse(url: &str) -> Result<PgConnectOptions> {
+    let refuse = |why: &str| Error::new(ErrorKind::Config, "read the database URL", why.to_owned());
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return Err(refuse("a PostgreSQL URL has the form postgres://user@host:5432/database"));
+    }
+    // The parser's own error names the part that is wrong and never the password.
+    PgConnectOptions::from_str(url)
+        .map_err(|error| refuse("the URL cannot be read").with_source(error))
+}
+
+impl fmt::Debug for PostgresOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresOptions")
+            .field("url", &self.url.as_ref().map(|_| "(hidden)"))
+            .field("max_connections", &self.max_connections)
+            .field("transaction_pooler", &self.transaction_pooler)
+            .field("listen", &self.listen)
+            .field("notify", &self.notify)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("statement_timeout", &self.statement_timeout)
+            .field("application_name", &self.application_name)
+            .finish()
+    }
+}
+
+/// `host:port/database` of a connection, for errors and logs.
+pub(crate) fn address(options: &PgConnectOptions) -> String {
+    let host = options.get_socket().map_or_else(
+        || options.get_host().to_owned(),
+        |socket| socket.to_string_lossy().into_owned(),
+    );
+    let database = options.get_database().unwrap_or_else(|| options.get_username());
+    format!("{host}:{}/{database}", options.get_port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn password_shows_neither_in_debug_nor_in_errors() {
+        let options = PostgresOptions::from_url("postgres://u:s3cret@db:5433/shop");
+        assert!(!format!("{options:?}").contains("s3cret"));
+        assert_eq!(address(&options.connect_options().unwrap()), "db:5433/shop");
+        for bad in ["postgres://u:s3cret@db:port/shop", "mysql://u:s3cret@db/shop", "s3cret"] {
+            let error = PostgresOptions::from_url(bad).connect_options().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(!error.report().contains("s3cret"), "{}", error.report());
+        }
+    }
+}

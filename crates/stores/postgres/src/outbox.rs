@@ -1,0 +1,190 @@
+//! The store: a pool, its settings, and the operations that are no part of a contract.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use posthaste_core::{Error, ErrorKind, OutboxEvent, Result, UnitOfWork};
+use sqlx::{PgConnection, PgPool};
+
+use crate::error::failed;
+use crate::options::{PostgresOptions, address};
+use crate::session::Session;
+use crate::store::store;
+use crate::transaction::PostgresTransaction;
+use crate::waker::Waker;
+
+/// How much longer than the server's own limit we wait for its answer, before we take the network
+/// for dead.
+const ANSWER_GRACE: Duration = Duration::from_secs(5);
+
+/// An outbox in PostgreSQL. Clones share one pool.
+///
+/// Its tables are those the connection's `search_path` finds.
+#[derive(Clone)]
+pub struct PostgresOutbox(Arc<Inner>);
+
+struct Inner {
+    pool: PgPool,
+    pooler: bool,
+    statement_timeout: Duration,
+    connect_timeout: Duration,
+    address: String,
+    waker: Waker,
+}
+
+impl PostgresOutbox {
+    /// Connects, so that a wrong address, password or database shows at once.
+    ///
+    /// # Errors
+    /// `Config` for a bad URL or a database that does not exist, `Unauthorized`, `Unreachable`.
+    pub async fn connect(options: &PostgresOptions) -> Result<Self> {
+        const CONNECT: &str = "connect to PostgreSQL";
+        let outbox = Self::connect_lazy(options)?;
+        outbox
+            .bounded(CONNECT, async {
+                let session = outbox.session(CONNECT).await?;
+                session.finish().await
+            })
+            .await?;
+        Ok(outbox)
+    }
+
+    /// Opens connections when they are needed: for a relay that starts before its database.
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// `Config` for a bad URL.
+    pub fn connect_lazy(options: &PostgresOptions) -> Result<Self> {
+        let pool = options.pool_options().connect_lazy_with(options.connect_options()?);
+        Ok(Self::from_pool_with(pool, options))
+    }
+
+    /// Uses the application's own pool, with default options. Its statements have the pool's own
+    /// time limits.
+    #[must_use]
+    pub fn from_pool(pool: PgPool) -> Self {
+        Self::from_pool_with(pool, &PostgresOptions::default())
+    }
+
+    /// Uses the application's own pool. Of the options, those of the connection are not used.
+    #[must_use]
+    pub fn from_pool_with(pool: PgPool, options: &PostgresOptions) -> Self {
+        let connect_options = pool.connect_options().as_ref().clone();
+        // Through a transaction pooler, LISTEN reports success and never delivers.
+        let listens = options.listen && !options.transaction_pooler;
+        Self(Arc::new(Inner {
+            pooler: options.transaction_pooler,
+            statement_timeout: options.statement_timeout,
+            connect_timeout: options.connect_timeout,
+            address: address(&connect_options),
+            waker: Waker::new(connect_options, options.notify, listens),
+            pool,
+        }))
+    }
+
+    /// The pool.
+    #[must_use]
+    pub fn pool(&self) -> &PgPool {
+        &self.0.pool
+    }
+
+    /// Begins a unit of work: the application's statements, then its events, then the commit.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub async fn begin(&self) -> Result<UnitOfWork<PostgresTransaction>> {
+        Ok(UnitOfWork::new(self.begin_transaction().await?))
+    }
+
+    /// Begins a transaction without the collecting of a [`UnitOfWork`].
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub async fn begin_transaction(&self) -> Result<PostgresTransaction> {
+        let begun = self.0.pool.begin().await;
+        let transaction = begun.map_err(failed("begin")).map_err(|error| self.locate(error))?;
+        Ok(PostgresTransaction::new(transaction, self.clone()))
+    }
+
+    /// As [`store_events`](crate::store_events), with this outbox's settings: behind a pooler in
+    /// transaction mode, without named prepared statements. `connection` must be in a transaction.
+    ///
+    /// # Errors
+    /// As [`store_events`](crate::store_events).
+    pub async fn store_in(
+        &self,
+        connection: &mut PgConnection,
+        events: &[OutboxEvent],
+    ) -> Result<()> {
+        store(connection, events, self.0.pooler).await.map_err(|error| self.locate(error))
+    }
+
+    /// Tells relays that events were committed: one NOTIFY in the background, shared by commits
+    /// that come close together. A hint that costs the caller nothing; call it after a commit of
+    /// one's own. Must be called within a tokio runtime.
+    pub fn notify(&self) {
+        self.0.waker.wake();
+    }
+
+    pub(crate) fn is_pooled(&self) -> bool {
+        self.0.pooler
+    }
+
+    pub(crate) fn waker(&self) -> &Waker {
+        &self.0.waker
+    }
+
+    /// What an operation of a statement or two runs on.
+    pub(crate) async fn session(&self, operation: &'static str) -> Result<Session> {
+        Session::open(&self.0.pool, self.0.pooler, self.0.statement_timeout, operation).await
+    }
+
+    /// A transaction in which each statement may take `statement_timeout`; zero for no limit.
+    pub(crate) async fn transaction(
+        &self,
+        statement_timeout: Duration,
+        operation: &'static str,
+    ) -> Result<Session> {
+        Session::begin(&self.0.pool, self.0.pooler, statement_timeout, operation).await
+    }
+
+    pub(crate) fn statement_timeout(&self) -> Duration {
+        self.0.statement_timeout
+    }
+
+    /// Adds the server and database to an error.
+    pub(crate) fn locate(&self, error: Error) -> Error {
+        error.with_context("database", &self.0.address)
+    }
+
+    /// Ends an operation that gets no answer: the server enforces its own limit, so silence past
+    /// that means that the network is gone.
+    pub(crate) async fn bounded<T>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
+        let limit = self.0.statement_timeout;
+        let result = if limit.is_zero() {
+            work.await
+        } else {
+            let limit = limit + self.0.connect_timeout + ANSWER_GRACE;
+            tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+                let message = format!("no answer within {} s", limit.as_secs());
+                Err(Error::new(ErrorKind::Timeout, operation, message))
+            })
+        };
+        result.map_err(|error| self.locate(error))
+    }
+}
+
+impl fmt::Debug for PostgresOutbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresOutbox")
+            .field("database", &self.0.address)
+            .field("transaction_pooler", &self.0.pooler)
+            .finish_non_exhaustive()
+    }
+}

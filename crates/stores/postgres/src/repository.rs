@@ -1,0 +1,146 @@
+//! The persistence contract, kept by PostgreSQL.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use posthaste_core::{
+    Backlog, DeadHead, Error, ErrorKind, OutboxEvent, OutboxRepository, PendingPage, PendingQuery,
+    RepositoryCapabilities, Result, Seq, Settlement, Watermark,
+};
+use sqlx::Row;
+
+use crate::error::failed;
+use crate::outbox::PostgresOutbox;
+use crate::row::{StoredEvent, columns, order_key};
+use crate::store::store;
+use crate::{backlog, fetch, history, migrations, settle, watermark};
+
+const DEAD_HEADS: &str = "\
+    select seq, partition_key, aggregate_id, event_type, destination from outbox_events \
+    where processed_at is null and dead_at is not null and seq > $1 order by seq limit $2";
+
+const FAILED_EVENTS: &str = concat!(
+    "select ",
+    columns!(),
+    " from outbox_events where processed_at is null and dead_at is not null order by seq limit $1"
+);
+
+#[async_trait]
+impl OutboxRepository for PostgresOutbox {
+    fn capabilities(&self) -> RepositoryCapabilities {
+        RepositoryCapabilities {
+            name: "postgres",
+            durable: true,
+            late_commits: true,
+            wakes: self.waker().listens(),
+        }
+    }
+
+    async fn check(&self) -> Result<()> {
+        self.bounded("check the database", check(self)).await
+    }
+
+    async fn store(&self, events: &[OutboxEvent]) -> Result<()> {
+        const STORE: &str = "store events";
+        if events.is_empty() {
+            return Ok(());
+        }
+        self.bounded(STORE, async {
+            let mut session = self.session(STORE).await?;
+            store(session.connection(), events, self.is_pooled()).await?;
+            session.finish().await
+        })
+        .await?;
+        self.notify();
+        Ok(())
+    }
+
+    async fn fetch_pending(&self, query: &PendingQuery) -> Result<PendingPage> {
+        self.bounded("fetch pending events", fetch::fetch(self, query)).await
+    }
+
+    async fn watermark(&self) -> Result<Watermark> {
+        self.bounded("read watermark", watermark::watermark(self)).await
+    }
+
+    async fn settle(&self, settlements: &[Settlement]) -> Result<u64> {
+        self.bounded("settle events", settle::settle(self, settlements)).await
+    }
+
+    async fn dead_heads(&self, after: Seq, limit: usize) -> Result<Vec<DeadHead>> {
+        self.bounded("read dead heads", dead_heads(self, after, limit)).await
+    }
+
+    async fn failed_events(&self, limit: usize) -> Result<Vec<OutboxEvent>> {
+        self.bounded("read failed events", failed_events(self, limit)).await
+    }
+
+    async fn backlog(&self, from: Seq) -> Result<Backlog> {
+        self.bounded("count the backlog", backlog::backlog(self, from)).await
+    }
+
+    async fn cleanup_processed(&self, older_than: Duration) -> Result<u64> {
+        history::clean_up(self, older_than).await.map_err(|error| self.locate(error))
+    }
+
+    async fn maintain(&self) -> Result<()> {
+        self.bounded("create history partitions", history::maintain(self)).await
+    }
+
+    async fn wait_for_events(&self) {
+        self.waker().wait().await;
+    }
+}
+
+async fn check(outbox: &PostgresOutbox) -> Result<()> {
+    const CHECK: &str = "check the database";
+    let mut session = outbox.session(CHECK).await?;
+    let statement = session.statement("select pg_is_in_recovery()");
+    let standby: bool = statement
+        .fetch_one(session.connection())
+        .await
+        .and_then(|row| row.try_get(0))
+        .map_err(failed(CHECK))?;
+    if standby {
+        // A standby's snapshots hide transactions that are still running on the primary.
+        return Err(Error::new(
+            ErrorKind::Config,
+            CHECK,
+            "this server is a standby; give the address of the primary",
+        ));
+    }
+    migrations::check(&mut session, CHECK).await?;
+    session.finish().await
+}
+
+async fn dead_heads(outbox: &PostgresOutbox, after: Seq, limit: usize) -> Result<Vec<DeadHead>> {
+    const OPERATION: &str = "read dead heads";
+    let mut session = outbox.session(OPERATION).await?;
+    let statement = session.statement(DEAD_HEADS).bind(after).bind(sql_limit(limit));
+    let rows = statement.fetch_all(session.connection()).await.map_err(failed(OPERATION))?;
+    session.finish().await?;
+    let head = |row: &sqlx::postgres::PgRow| {
+        Ok(DeadHead {
+            seq: row.try_get(0)?,
+            key: order_key(row.try_get(1)?, row.try_get(2)?),
+            event_type: row.try_get::<&str, _>(3)?.into(),
+            destination: row.try_get::<Option<&str>, _>(4)?.map(Into::into),
+        })
+    };
+    rows.iter().map(head).collect::<Result<_, _>>().map_err(failed(OPERATION))
+}
+
+async fn failed_events(outbox: &PostgresOutbox, limit: usize) -> Result<Vec<OutboxEvent>> {
+    const OPERATION: &str = "read failed events";
+    let mut session = outbox.session(OPERATION).await?;
+    let statement = session.statement(FAILED_EVENTS).bind(sql_limit(limit));
+    let rows = statement.fetch_all(session.connection()).await.map_err(failed(OPERATION))?;
+    session.finish().await?;
+    let event = |row| Ok(OutboxEvent::restore(StoredEvent::read(row, OPERATION)?.record));
+    rows.iter().map(event).collect()
+}
+
+/// A limit as SQL takes it.
+pub(crate) fn sql_limit(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}

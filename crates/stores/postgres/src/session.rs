@@ -1,0 +1,85 @@
+//! One operation's hold on the database: a connection, or a transaction where a pooler asks for it.
+
+use std::time::Duration;
+
+use posthaste_core::Result;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgArguments;
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction};
+
+use crate::error::failed;
+
+/// Prepares once per connection, or anew each time where a pooler may switch connections.
+///
+/// Behind a pooler, sqlx's two messages "parse" and "bind" may only be told apart from other
+/// sessions' within a transaction: [`Session`] sees to that.
+pub(crate) fn statement<'q>(
+    sql: impl SqlSafeStr,
+    pooler: bool,
+) -> Query<'q, Postgres, PgArguments> {
+    sqlx::query(sql).persistent(!pooler)
+}
+
+/// What one operation runs its statements on. Nothing lasts before [`finish`](Self::finish).
+pub(crate) struct Session {
+    link: Link,
+    pooler: bool,
+    operation: &'static str,
+}
+
+enum Link {
+    Direct(PoolConnection<Postgres>),
+    Transaction(Transaction<'static, Postgres>),
+}
+
+impl Session {
+    /// A connection in autocommit; behind a pooler, a transaction.
+    pub(crate) async fn open(
+        pool: &PgPool,
+        pooler: bool,
+        statement_timeout: Duration,
+        operation: &'static str,
+    ) -> Result<Self> {
+        if pooler {
+            return Self::begin(pool, pooler, statement_timeout, operation).await;
+        }
+        let connection = pool.acquire().await.map_err(failed(operation))?;
+        Ok(Self { link: Link::Direct(connection), pooler, operation })
+    }
+
+    /// A transaction with a statement timeout of its own (zero for none).
+    pub(crate) async fn begin(
+        pool: &PgPool,
+        pooler: bool,
+        statement_timeout: Duration,
+        operation: &'static str,
+    ) -> Result<Self> {
+        // One round trip, and in one message, so that a pooler keeps both on one connection.
+        let begin =
+            format!("begin; set local statement_timeout = {}", statement_timeout.as_millis());
+        let transaction = pool.begin_with(AssertSqlSafe(begin)).await.map_err(failed(operation))?;
+        Ok(Self { link: Link::Transaction(transaction), pooler, operation })
+    }
+
+    pub(crate) fn connection(&mut self) -> &mut PgConnection {
+        match &mut self.link {
+            Link::Direct(connection) => connection,
+            Link::Transaction(transaction) => transaction,
+        }
+    }
+
+    pub(crate) fn statement<'q>(&self, sql: impl SqlSafeStr) -> Query<'q, Postgres, PgArguments> {
+        statement(sql, self.pooler)
+    }
+
+    /// Makes the effects last. Dropping instead rolls a transaction back.
+    pub(crate) async fn finish(self) -> Result<()> {
+        match self.link {
+            Link::Direct(_) => Ok(()),
+            Link::Transaction(transaction) => {
+                transaction.commit().await.map_err(failed(self.operation))
+            }
+        }
+    }
+}

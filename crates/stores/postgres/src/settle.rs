@@ -1,0 +1,158 @@
+//! Recording outcomes, one statement per batch.
+
+use posthaste_core::{Result, Settlement, SettlementOutcome};
+use sqlx::Row;
+use uuid::Uuid;
+
+use crate::error::{failed, is_conflict};
+use crate::outbox::PostgresOutbox;
+
+const SETTLE: &str = "settle events";
+
+/// Two relays that settle the same event are in each other's way once, not for ever.
+const CONFLICTS_MAX: usize = 5;
+
+/// What every branch adds: dead and delivered events are left alone.
+///
+/// In the statements below, `(select $1)` hides the length of the array from the planner, which
+/// then expects few rows and always walks the index on `seq`, however small or bloated its
+/// statistics say the table is; `is true` keeps it from the index on `id`, where neighbours in
+/// time are scattered.
+macro_rules! still_pending {
+    () => {
+        "where event.processed_at is null and event.dead_at is null \
+         and event.seq = outcome.seq and (event.id = outcome.id) is true"
+    };
+}
+
+/// All delivered: what nearly every batch is.
+pub(crate) const DELIVERED: &str = concat!(
+    "update outbox_events event set processed_at = now() \
+     from unnest((select $1::bigint[]), (select $2::uuid[])) as outcome (seq, id) ",
+    still_pending!()
+);
+
+/// Any mix. Each row is in one branch only.
+const MIXED: &str = concat!(
+    "with delivered as (update outbox_events event set processed_at = now() \
+     from unnest((select $1::bigint[]), (select $2::uuid[])) as outcome (seq, id) ",
+    still_pending!(),
+    " returning 1), \
+     retried as (update outbox_events event set retry_count = outcome.retry_count, \
+         available_at = now() + outcome.delay * interval '1 microsecond', \
+         error_message = outcome.error \
+     from unnest((select $3::bigint[]), (select $4::uuid[]), (select $5::int4[]), \
+         (select $6::bigint[]), (select $7::text[])) as outcome (seq, id, retry_count, delay, error) ",
+    still_pending!(),
+    " returning 1), \
+     buried as (update outbox_events event set retry_count = outcome.retry_count, \
+         dead_at = now(), dead_reason = outcome.reason, error_message = outcome.error \
+     from unnest((select $8::bigint[]), (select $9::uuid[]), (select $10::int4[]), \
+         (select $11::text[]), (select $12::text[])) as outcome (seq, id, retry_count, reason, error) ",
+    still_pending!(),
+    " returning 1) \
+     select (select count(*) from delivered) + (select count(*) from retried) \
+         + (select count(*) from buried)"
+);
+
+pub(crate) async fn settle(outbox: &PostgresOutbox, settlements: &[Settlement]) -> Result<u64> {
+    if settlements.is_empty() {
+        return Ok(0);
+    }
+    let batch = Batch::collect(settlements);
+    let mut conflicts = 0;
+    loop {
+        let mut session = outbox.session(SETTLE).await?;
+        let changed = if batch.is_delivered_only() {
+            let statement =
+                session.statement(DELIVERED).bind(&batch.delivered.0).bind(&batch.delivered.1);
+            statement.execute(session.connection()).await.map(|done| done.rows_affected())
+        } else {
+            let statement = session
+                .statement(MIXED)
+                .bind(&batch.delivered.0)
+                .bind(&batch.delivered.1)
+                .bind(&batch.retried.seqs)
+                .bind(&batch.retried.ids)
+                .bind(&batch.retried.counts)
+                .bind(&batch.delays)
+                .bind(&batch.retried.errors)
+                .bind(&batch.buried.seqs)
+                .bind(&batch.buried.ids)
+                .bind(&batch.buried.counts)
+                .bind(&batch.reasons)
+                .bind(&batch.buried.errors);
+            let row = statement.fetch_one(session.connection()).await;
+            row.and_then(|row| row.try_get::<i64, _>(0)).map(i64::cast_unsigned)
+        };
+        match changed {
+            Ok(changed) => {
+                session.finish().await?;
+                return Ok(changed);
+            }
+            Err(error) if is_conflict(&error) && conflicts < CONFLICTS_MAX => conflicts += 1,
+            Err(error) => return Err(failed(SETTLE)(error)),
+        }
+    }
+}
+
+/// The longest delay the database is asked to add: a hundred years, in microseconds.
+const DELAY_MICROS_MAX: i64 = 100 * 366 * 86_400 * 1_000_000;
+
+/// A batch turned by ninety degrees, ordered by place, so that two relays lock rows in one order.
+#[derive(Default)]
+struct Batch<'s> {
+    delivered: (Vec<i64>, Vec<Uuid>),
+    retried: Failures,
+    delays: Vec<i64>,
+    buried: Failures,
+    reasons: Vec<&'s str>,
+}
+
+#[derive(Default)]
+struct Failures {
+    seqs: Vec<i64>,
+    ids: Vec<Uuid>,
+    counts: Vec<i32>,
+    errors: Vec<String>,
+}
+
+impl Failures {
+    fn push(&mut self, settlement: &Settlement, retry_count: u32, error: &str) {
+        self.seqs.push(settlement.seq);
+        self.ids.push(settlement.id);
+        self.counts.push(i32::try_from(retry_count).unwrap_or(i32::MAX));
+        // A broker's message may hold what PostgreSQL's text cannot; it must not hold up the batch.
+        self.errors.push(error.replace('\0', "\u{fffd}"));
+    }
+}
+
+impl<'s> Batch<'s> {
+    fn collect(settlements: &'s [Settlement]) -> Self {
+        let mut ordered: Vec<&Settlement> = settlements.iter().collect();
+        ordered.sort_by_key(|settlement| settlement.seq);
+        let mut batch = Self::default();
+        for settlement in ordered {
+            match &settlement.outcome {
+                SettlementOutcome::Delivered => {
+                    batch.delivered.0.push(settlement.seq);
+                    batch.delivered.1.push(settlement.id);
+                }
+                SettlementOutcome::Retry { retry_count, delay, error } => {
+                    batch.retried.push(settlement, *retry_count, error);
+                    let micros = i64::try_from(delay.as_micros()).unwrap_or(i64::MAX);
+                    batch.delays.push(micros.min(DELAY_MICROS_MAX));
+                }
+                SettlementOutcome::Dead { retry_count, reason, error } => {
+                    batch.buried.push(settlement, *retry_count, error);
+                    batch.reasons.push(reason);
+                }
+            }
+        }
+        batch
+    }
+
+    fn is_delivered_only(&self) -> bool {
+        self.retried.seqs.is_empty() && self.buried.seqs.is_empty()
+    }
+}

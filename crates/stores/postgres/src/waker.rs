@@ -1,0 +1,178 @@
+//! Telling relays that there is something to read: NOTIFY after the commit, LISTEN on the side.
+//!
+//! Both are hints, each on a connection of its own. NOTIFY inside the writer's transaction would
+//! serialise all commits of the cluster, so it follows the commit, and many commits share one.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, PgConnection};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+/// The channel of NOTIFY; no payload, no session.
+pub const NOTIFY_CHANNEL: &str = "outbox_events";
+
+/// NOTIFY writes a commit record like any change; nobody needs to wait for it to reach the disk.
+const NOTIFY: &str = "begin; set local synchronous_commit = off; notify outbox_events; commit";
+
+/// Commits within this time share a NOTIFY.
+const NOTIFY_PAUSE: Duration = Duration::from_millis(5);
+/// A NOTIFY connection that nobody needed for so long is closed.
+const NOTIFY_IDLE: Duration = Duration::from_secs(60);
+/// A NOTIFY or LISTEN that takes longer has failed.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// First and longest wait before LISTEN is tried again.
+const LISTEN_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Wakes relays here and elsewhere, and is woken by them. Its tasks end with it.
+pub(crate) struct Waker {
+    options: PgConnectOptions,
+    notifies: bool,
+    listens: bool,
+    /// Commits that no NOTIFY has followed yet.
+    stored: Arc<Notify>,
+    /// News for those who wait in this process.
+    news: Arc<Notify>,
+    tasks: Mutex<Tasks>,
+}
+
+#[derive(Default)]
+struct Tasks {
+    notifier: Option<JoinHandle<()>>,
+    listener: Option<JoinHandle<()>>,
+}
+
+impl Waker {
+    pub(crate) fn new(options: PgConnectOptions, notifies: bool, listens: bool) -> Self {
+        Self {
+            options,
+            notifies,
+            listens,
+            stored: Arc::default(),
+            news: Arc::default(),
+            tasks: Mutex::default(),
+        }
+    }
+
+    pub(crate) const fn listens(&self) -> bool {
+        self.listens
+    }
+
+    /// Says that events were committed. Never waits, never fails.
+    pub(crate) fn wake(&self) {
+        announce(&self.news);
+        if !self.notifies {
+            return;
+        }
+        self.stored.notify_one();
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        // A task lives as long as the runtime it was spawned on, which may be shorter than ours.
+        if tasks.notifier.as_ref().is_none_or(JoinHandle::is_finished) {
+            let (options, stored) = (self.options.clone(), Arc::clone(&self.stored));
+            tasks.notifier = Some(tokio::spawn(notify_after_commits(options, stored)));
+        }
+    }
+
+    /// Completes when there may be news: also what came between two calls.
+    pub(crate) async fn wait(&self) {
+        if self.listens {
+            let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            if tasks.listener.as_ref().is_none_or(JoinHandle::is_finished) {
+                let (options, news) = (self.options.clone(), Arc::clone(&self.news));
+                tasks.listener = Some(tokio::spawn(listen(options, news)));
+            }
+        }
+        self.news.notified().await;
+    }
+}
+
+impl Drop for Waker {
+    fn drop(&mut self) {
+        let tasks = self.tasks.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for task in [tasks.notifier.take(), tasks.listener.take()].into_iter().flatten() {
+            task.abort();
+        }
+    }
+}
+
+/// Wakes all who wait now, or else the next to come.
+fn announce(news: &Notify) {
+    news.notify_waiters();
+    news.notify_one();
+}
+
+async fn notify_after_commits(options: PgConnectOptions, stored: Arc<Notify>) {
+    let mut connection: Option<PgConnection> = None;
+    loop {
+        if tokio::time::timeout(NOTIFY_IDLE, stored.notified()).await.is_err() {
+            if let Some(idle) = connection.take() {
+                let _ = idle.close().await;
+            }
+            stored.notified().await;
+        }
+        let sent = tokio::time::timeout(ANSWER_WITHIN, notify(&options, connection.take())).await;
+        match sent {
+            Ok(Ok(live)) => connection = Some(live),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "NOTIFY failed; relays find events by polling")
+            }
+            Err(_) => tracing::debug!("NOTIFY took too long; relays find events by polling"),
+        }
+        tokio::time::sleep(NOTIFY_PAUSE).await;
+    }
+}
+
+async fn notify(
+    options: &PgConnectOptions,
+    connection: Option<PgConnection>,
+) -> Result<PgConnection, sqlx::Error> {
+    let mut connection = match connection {
+        Some(connection) => connection,
+        None => options.connect().await?,
+    };
+    sqlx::raw_sql(NOTIFY).execute(&mut connection).await?;
+    Ok(connection)
+}
+
+async fn listen(options: PgConnectOptions, news: Arc<Notify>) {
+    let mut delay = LISTEN_RETRY.0;
+    let mut reported = false;
+    loop {
+        match subscribe(&options).await {
+            Ok(mut listener) => {
+                delay = LISTEN_RETRY.0;
+                reported = false;
+                // Whatever came while nobody listened.
+                announce(&news);
+                while let Ok(Some(_)) = listener.try_recv().await {
+                    announce(&news);
+                }
+                tracing::debug!("the LISTEN connection is lost; it is opened again");
+            }
+            Err(error) => {
+                if !reported {
+                    tracing::warn!(%error, "LISTEN failed; new events are found by polling alone");
+                    reported = true;
+                }
+            }
+        }
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(LISTEN_RETRY.1);
+    }
+}
+
+async fn subscribe(options: &PgConnectOptions) -> Result<PgListener, sqlx::Error> {
+    // A pool of its own, since the listener keeps its connection for ever.
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .max_lifetime(None)
+        .idle_timeout(None)
+        .acquire_timeout(ANSWER_WITHIN)
+        .connect_lazy_with(options.clone());
+    let mut listener = PgListener::connect_with(&pool).await?;
+    listener.eager_reconnect(false);
+    listener.listen(NOTIFY_CHANNEL).await?;
+    Ok(listener)
+}
