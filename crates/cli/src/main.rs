@@ -1,2 +1,32 @@
-//! Placeholder.
-fn main() {}
+//! `posthaste`: the relay and the command-line tool. The only place that knows all stores and
+//! buses.
+
+mod arguments;
+mod commands;
+mod config;
+mod demo;
+mod destinations;
+mod exit;
+mod logs;
+mod ops;
+mod output;
+mod store;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    // First of all: two providers in one build panic at the first TLS connection. An error means
+    // that it is installed already, which is as good.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let arguments = arguments::Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return exit::report(&error.into()),
+    };
+    let result = runtime.block_on(commands::run(arguments));
+    // A read of standard input may still block a thread: do not wait for it.
+    runtime.shutdown_background();
+    result.unwrap_or_else(|error| exit::report(&error))
+}

@@ -1,0 +1,310 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use jiff::Timestamp;
+use jiff::civil::Date;
+use posthaste_core::EventState;
+use uuid::Uuid;
+
+use crate::config::units;
+use crate::demo::DemoArgs;
+use crate::output::OutputFormat;
+
+const EXIT_CODES: &str = "\
+Data goes to standard output, logs and progress to standard error.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 78 bad configuration.";
+
+/// A transactional outbox: stores events with the data, delivers each at least once, in order per
+/// key.
+#[derive(Debug, Parser)]
+#[command(name = "posthaste", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GlobalArgs {
+    /// Configuration file [default: posthaste.toml where it exists]
+    #[arg(short, long, global = true, value_name = "FILE", env = "POSTHASTE_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// The outbox: postgres://USER@HOST/DATABASE or sqlite:PATH; overrules all other places
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) database_url: Option<String>,
+    /// Form of results on standard output
+    #[arg(short, long, global = true, value_name = "FORM", default_value = "human")]
+    pub(crate) output: OutputFormat,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Shows the outbox doing its job, with failures on purpose; needs no server
+    Demo(DemoArgs),
+    /// Runs the relay: delivers events until it is stopped
+    Run(RunArgs),
+    /// Creates and upgrades the schema
+    Migrate {
+        #[command(subcommand)]
+        command: MigrateCommand,
+    },
+    /// Stores events
+    Publish(Box<PublishArgs>),
+    /// Shows the schema's version and what waits
+    Status,
+    /// Lists, shows, retries and discards events
+    Events {
+        #[command(subcommand)]
+        command: EventsCommand,
+    },
+    /// Removes delivered events; never a pending or dead one
+    Cleanup {
+        /// Those delivered longer ago than this: 30d, 12h
+        #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
+        older_than: Duration,
+    },
+    /// Checks, shows and explains the configuration
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Writes a completion script to standard output
+    Completions {
+        /// The shell it is for
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Without a configuration, reads the SQLite file posthaste.db in the working directory and writes
+/// events to standard output. A first SIGTERM or SIGINT stops fetching and waits for
+/// acknowledgements; a second one exits at once.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Offer every event that is due once, then exit
+    #[arg(long, conflicts_with = "drain")]
+    pub(crate) once: bool,
+    /// Deliver until nothing is due, waiting for retries and outages, then exit
+    #[arg(long)]
+    pub(crate) drain: bool,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum MigrateCommand {
+    /// Applies what is missing
+    Up,
+    /// Shows what the database has and what this version wants
+    Status,
+    /// Writes all migrations as SQL, for reviewers, alembic and Flyway
+    Sql,
+    /// Turns an outbox_events table of your own into posthaste's, keeping its rows (PostgreSQL)
+    Adopt,
+}
+
+const BULK: &str = "\
+Bulk: --from FILE.ndjson reads one JSON object a line, with the keys
+  aggregate_id         UUID; required
+  type                 required (also: event_type)
+  data                 any JSON; required unless data_base64 is given (also: event_data)
+  data_base64          bytes instead of JSON, with content_type
+  key                  order key (also: order_key, partition_key)
+  aggregate_type, destination, topic, id, headers {name: value},
+  available_at         RFC 3339
+  max_retries          whole number
+created_at is taken and ignored, so that lines the relay wrote can be stored again.
+Batches of 500 are stored, each in one transaction. At the first bad line it stops, says how many
+lines were stored, and --skip N goes on from there.";
+
+#[derive(Debug, Args)]
+#[command(after_help = BULK)]
+pub(crate) struct PublishArgs {
+    /// What happened: order.placed
+    #[arg(value_name = "TYPE", required_unless_present = "from", conflicts_with = "from")]
+    pub(crate) event_type: Option<String>,
+    /// What it is about
+    #[arg(long, value_name = "UUID", required_unless_present = "from", conflicts_with = "from")]
+    pub(crate) aggregate_id: Option<Uuid>,
+    /// The kind of thing it is about
+    #[arg(long, value_name = "NAME", conflicts_with = "from")]
+    pub(crate) aggregate_type: Option<String>,
+    /// What orders it, instead of the aggregate's id
+    #[arg(long, value_name = "KEY", conflicts_with = "from")]
+    pub(crate) key: Option<String>,
+    /// Name of a configured destination, instead of what the routes choose
+    #[arg(long, value_name = "NAME", conflicts_with = "from")]
+    pub(crate) destination: Option<String>,
+    /// Subject, topic, queue or path within the destination
+    #[arg(long, value_name = "NAME", conflicts_with = "from")]
+    pub(crate) topic: Option<String>,
+    /// A header that travels along; may be repeated
+    #[arg(long = "header", value_name = "NAME=VALUE", value_parser = parse_header, conflicts_with = "from")]
+    pub(crate) headers: Vec<(String, String)>,
+    /// Identity of your own [default: a new UUIDv7]
+    #[arg(long, value_name = "UUID", conflicts_with = "from")]
+    pub(crate) id: Option<Uuid>,
+    /// Not to be delivered before this time (RFC 3339)
+    #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with_all = ["delay", "from"])]
+    pub(crate) available_at: Option<Timestamp>,
+    /// Not to be delivered before so long from now: 10m
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, conflicts_with = "from")]
+    pub(crate) delay: Option<Duration>,
+    /// Failed attempts after which it becomes a dead letter [default: 3]
+    #[arg(long, value_name = "N", conflicts_with = "from")]
+    pub(crate) max_retries: Option<u32>,
+    /// Media type; the data is then taken as bytes, not as JSON
+    #[arg(long, value_name = "TYPE", conflicts_with = "from")]
+    pub(crate) content_type: Option<String>,
+    #[command(flatten)]
+    pub(crate) body: BodyArgs,
+    /// Store one event for each line of this file; - reads standard input
+    #[arg(long, value_name = "FILE.ndjson")]
+    pub(crate) from: Option<PathBuf>,
+    /// With --from: skip so many lines, which an earlier run has stored
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "from",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    pub(crate) skip: u64,
+}
+
+/// Where the body of a single event comes from: exactly one.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub(crate) struct BodyArgs {
+    /// The body itself
+    #[arg(long, value_name = "JSON", conflicts_with = "from", allow_hyphen_values = true)]
+    pub(crate) data: Option<String>,
+    /// A file with the body; - reads standard input
+    #[arg(short, long, value_name = "FILE", conflicts_with = "from")]
+    pub(crate) file: Option<PathBuf>,
+    /// A single dash: the body is on standard input
+    #[arg(value_name = "-", value_parser = ["-"], conflicts_with = "from")]
+    pub(crate) dash: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EventsCommand {
+    /// Lists events: pending and dead in their order, delivered ones latest first
+    List {
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// The most events to list
+        #[arg(long, value_name = "N", default_value_t = 50)]
+        limit: usize,
+    },
+    /// Shows one event with its body
+    Show {
+        /// Its id
+        id: Uuid,
+    },
+    /// Gives dead letters a fresh set of retries, and makes waiting retries due at once
+    Retry(ChangeArgs),
+    /// Deletes pending and dead events, undelivered
+    Discard(ChangeArgs),
+}
+
+/// Which events; every filter that is given must match.
+#[derive(Debug, Args)]
+pub(crate) struct FilterArgs {
+    /// In this state; pending includes retrying
+    #[arg(long, value_parser = parse_state)]
+    pub(crate) state: Option<EventState>,
+    /// Of exactly this event type
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) event_type: Option<String>,
+    /// Of this order key, or of this aggregate
+    #[arg(long)]
+    pub(crate) key: Option<String>,
+    /// Stored at or after: 2h (ago), 2026-01-31, or RFC 3339
+    #[arg(long, value_name = "TIME", value_parser = parse_when)]
+    pub(crate) since: Option<Timestamp>,
+    /// Stored before
+    #[arg(long, value_name = "TIME", value_parser = parse_when)]
+    pub(crate) until: Option<Timestamp>,
+    /// With this id; may be repeated
+    #[arg(long = "id", value_name = "UUID")]
+    pub(crate) ids: Vec<Uuid>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChangeArgs {
+    /// The events with these ids
+    #[arg(value_name = "ID")]
+    pub(crate) event_ids: Vec<Uuid>,
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+    /// All events that match the filters (all there are, without filters)
+    #[arg(long, conflicts_with = "event_ids")]
+    pub(crate) all_matching: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Checks everything and connects to nothing
+    Check,
+    /// Shows every value in force and where it came from; secrets are hidden
+    Show,
+    /// Writes the reference of all keys as Markdown
+    Reference,
+}
+
+fn parse_header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("a header has the form NAME=VALUE")?;
+    // The same rules as for every other writer, told at the place of the mistake.
+    posthaste_core::Headers::new().insert(name, value).map_err(|error| error.report())?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn parse_state(text: &str) -> Result<EventState, String> {
+    EventState::ALL.into_iter().find(|state| state.as_str() == text).ok_or_else(|| {
+        let names: Vec<&str> = EventState::ALL.iter().map(|state| state.as_str()).collect();
+        format!("one of: {}", names.join(", "))
+    })
+}
+
+fn parse_time(text: &str) -> Result<Timestamp, String> {
+    text.parse().map_err(|_| "a time has the form 2026-01-31T12:00:00Z".to_owned())
+}
+
+/// A time, a date (its start in UTC), or a duration before now.
+fn parse_when(text: &str) -> Result<Timestamp, String> {
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(time);
+    }
+    if let Ok(date) = text.parse::<Date>()
+        && let Ok(start) = format!("{date}T00:00:00Z").parse()
+    {
+        return Ok(start);
+    }
+    let ago = units::parse_duration(text)
+        .map_err(|_| "a time has the form 2h (ago), 2026-01-31 or 2026-01-31T12:00:00Z")?;
+    Timestamp::now().checked_sub(ago).map_err(|_| "that is too long ago".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_instants_dates_or_durations_ago() {
+        assert_eq!(parse_when("2026-01-31").unwrap().to_string(), "2026-01-31T00:00:00Z");
+        assert_eq!(parse_when("2026-01-31T01:00:00+01:00"), parse_when("2026-01-31"));
+        assert!(parse_when("2h").unwrap() < Timestamp::now());
+        assert!(parse_when("yesterday").is_err());
+    }
+}

@@ -1,0 +1,87 @@
+//! `posthaste config`.
+
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use crate::arguments::ConfigCommand;
+use crate::config::{Config, Inputs, Problems, reference, secrets};
+use crate::destinations;
+use crate::exit;
+use crate::output::{Output, clean, table, write_text};
+
+/// Checks, shows or explains the configuration.
+pub(crate) fn run(
+    command: ConfigCommand,
+    inputs: Inputs,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    match command {
+        ConfigCommand::Reference => write_text(&reference())?,
+        ConfigCommand::Show => show(&inputs.load()?, output)?,
+        ConfigCommand::Check => return check(inputs, output),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(inputs: Inputs, output: Output) -> anyhow::Result<ExitCode> {
+    let loaded = inputs.load().and_then(|config| {
+        let problems = destinations::problems(&config.destinations);
+        if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
+    });
+    match loaded {
+        Ok(config) => {
+            let file = config.file.as_ref().map(|file| file.display().to_string());
+            let result = json!({ "ok": true, "file": file, "problems": [] });
+            output.write(&result, || {
+                format!("ok: {}", file.as_deref().unwrap_or("no file; environment and defaults"))
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(problems) => {
+            let redacted: Vec<_> = problems
+                .0
+                .iter()
+                .map(|problem| {
+                    json!({
+                        "path": problem.path,
+                        "place": problem.place,
+                        "message": secrets::redact(&problem.message),
+                        "help": problem.help,
+                    })
+                })
+                .collect();
+            output.write(&json!({ "ok": false, "problems": redacted }), || {
+                format!("not ok: {} (see standard error)", redacted.len())
+            })?;
+            Ok(exit::report(&problems.into()))
+        }
+    }
+}
+
+fn show(config: &Config, output: Output) -> anyhow::Result<()> {
+    let values: Vec<_> = config
+        .values
+        .iter()
+        .map(|value| {
+            json!({
+                "path": value.path,
+                "value": value.shown,
+                "origin": value.origin.to_string(),
+            })
+        })
+        .collect();
+    let result = json!({
+        "file": config.file.as_ref().map(|file| file.display().to_string()),
+        "database": { "kind": config.database.kind(), "address": config.database.address() },
+        "values": values,
+    });
+    output.write(&result, || {
+        let mut table = table(["key", "value", "from"]);
+        for value in &config.values {
+            let shown = value.shown.as_deref().unwrap_or("(none)");
+            table.add_row([value.path.clone(), clean(shown), value.origin.to_string()]);
+        }
+        format!("{table}\n\ndatabase: {}", config.database.address())
+    })
+}

@@ -1,0 +1,50 @@
+//! `posthaste status`.
+
+use serde_json::json;
+
+use crate::config::{Config, units};
+use crate::output::{Output, table, time};
+use crate::store;
+
+/// Shows the schema's version and what waits.
+pub(crate) async fn run(config: &Config, output: Output) -> anyhow::Result<()> {
+    let store = store::open_ready(config).await?;
+    let schema = store.migration_status().await?;
+    let backlog = store.backlog(0).await?;
+    let result = json!({
+        "database": { "kind": config.database.kind(), "address": config.database.address() },
+        "schema": { "current": schema.current, "wanted": schema.wanted },
+        "backlog": {
+            "pending": backlog.pending(),
+            "ready": backlog.ready,
+            "retrying": backlog.retrying,
+            "scheduled": backlog.scheduled,
+            "dead": backlog.dead,
+            "oldest_pending_at": backlog.oldest_pending_at.map(|time| time.to_string()),
+            "oldest_pending_age_seconds": backlog
+                .oldest_pending_at
+                .map(|_| backlog.oldest_pending_age.as_secs_f64()),
+        },
+    });
+    output.write(&result, || {
+        let oldest = backlog.oldest_pending_at.map_or_else(
+            || "none".to_owned(),
+            |at| {
+                format!("{} ({} ago)", time(at), units::format_duration(backlog.oldest_pending_age))
+            },
+        );
+        let mut table = table(["outbox", ""]);
+        for (name, value) in [
+            ("database", config.database.address()),
+            ("schema", format!("version {}", schema.current)),
+            ("ready", backlog.ready.to_string()),
+            ("retrying", backlog.retrying.to_string()),
+            ("scheduled", backlog.scheduled.to_string()),
+            ("dead letters", backlog.dead.to_string()),
+            ("oldest that is due", oldest),
+        ] {
+            table.add_row([name.to_owned(), value]);
+        }
+        table.to_string()
+    })
+}

@@ -1,0 +1,131 @@
+//! The keys that only one type of destination has.
+
+use super::schema::{Default, DestinationType, Key, Kind};
+
+const fn key(path: &'static str, kind: Kind, default: Default, doc: &'static str) -> Key {
+    Key { path, kind, default, doc }
+}
+
+const ENVELOPE: Kind = Kind::Choice(&["plain", "cloudevents", "cloudevents-structured"]);
+const POSITIVE: Kind = Kind::Duration { min_ms: 1, none: None };
+const SOURCE_DOC: &str = "`source` of CloudEvents: a URI reference.";
+
+/// All types of destination, in the order of the reference.
+pub(crate) const DESTINATION_TYPES: &[DestinationType] = &[
+    DestinationType {
+        name: "stdout",
+        doc: "One JSON object a line on standard output. An event counts as delivered when its \
+              line is written and flushed: what reads the pipe must do its part. When the reader \
+              goes away the relay ends. At most one destination can have this type.",
+        keys: &[],
+    },
+    DestinationType {
+        name: "file",
+        doc: "One JSON object a line, appended to a file. An event counts as delivered when its \
+              line is synced to disk. A reader skips a line that is not JSON: it is what a crash \
+              left of a write that was repeated.",
+        keys: &[key(
+            "path",
+            Kind::Text,
+            Default::Required,
+            "The file. It is created where it is missing; its folder is not. It may be renamed by \
+             a log rotation at any time.",
+        )],
+    },
+    DestinationType {
+        name: "nats",
+        doc: "NATS JetStream. An event counts as delivered when a stream has acknowledged it. The \
+              stream must exist: without one, the destination is paused until it does.",
+        keys: NATS,
+    },
+    DestinationType {
+        name: "webhook",
+        doc: "One HTTP POST for each event. An event counts as delivered when the answer is 200 \
+              to 299. Redirects are not followed.",
+        keys: WEBHOOK,
+    },
+];
+
+const NATS: &[Key] = &[
+    key(
+        "url",
+        Kind::SecretUrl,
+        Default::Value("nats://127.0.0.1:4222"),
+        "The server, or several with commas between: `nats://host:4222`, `tls://host:4222`. A \
+         cluster's other servers are found by themselves.",
+    ),
+    key(
+        "subject",
+        Kind::Text,
+        Default::Value("events.{event_type}"),
+        "Where events go, with the placeholders `{event_type}`, `{aggregate_type}`, \
+         `{aggregate_id}` and `{key}`. An event's own topic takes its place.",
+    ),
+    key(
+        "stream",
+        Kind::Text,
+        Default::Absent("any stream that covers the subject"),
+        "The stream that must take the events. Given, an event that another stream covers is \
+         refused instead of stored there.",
+    ),
+    key("user", Kind::Text, Default::Absent("none"), "The user; needs `password`."),
+    key("password", Kind::Secret, Default::Absent("none"), "The password of `user`."),
+    key("token", Kind::Secret, Default::Absent("none"), "A token, instead of a user."),
+    key("nkey", Kind::Secret, Default::Absent("none"), "An NKey seed (`SU…`), instead of a user."),
+    key(
+        "credentials_file",
+        Kind::Text,
+        Default::Absent("none"),
+        "The path of a `.creds` file, instead of a user.",
+    ),
+    key(
+        "tls_required",
+        Kind::Bool,
+        Default::Value("false"),
+        "Refuse a connection without TLS. Otherwise the server decides.",
+    ),
+    key(
+        "tls_first",
+        Kind::Bool,
+        Default::Value("false"),
+        "Begin with the TLS handshake (the server's `handshake_first`).",
+    ),
+    key(
+        "tls_ca_file",
+        Kind::Text,
+        Default::Absent("the system's authorities"),
+        "Certificate authorities to trust instead of the system's (PEM).",
+    ),
+    key(
+        "tls_cert_file",
+        Kind::Text,
+        Default::Absent("none"),
+        "The client's certificate (PEM); needs `tls_key_file`.",
+    ),
+    key("tls_key_file", Kind::Text, Default::Absent("none"), "The key of `tls_cert_file` (PEM)."),
+    key("envelope", ENVELOPE, Default::Value("plain"), "What a message looks like."),
+    key("cloudevents_source", Kind::Text, Default::Value("/posthaste"), SOURCE_DOC),
+    key(
+        "ack_timeout",
+        POSITIVE,
+        Default::Value("5s"),
+        "The longest wait for the acknowledgements of a batch. What is unacknowledged then is \
+         sent again; the stream drops repetitions within its duplicate window.",
+    ),
+    key(
+        "connect_timeout",
+        POSITIVE,
+        Default::Value("5s"),
+        "The longest one attempt to connect takes.",
+    ),
+    key(
+        "max_ack_inflight",
+        Kind::Integer { min: 1, max: 1_000_000 },
+        Default::Value("4000"),
+        "The most events that wait for an acknowledgement. `relay.max_concurrent_events` bounds \
+         them, too.",
+    ),
+];
+
+const WEBHOOK: &[Key] =
+    &[key("url", Kind::SecretUrl, Default::Required, "The address that events are posted to.")];

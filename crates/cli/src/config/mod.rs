@@ -1,0 +1,107 @@
+//! The configuration: one file, the environment, the command line; checked as a whole.
+
+pub(crate) mod database;
+mod destination_types;
+mod environment;
+mod file;
+pub(crate) mod problem;
+mod reference;
+pub(crate) mod resolve;
+mod schema;
+pub(crate) mod secrets;
+mod settings;
+mod suggest;
+pub(crate) mod units;
+mod value;
+
+use std::path::{Path, PathBuf};
+
+use destination_types::DESTINATION_TYPES;
+use posthaste_processor::{ProcessorSettings, Route};
+
+pub(crate) use database::Database;
+pub(crate) use problem::{Problem, Problems};
+pub(crate) use reference::reference;
+pub(crate) use resolve::Resolved;
+pub(crate) use settings::{DestinationSettings, Listen, LogFormat};
+
+/// The file that is read when none is named.
+pub(crate) const DEFAULT_FILE: &str = "posthaste.toml";
+
+/// A configuration without a fault.
+#[derive(Debug)]
+pub(crate) struct Config {
+    /// The file that was read, if any.
+    pub(crate) file: Option<PathBuf>,
+    /// The outbox.
+    pub(crate) database: Database,
+    /// See `database.migrate`.
+    pub(crate) migrate: bool,
+    /// See `database.max_connections`.
+    pub(crate) max_connections: u32,
+    /// See `database.transaction_pooler`.
+    pub(crate) transaction_pooler: bool,
+    /// The sections `relay` and `relay.retry`.
+    pub(crate) relay: ProcessorSettings,
+    /// Where events go; the first takes what no route sends elsewhere.
+    pub(crate) destinations: Vec<DestinationSettings>,
+    /// The routes, in order.
+    pub(crate) routes: Vec<Route>,
+    /// The section `ops`.
+    pub(crate) ops: settings::OpsSettings,
+    /// The section `log`.
+    pub(crate) log: settings::LogSettings,
+    /// Every value with its origin, in the order of the reference.
+    pub(crate) values: Vec<Resolved>,
+}
+
+/// What a configuration is made from.
+#[derive(Debug, Default)]
+pub(crate) struct Inputs {
+    /// The file that was named.
+    pub(crate) file: Option<PathBuf>,
+    /// `--database-url`.
+    pub(crate) database_url: Option<String>,
+    /// The environment.
+    pub(crate) environment: Vec<(String, String)>,
+}
+
+impl Inputs {
+    /// The inputs of this process. Without a named file, `posthaste.toml` is read where it exists.
+    pub(crate) fn of_process(file: Option<PathBuf>, database_url: Option<String>) -> Self {
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| {
+                Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+            })
+            .collect();
+        let default = || Path::new(DEFAULT_FILE).exists().then(|| DEFAULT_FILE.into());
+        Self { file: file.or_else(default), database_url, environment }
+    }
+
+    /// Reads and checks everything.
+    ///
+    /// # Errors
+    /// Every problem that was found.
+    pub(crate) fn load(self) -> Result<Config, Problems> {
+        let mut problems = Vec::new();
+        let mut entries = match &self.file {
+            None => file::Entries::new(),
+            Some(path) => file::read(path).map_err(Problems)?,
+        };
+        environment::overlay(&mut entries, &self.environment, &mut problems);
+        if let Some(url) = self.database_url {
+            let origin = value::Origin::Option("--database-url");
+            let entry = file::Entry { raw: value::Raw::Untyped(url), origin, position: 0 };
+            entries.insert("database.url".into(), entry);
+        }
+        let values = resolve::resolve(&entries, &mut problems);
+        let config = settings::build(self.file, values, &mut problems);
+        match config {
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => Err(Problems(problems)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

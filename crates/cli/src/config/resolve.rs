@@ -1,0 +1,278 @@
+//! From entries to values: every key known, every value of its type, every secret looked up.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::environment::variable_of;
+use super::file::{Entries, Entry};
+use super::problem::Problem;
+use super::schema::{self, Default, Key};
+use super::suggest::nearest;
+use super::value::{self, Origin, Raw, Value};
+use super::{DESTINATION_TYPES, secrets};
+
+/// A key with its value.
+#[derive(Debug, Clone)]
+pub(crate) struct Resolved {
+    /// The dotted path.
+    pub(crate) path: String,
+    /// The value; a secret is resolved.
+    pub(crate) value: Value,
+    /// Where it came from.
+    pub(crate) origin: Origin,
+    /// As it may be shown; `None` where the key has no value.
+    pub(crate) shown: Option<String>,
+}
+
+/// Every value by path, and the names of destinations and numbers of routes in their order.
+#[derive(Debug, Default)]
+pub(crate) struct Values {
+    /// In the order of the reference.
+    pub(crate) all: Vec<Resolved>,
+    /// Destinations in order, with their type where it is known.
+    pub(crate) destinations: Vec<(String, Option<String>)>,
+    /// How many routes there are.
+    pub(crate) routes: Vec<String>,
+}
+
+impl Values {
+    /// The value at `path`.
+    pub(crate) fn get(&self, path: &str) -> Option<&Resolved> {
+        self.all.iter().find(|resolved| resolved.path == path)
+    }
+}
+
+/// Checks every entry and gives every key of the schema its value.
+pub(crate) fn resolve(entries: &Entries, problems: &mut Vec<Problem>) -> Values {
+    let mut entries = entries.clone();
+    if destination_names(&entries).is_empty() {
+        // Without any destination, events go to standard output.
+        let raw = Raw::Untyped("stdout".into());
+        let entry = Entry { raw, origin: Origin::Default, position: 0 };
+        entries.insert("destinations.default.type".into(), entry);
+    }
+    let mut values = Values {
+        destinations: destination_names(&entries),
+        routes: route_paths(&entries),
+        ..Values::default()
+    };
+    let mut known = BTreeMap::new();
+    for key in schema::fixed_keys() {
+        known.insert(key.path.to_owned(), key);
+        take(&mut values, &entries, key.path, key, problems);
+    }
+    for (name, kind) in values.destinations.clone() {
+        for key in schema::destination_keys(kind.as_deref()) {
+            let path = format!("destinations.{name}.{}", key.path);
+            take(&mut values, &entries, &path, key, problems);
+            known.insert(path, key);
+        }
+    }
+    for route in values.routes.clone() {
+        for key in schema::ROUTE_KEYS {
+            let path = format!("{route}.{}", key.path.trim_start_matches("routes[]."));
+            take(&mut values, &entries, &path, key, problems);
+            known.insert(path, key);
+        }
+    }
+    refuse_unknown(&entries, &known, &values, problems);
+    values
+}
+
+/// Puts the value of one key.
+fn take(
+    values: &mut Values,
+    entries: &Entries,
+    path: &str,
+    key: &Key,
+    problems: &mut Vec<Problem>,
+) {
+    let default = |text: &str| Entry {
+        raw: Raw::Untyped(text.to_owned()),
+        origin: Origin::Default,
+        position: 0,
+    };
+    let entry = match (entries.get(path), key.default) {
+        (Some(entry), _) => entry.clone(),
+        (None, Default::Value(text)) => default(text),
+        (None, Default::Absent(_)) => {
+            values.all.push(Resolved {
+                path: path.to_owned(),
+                value: Value::None,
+                origin: Origin::Default,
+                shown: None,
+            });
+            return;
+        }
+        (None, Default::Required) => {
+            let variable = variable_of(path);
+            problems.push(Problem {
+                path: path.to_owned(),
+                place: None,
+                message: format!("{path} is missing"),
+                help: format!("set it to {}, in the file or by {variable}", key.kind.describe()),
+            });
+            return;
+        }
+    };
+    let shown = match &entry.raw {
+        Raw::Untyped(text) | Raw::Text(text) if key.kind.is_secret() => {
+            secrets::shown(text, key.kind)
+        }
+        Raw::Untyped(text) | Raw::Text(text) => text.clone(),
+        Raw::Integer(number) => number.to_string(),
+        Raw::Number(number) => number.to_string(),
+        Raw::Bool(value) => value.to_string(),
+        Raw::Section | Raw::Other(_) => String::new(),
+    };
+    match read(&entry.raw, key) {
+        Ok(value) => values.all.push(Resolved {
+            path: path.to_owned(),
+            value,
+            origin: entry.origin,
+            shown: Some(shown),
+        }),
+        Err((why, help)) => problems.push(Problem {
+            path: path.to_owned(),
+            place: Some(entry.origin.to_string()),
+            message: format!("{path} {why}"),
+            help,
+        }),
+    }
+}
+
+fn read(raw: &Raw, key: &Key) -> Result<Value, value::Refusal> {
+    match raw {
+        Raw::Untyped(text) | Raw::Text(text) if key.kind.is_secret() => {
+            let secret = secrets::resolve(text, key.kind)?;
+            value::read(&Raw::Text(secret), key.kind)
+        }
+        _ => value::read(raw, key.kind),
+    }
+}
+
+/// The names under `destinations`, in the order of the file (then those only in the environment,
+/// by name); one named `default` comes first, since the first takes what no route claims.
+fn destination_names(entries: &Entries) -> Vec<(String, Option<String>)> {
+    let mut positions: BTreeMap<&str, usize> = BTreeMap::new();
+    for (path, entry) in entries {
+        let Some(rest) = path.strip_prefix("destinations.") else { continue };
+        // A value where a table belongs is refused as unknown.
+        let name = match rest.split_once('.') {
+            Some((name, _)) => name,
+            None if entry.raw == Raw::Section => rest,
+            None => continue,
+        };
+        let position = positions.entry(name).or_insert(usize::MAX);
+        *position = (*position).min(entry.position);
+    }
+    let mut names: Vec<(&str, usize)> = positions.into_iter().collect();
+    names.sort_by_key(|(name, position)| (*name != "default", *position));
+    let type_of = |name: &str| match &entries.get(&format!("destinations.{name}.type"))?.raw {
+        Raw::Untyped(text) | Raw::Text(text) => Some(text.clone()),
+        _ => None,
+    };
+    names.into_iter().map(|(name, _)| (name.to_owned(), type_of(name))).collect()
+}
+
+/// `routes[0]`, `routes[1]` and so on, in the order of their numbers.
+fn route_paths(entries: &Entries) -> Vec<String> {
+    let mut numbers = BTreeSet::new();
+    for path in entries.keys() {
+        let number = path.strip_prefix("routes[").and_then(|rest| rest.split_once(']'));
+        if let Some(number) = number.and_then(|(number, _)| number.parse::<usize>().ok()) {
+            numbers.insert(number);
+        }
+    }
+    numbers.into_iter().map(|number| format!("routes[{number}]")).collect()
+}
+
+/// Reports what is in no table of the schema, each once: not the children of an unknown table.
+fn refuse_unknown(
+    entries: &Entries,
+    known: &BTreeMap<String, &Key>,
+    values: &Values,
+    problems: &mut Vec<Problem>,
+) {
+    let mut sections: BTreeSet<String> =
+        schema::SECTIONS.iter().map(|section| section.name.to_owned()).collect();
+    sections.extend(["destinations".to_owned(), "routes".to_owned()]);
+    sections.extend(values.destinations.iter().map(|(name, _)| format!("destinations.{name}")));
+    sections.extend(values.routes.iter().cloned());
+    let mut refused: Vec<&str> = Vec::new();
+    for (path, entry) in entries {
+        let below = |parent: &&str| {
+            path.strip_prefix(*parent).is_some_and(|rest| rest.starts_with(['.', '[']))
+        };
+        if refused.iter().any(|parent| below(&parent)) {
+            continue;
+        }
+        let is_section = entry.raw == Raw::Section;
+        if known.contains_key(path) {
+            if is_section {
+                // Refused already for its type; its children are not named.
+                refused.push(path);
+            }
+            continue;
+        }
+        if is_section && sections.contains(path) {
+            continue;
+        }
+        refused.push(path);
+        let (message, help) = if sections.contains(path) {
+            let header = if path == "routes" { "[[routes]]".into() } else { format!("[{path}]") };
+            (format!("{path} is a section, not a value"), format!("write {header} on its own line"))
+        } else if let Some(types) = other_types_with(path) {
+            let wanted = path.rsplit('.').next().unwrap_or_default();
+            let has = path.rsplit_once('.').and_then(|(section, _)| {
+                let section = section.strip_prefix("destinations.")?;
+                values.destinations.iter().find(|(name, _)| name == section)?.1.clone()
+            });
+            (
+                format!(
+                    "{path}: a destination of type {} has no {wanted}",
+                    has.unwrap_or_default()
+                ),
+                format!("remove it; only these types have it: {}", types.join(", ")),
+            )
+        } else {
+            unknown(path, known, &sections)
+        };
+        problems.push(Problem {
+            path: path.clone(),
+            place: Some(entry.origin.to_string()),
+            message,
+            help,
+        });
+    }
+}
+
+/// The types of destination that have the key at the end of `path`.
+fn other_types_with(path: &str) -> Option<Vec<&'static str>> {
+    let (_, key) = path.strip_prefix("destinations.")?.split_once('.')?;
+    let types: Vec<&str> = DESTINATION_TYPES
+        .iter()
+        .filter(|known| known.keys.iter().any(|own| own.path == key))
+        .map(|known| known.name)
+        .collect();
+    (!types.is_empty()).then_some(types)
+}
+
+fn unknown(
+    path: &str,
+    known: &BTreeMap<String, &Key>,
+    sections: &BTreeSet<String>,
+) -> (String, String) {
+    // Within its own section first: batch_sice in [relay] means relay.batch_size.
+    let siblings = known
+        .keys()
+        .chain(sections)
+        .map(String::as_str)
+        .filter(|candidate| schema::section_of(candidate) == schema::section_of(path));
+    let near = nearest(path, siblings)
+        .or_else(|| nearest(path, known.keys().chain(sections).map(String::as_str)));
+    let message = match near {
+        Some(near) => format!("unknown key {path}; did you mean {near}?"),
+        None => format!("unknown key {path}"),
+    };
+    (message, "correct or remove it; `posthaste config reference` lists all keys".into())
+}

@@ -1,0 +1,342 @@
+//! Every configuration key, declared once.
+//!
+//! Parsing, environment names, suggestions, the reference and redaction all read these tables; a
+//! key that is not here does not exist.
+
+/// One key of the configuration.
+#[derive(Debug)]
+pub(crate) struct Key {
+    /// Its dotted path; within [`DESTINATION_TYPES`] only the last part.
+    pub(crate) path: &'static str,
+    /// What values it takes.
+    pub(crate) kind: Kind,
+    /// The value it has when nobody gives one.
+    pub(crate) default: Default,
+    /// Meaning, and the danger of a wrong value. One paragraph of Markdown.
+    pub(crate) doc: &'static str,
+}
+
+/// What happens when a key is not given.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Default {
+    /// It has this value, written as in an environment variable.
+    Value(&'static str),
+    /// It has no value; the text says what that means.
+    Absent(&'static str),
+    /// It must be given.
+    Required,
+}
+
+/// What values a key takes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Kind {
+    /// `true` or `false`.
+    Bool,
+    /// A whole number in a range, both ends included.
+    Integer {
+        /// The least.
+        min: i64,
+        /// The greatest.
+        max: i64,
+    },
+    /// Any finite number.
+    Number,
+    /// `250ms`, `5s`, `1h30m`, `30d`, at least `min_ms` milliseconds.
+    Duration {
+        /// The shortest, in milliseconds.
+        min_ms: u64,
+        /// A word that stands for "none", where there is one.
+        none: Option<&'static str>,
+    },
+    /// `64MiB`, `512KiB`, or a whole number of bytes.
+    Bytes,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// Any text.
+    Text,
+    /// Text that is never shown, and that may be an `env:` or `file:` reference.
+    Secret,
+    /// A URL whose user information is never shown; may be an `env:` or `file:` reference.
+    SecretUrl,
+    /// `HOST:PORT`, or `off`.
+    Listen,
+}
+
+impl Kind {
+    /// Whether its value may be a reference to a secret and must not be shown as it is.
+    pub(crate) const fn is_secret(self) -> bool {
+        matches!(self, Self::Secret | Self::SecretUrl)
+    }
+
+    /// The value, described for the reference and for error messages.
+    pub(crate) fn describe(self) -> String {
+        match self {
+            Self::Bool => "`true` or `false`".into(),
+            Self::Integer { min, max } => format!("a whole number from {min} to {max}"),
+            Self::Number => "a number".into(),
+            Self::Duration { none: None, .. } => "a duration such as `5s` or `250ms`".into(),
+            Self::Duration { none: Some(none), .. } => {
+                format!("a duration such as `30d` or `12h`, or `{none}`")
+            }
+            Self::Bytes => "a size such as `64MiB`".into(),
+            Self::Choice(words) => {
+                let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+                format!("one of {}", words.join(", "))
+            }
+            Self::Text => "text".into(),
+            Self::Secret => "text, or `env:NAME` or `file:PATH` that holds it (secret)".into(),
+            Self::SecretUrl => "a URL, or `env:NAME` or `file:PATH` that holds it (secret)".into(),
+            Self::Listen => "`HOST:PORT`, or `off`".into(),
+        }
+    }
+}
+
+/// A table of the file.
+#[derive(Debug)]
+pub(crate) struct Section {
+    /// Its name, as in the file.
+    pub(crate) name: &'static str,
+    /// What it is about. One paragraph of Markdown.
+    pub(crate) doc: &'static str,
+    /// Its keys, with whole paths.
+    pub(crate) keys: &'static [Key],
+}
+
+/// A type of destination and the keys that only it has.
+#[derive(Debug)]
+pub(crate) struct DestinationType {
+    /// The value of `type`.
+    pub(crate) name: &'static str,
+    /// What it is. One paragraph of Markdown.
+    pub(crate) doc: &'static str,
+    /// Its keys.
+    pub(crate) keys: &'static [Key],
+}
+
+const ANY_COUNT: i64 = 1_000_000;
+const LOG_LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
+
+const fn key(path: &'static str, kind: Kind, default: Default, doc: &'static str) -> Key {
+    Key { path, kind, default, doc }
+}
+
+const fn duration(min_ms: u64) -> Kind {
+    Kind::Duration { min_ms, none: None }
+}
+
+/// All sections with fixed names, in the order of the reference.
+pub(crate) const SECTIONS: &[Section] = &[
+    Section {
+        name: "database",
+        doc: "The outbox that is read. The address is taken from the first of these that is \
+              given: `--database-url`, `POSTHASTE_DATABASE_URL`, `database.url` in the file, \
+              `DATABASE_URL`, the standard `PG*` variables, and otherwise the SQLite file \
+              `posthaste.db` in the working directory.",
+        keys: &[
+            key(
+                "database.url",
+                Kind::SecretUrl,
+                Default::Absent("`sqlite:posthaste.db`, unless the environment names a database"),
+                "`postgres://USER@HOST/DATABASE`, or `sqlite:PATH`. The name of a driver, as in \
+                 `postgresql+psycopg://`, is ignored.",
+            ),
+            key(
+                "database.migrate",
+                Kind::Bool,
+                Default::Value("true"),
+                "Whether `run` creates or upgrades the schema before it starts. Set it to `false` \
+                 where the relay's user may not change the schema, and run `posthaste migrate up` \
+                 (or the output of `posthaste migrate sql`) as the owner.",
+            ),
+            key(
+                "database.max_connections",
+                Kind::Integer { min: 2, max: 1_000 },
+                Default::Value("8"),
+                "The most connections to PostgreSQL. The relay needs few; more do not make it \
+                 faster. Without effect on SQLite.",
+            ),
+            key(
+                "database.transaction_pooler",
+                Kind::Bool,
+                Default::Value("false"),
+                "Set it to `true` when PostgreSQL is reached through a pooler in transaction mode \
+                 (PgBouncer, Supavisor). Prepared statements are then not kept between \
+                 transactions; without it such a pooler gives errors about prepared statements.",
+            ),
+        ],
+    },
+    Section {
+        name: "relay",
+        doc: "How events are delivered.",
+        keys: &[
+            key(
+                "relay.batch_size",
+                Kind::Integer { min: 1, max: 100_000 },
+                Default::Value("100"),
+                "The most events fetched by one query.",
+            ),
+            key(
+                "relay.poll_interval",
+                duration(1),
+                Default::Value("5s"),
+                "The longest wait between two looks at an idle outbox when no wake-up comes: the \
+                 worst latency for a writer that sends none.",
+            ),
+            key(
+                "relay.max_concurrent_events",
+                Kind::Integer { min: 1, max: ANY_COUNT },
+                Default::Value("10"),
+                "The most events published and not yet acknowledged, over all destinations. It \
+                 bounds the repeated deliveries after a crash, too.",
+            ),
+            key(
+                "relay.rate_limit_events_per_second",
+                Kind::Integer { min: 1, max: u32::MAX as i64 },
+                Default::Absent("no limit"),
+                "The most events published in a second, over all destinations.",
+            ),
+            key(
+                "relay.buffer_bytes_max",
+                Kind::Bytes,
+                Default::Value("64MiB"),
+                "The most payload held in memory. A single larger event may exceed it alone.",
+            ),
+            key(
+                "relay.shutdown_timeout",
+                duration(0),
+                Default::Value("30s"),
+                "How long a stop waits for acknowledgements. What is unacknowledged then stays \
+                 pending and is sent again at the next start. Keep it below the grace period of \
+                 your process supervisor.",
+            ),
+            key(
+                "relay.retention",
+                Kind::Duration { min_ms: 1, none: Some("forever") },
+                Default::Value("30d"),
+                "Delivered events older than this are removed. Pending and dead ones never are.",
+            ),
+        ],
+    },
+    Section {
+        name: "relay.retry",
+        doc: "When an event that failed is tried again. An outage of a whole destination is not \
+              a failure of an event and counts no attempt.",
+        keys: &[
+            key(
+                "relay.retry.base_delay",
+                duration(1),
+                Default::Value("1s"),
+                "The delay before the first retry.",
+            ),
+            key(
+                "relay.retry.max_delay",
+                duration(1),
+                Default::Value("60s"),
+                "The longest delay between two attempts.",
+            ),
+            key(
+                "relay.retry.backoff_multiplier",
+                Kind::Number,
+                Default::Value("2.0"),
+                "The factor from one delay to the next; at least 1.",
+            ),
+            key(
+                "relay.retry.jitter",
+                Kind::Bool,
+                Default::Value("true"),
+                "Draw each delay from its upper half, so that events that failed together do not \
+                 come back together.",
+            ),
+        ],
+    },
+    Section {
+        name: "ops",
+        doc: "The listener for health checks and metrics: `/livez`, `/readyz` and `/metrics`. It \
+              has no authentication: bind it to an address that only your own systems reach.",
+        keys: &[
+            key(
+                "ops.listen",
+                Kind::Listen,
+                Default::Value("127.0.0.1:9464"),
+                "Where it listens. `run --once` and `run --drain` listen only where this key is \
+                 given.",
+            ),
+            key(
+                "ops.stall_after",
+                duration(1),
+                Default::Value("1m"),
+                "`/readyz` fails when events wait and none was acknowledged for this long. Too \
+                 short a time makes a slow broker look like a broken relay.",
+            ),
+        ],
+    },
+    Section {
+        name: "log",
+        doc: "Logs go to standard error, data to standard output. `RUST_LOG` overrules the level.",
+        keys: &[
+            key(
+                "log.level",
+                Kind::Choice(LOG_LEVELS),
+                Default::Value("info"),
+                "The least severe messages to write. `trace` can write the text of statements.",
+            ),
+            key(
+                "log.format",
+                Kind::Choice(&["text", "json"]),
+                Default::Value("text"),
+                "`json` writes one object a line.",
+            ),
+        ],
+    },
+];
+
+/// The keys of each `[[routes]]`, with whole paths.
+pub(crate) const ROUTE_KEYS: &[Key] = &[
+    key(
+        "routes[].event_type",
+        Kind::Text,
+        Default::Required,
+        "Which event types; `*` stands for any run of characters: `order.*`.",
+    ),
+    key(
+        "routes[].destination",
+        Kind::Text,
+        Default::Required,
+        "The name of the destination that they go to.",
+    ),
+];
+
+/// The keys that every destination has.
+pub(crate) const DESTINATION_KEYS: &[Key] = &[
+    key(
+        "type",
+        Kind::Choice(&["stdout", "file", "nats", "webhook"]),
+        Default::Required,
+        "What kind of destination it is.",
+    ),
+    key(
+        "dead_head",
+        Kind::Choice(&["block", "skip"]),
+        Default::Value("block"),
+        "What happens to the later events of a key whose first one is a dead letter: `block` \
+         keeps them waiting until someone retries or discards it, which keeps the key's order; \
+         `skip` goes on without it.",
+    ),
+];
+
+/// The section of a key path: all but its last part.
+pub(crate) fn section_of(path: &str) -> &str {
+    path.rsplit_once('.').map_or("", |(section, _)| section)
+}
+
+/// The keys with fixed paths.
+pub(crate) fn fixed_keys() -> impl Iterator<Item = &'static Key> {
+    SECTIONS.iter().flat_map(|section| section.keys)
+}
+
+/// The keys of destinations of type `name`, the common ones first; only those where the type is
+/// not known.
+pub(crate) fn destination_keys(name: Option<&str>) -> impl Iterator<Item = &'static Key> {
+    let own = super::DESTINATION_TYPES.iter().find(|known| Some(known.name) == name);
+    DESTINATION_KEYS.iter().chain(own.map_or(&[][..], |known| known.keys))
+}

@@ -1,0 +1,164 @@
+//! Secrets: taken by reference, never shown.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::schema::Kind;
+use super::value::Refusal;
+
+/// Shown in place of a secret.
+pub(crate) const REDACTED: &str = "***";
+/// Shorter secrets are not searched for in texts: they would blacken innocent words.
+const SEARCHED_BYTES_MIN: usize = 8;
+
+/// What must not appear in any text that we write.
+static KNOWN: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
+/// The secret that `text` stands for: itself, or what an `env:` or `file:` reference points to.
+///
+/// # Errors
+/// A reference to what is not there, or is empty.
+pub(crate) fn resolve(text: &str, kind: Kind) -> Result<String, Refusal> {
+    let secret = if let Some(name) = text.strip_prefix("env:") {
+        std::env::var(name).ok().filter(|value| !value.is_empty()).ok_or_else(|| {
+            (
+                format!(
+                    "refers to the environment variable {name:?}, which is not set or is empty"
+                ),
+                format!("set {name}, or correct the reference"),
+            )
+        })?
+    } else if let Some(path) = text.strip_prefix("file:") {
+        let help = || "correct the path, or let posthaste's user read the file".to_owned();
+        let content = std::fs::read_to_string(path).map_err(|error| {
+            (format!("refers to the file {path:?}, which cannot be read: {error}"), help())
+        })?;
+        let content = content.trim_end_matches(['\r', '\n']);
+        if content.is_empty() {
+            return Err((format!("refers to the file {path:?}, which is empty"), help()));
+        }
+        content.to_owned()
+    } else {
+        text.to_owned()
+    };
+    remember(&secret, kind);
+    Ok(secret)
+}
+
+/// Makes [`redact`] hide a secret from now on.
+fn remember(secret: &str, kind: Kind) {
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if kind == Kind::SecretUrl {
+        known.push((secret.to_owned(), redact_url(secret)));
+        // A password alone is often an innocent word ("postgres"); with its signs it is not.
+        if let Some((_, userinfo, _)) = split_userinfo(secret) {
+            let password = userinfo.split_once(':').map_or(userinfo, |(_, password)| password);
+            if !password.is_empty() {
+                known.push((format!(":{password}@"), format!(":{REDACTED}@")));
+            }
+        }
+    } else if secret.len() >= SEARCHED_BYTES_MIN {
+        known.push((secret.to_owned(), REDACTED.to_owned()));
+    }
+}
+
+/// `text` without any secret that was resolved so far.
+pub(crate) fn redact(text: &str) -> String {
+    let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut clean = text.to_owned();
+    for (secret, replacement) in known.iter() {
+        if clean.contains(secret.as_str()) {
+            clean = clean.replace(secret.as_str(), replacement);
+        }
+    }
+    clean
+}
+
+/// How a secret value is shown.
+pub(crate) fn shown(secret: &str, kind: Kind) -> String {
+    if secret.starts_with("env:") || secret.starts_with("file:") {
+        // A reference is no secret, and tells where to look.
+        return secret.to_owned();
+    }
+    match kind {
+        Kind::SecretUrl => redact_url(secret),
+        _ => REDACTED.to_owned(),
+    }
+}
+
+/// A URL, or several with commas between, without passwords and tokens.
+///
+/// Errs on the side of hiding too much: all up to the last `@` counts as user information, since
+/// a password with an unescaped `/` or `,` is still a password.
+pub(crate) fn redact_url(url: &str) -> String {
+    let mut clean = match split_userinfo(url) {
+        None => url.to_owned(),
+        Some((before, userinfo, after)) => match userinfo.split_once(':') {
+            Some((user, _)) => format!("{before}{user}:{REDACTED}@{after}"),
+            // NATS takes a bare token in the place of a user.
+            None if before.starts_with("nats") || before.starts_with("tls") => {
+                format!("{before}{REDACTED}@{after}")
+            }
+            None => format!("{before}{userinfo}@{after}"),
+        },
+    };
+    if let Some((before, query)) = clean.split_once('?') {
+        let hidden = |pair: &str| match pair.split_once('=') {
+            Some((name, _)) if is_secret_parameter(name) => format!("{name}={REDACTED}"),
+            _ => pair.to_owned(),
+        };
+        let query: Vec<String> = query.split('&').map(hidden).collect();
+        clean = format!("{before}?{}", query.join("&"));
+    }
+    clean
+}
+
+fn is_secret_parameter(name: &str) -> bool {
+    let name = name.to_lowercase();
+    ["password", "token", "secret", "key", "signature", "sig"]
+        .iter()
+        .any(|word| name.ends_with(word))
+}
+
+/// The parts before, of and after the user information (`@` dropped).
+fn split_userinfo(url: &str) -> Option<(&str, &str, &str)> {
+    let start = url.find("://")? + 3;
+    let at = start + url[start..].rfind('@')?;
+    Some((&url[..start], &url[start..at], &url[at + 1..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_and_tokens_are_hidden_however_odd_the_url() {
+        for (url, shown) in [
+            ("postgres://u:pa:ss@h/db", "postgres://u:***@h/db"),
+            ("postgres://u:p/a@s,s@h/db", "postgres://u:***@h/db"),
+            ("postgres://u@h/db", "postgres://u@h/db"),
+            ("postgres://h/db?user=u&password=x", "postgres://h/db?user=u&password=***"),
+            ("nats://token@h:4222", "nats://***@h:4222"),
+            ("nats://a:b@h,nats://c:d@i", "nats://a:***@i"),
+            ("sqlite:posthaste.db", "sqlite:posthaste.db"),
+            ("env:DB", "env:DB"),
+        ] {
+            assert_eq!(redact_url(url), shown);
+        }
+    }
+
+    #[test]
+    fn a_resolved_secret_vanishes_from_later_texts() {
+        resolve("postgres://someone:hunter2hunter2@h/db", Kind::SecretUrl).unwrap();
+        resolve("whsec_abcdefgh", Kind::Secret).unwrap();
+        let text = redact("bad url someone:hunter2hunter2@h and whsec_abcdefgh!");
+        assert_eq!(text, "bad url someone:***@h and ***!");
+    }
+
+    #[test]
+    fn a_reference_to_nothing_is_refused_by_name() {
+        let (why, _) = resolve("env:POSTHASTE_NO_SUCH_VARIABLE", Kind::Secret).unwrap_err();
+        assert!(why.contains("POSTHASTE_NO_SUCH_VARIABLE"));
+        let (why, _) = resolve("file:/no/such/file", Kind::Secret).unwrap_err();
+        assert!(why.contains("/no/such/file"));
+    }
+}

@@ -1,0 +1,154 @@
+//! The configuration as a whole.
+
+use std::fs;
+
+use super::*;
+
+/// Loads `text` as a file, with these environment variables.
+fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, Problems> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("posthaste.toml");
+    fs::write(&file, text).unwrap();
+    let environment =
+        environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    Inputs { file: Some(file), database_url: None, environment }.load()
+}
+
+fn problems(text: &str) -> Vec<Problem> {
+    load(text, &[]).unwrap_err().0
+}
+
+#[test]
+fn without_any_input_the_defaults_of_the_processor_are_in_force() {
+    let config = Inputs::default().load().unwrap();
+    assert_eq!(config.relay, ProcessorSettings::default());
+    assert_eq!(config.database, Database::Sqlite { path: "posthaste.db".into() });
+    assert_eq!(config.destinations.len(), 1);
+    assert_eq!(config.destinations[0].kind, "stdout");
+    assert_eq!(config.ops.listen, Listen::At("127.0.0.1:9464".into()));
+    assert!(!config.ops.listen_was_given);
+}
+
+#[test]
+fn the_environment_overrules_the_file_and_the_option_overrules_both() {
+    let text = "[relay]\nbatch_size = 7\npoll_interval = \"2s\"\n[database]\nurl = \"a.db\"\n";
+    let config = load(text, &[("POSTHASTE_RELAY__BATCH_SIZE", "9")]).unwrap();
+    assert_eq!(config.relay.batch_size, 9);
+    assert_eq!(config.relay.poll_interval.as_secs(), 2);
+    let inputs = Inputs {
+        database_url: Some("sqlite:option.db".into()),
+        environment: vec![("POSTHASTE_DATABASE_URL".into(), "sqlite:environment.db".into())],
+        ..Inputs::default()
+    };
+    let config = inputs.load().unwrap();
+    assert_eq!(config.database, Database::Sqlite { path: "option.db".into() });
+}
+
+#[test]
+fn all_problems_are_reported_at_once_with_path_and_place() {
+    let text = "\
+[relay]
+batchsize = 5
+poll_interval = 5
+max_concurrent_events = 0
+[relay.retry]
+jitter = \"yes\"
+[opps]
+listen = \"x\"
+[destinations.main]
+type = \"nats\"
+path = \"x\"
+[[routes]]
+event_type = \"*\"
+destination = \"mian\"
+";
+    let found = problems(text);
+    let messages: Vec<String> = found.iter().map(|problem| problem.message.clone()).collect();
+    for expected in [
+        "unknown key relay.batchsize; did you mean relay.batch_size?",
+        "relay.poll_interval is a whole number, not a duration",
+        "relay.max_concurrent_events 0 is out of range",
+        "relay.retry.jitter is text, not `true` or `false`",
+        "unknown key opps; did you mean ops?",
+        "a destination of type nats has no path",
+        "names \"mian\", which is not there",
+    ] {
+        assert!(
+            messages.iter().any(|message| message.contains(expected)),
+            "{expected}: {messages:#?}"
+        );
+    }
+    assert_eq!(found.len(), 7, "{messages:#?}");
+    for problem in &found {
+        assert!(problem.place.as_deref().unwrap().contains("posthaste.toml:"), "{problem:?}");
+        assert!(!problem.help.is_empty(), "{problem:?}");
+    }
+}
+
+#[test]
+fn a_section_where_a_value_belongs_is_one_problem() {
+    assert_eq!(problems("[relay.batch_size]\nx = 1\ny = 2\n").len(), 1);
+    assert_eq!(problems("relay = 5\n").len(), 1);
+    assert_eq!(problems("destinations = 5\n").len(), 1);
+}
+
+#[test]
+fn a_destination_needs_a_known_type_and_its_required_keys() {
+    assert!(problems("[destinations.a]\n")[0].message.contains("destinations.a.type is missing"));
+    let found = problems("[destinations.a]\ntype = \"natts\"\n");
+    assert!(found[0].message.contains("did you mean \"nats\"?"), "{found:?}");
+    let found = problems("[destinations.a]\ntype = \"file\"\n");
+    assert!(found[0].message.contains("destinations.a.path is missing"), "{found:?}");
+    assert!(found[0].help.contains("POSTHASTE_DESTINATIONS__A__PATH"), "{found:?}");
+}
+
+#[test]
+fn the_first_destination_is_default_or_the_first_of_the_file() {
+    let names = |text: &str| {
+        let config = load(text, &[]).unwrap();
+        config.destinations.into_iter().map(|destination| destination.name).collect::<Vec<_>>()
+    };
+    let file = |name: &str| format!("[destinations.{name}]\ntype = \"file\"\npath = \"x\"\n");
+    assert_eq!(names(&(file("z") + &file("a"))), ["z", "a"]);
+    assert_eq!(names(&(file("z") + &file("default"))), ["default", "z"]);
+}
+
+#[test]
+fn rules_across_keys_are_checked() {
+    let found = problems("[relay.retry]\nbase_delay = \"2m\"\nmax_delay = \"1m\"\n");
+    assert_eq!(found.len(), 1);
+    assert!(found[0].message.contains("relay.retry.max_delay must be at least base_delay"));
+}
+
+#[test]
+fn a_secret_is_taken_by_reference_and_never_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    fs::write(&file, "s3cr3t-token\n").unwrap();
+    let text = format!(
+        "[database]\nurl = \"postgres://u:s3cr3t-word@h/d\"\n[destinations.a]\ntype = \"nats\"\n\
+         token = \"file:{}\"\n",
+        file.display()
+    );
+    let config = load(&text, &[]).unwrap();
+    assert_eq!(config.destinations[0].text("token").as_deref(), Some("s3cr3t-token"));
+    let shown: Vec<_> = config.values.iter().filter_map(|value| value.shown.clone()).collect();
+    assert!(!shown.iter().any(|text| text.contains("s3cr3t-")), "{shown:?}");
+    assert!(shown.contains(&"postgres://u:***@h/d".to_owned()), "{shown:?}");
+}
+
+#[test]
+fn a_missing_secret_is_a_problem() {
+    let found = problems("[database]\nurl = \"env:POSTHASTE_TEST_NOT_SET_ANYWHERE\"\n");
+    assert!(found[0].message.contains("POSTHASTE_TEST_NOT_SET_ANYWHERE"), "{found:?}");
+}
+
+#[test]
+fn docs_hold_the_generated_reference() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/configuration.md");
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(path, reference()).unwrap();
+    }
+    let committed = fs::read_to_string(path).unwrap_or_default();
+    assert!(committed == reference(), "run `UPDATE=1 cargo test -p posthaste-cli` and commit");
+}

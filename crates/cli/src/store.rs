@@ -1,0 +1,154 @@
+//! The stores: which one the address means, and what the commands ask of any of them.
+
+use std::any::Any;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use posthaste_core::{MigrationStatus, OutboxAdmin, OutboxMigrations, OutboxRepository, Result};
+use posthaste_postgres::{PostgresOptions, PostgresOutbox};
+
+use crate::config::{Config, Database};
+use crate::exit::Hint;
+
+/// What adopting a table did.
+#[derive(Debug, serde::Serialize)]
+pub(crate) struct Adopted {
+    /// Events that wait.
+    pub(crate) pending: u64,
+    /// Dead letters.
+    pub(crate) dead: u64,
+    /// Delivered events.
+    pub(crate) delivered: u64,
+    /// The name of the old table, which is kept.
+    pub(crate) kept_as: &'static str,
+}
+
+/// All that the commands ask of a store.
+#[async_trait]
+pub(crate) trait Store: OutboxRepository + OutboxAdmin + OutboxMigrations {
+    /// Keeps other relays on this machine away from the outbox until the guard is dropped, where
+    /// the store can.
+    ///
+    /// # Errors
+    /// `Conflict` when another relay has it.
+    fn lock_relay(&self) -> Result<Box<dyn Any + Send>>;
+
+    /// Turns a table of the owner's into an outbox, and says what was done.
+    ///
+    /// # Errors
+    /// The store's; `Config` where it cannot do this.
+    async fn adopt(&self) -> Result<Adopted>;
+}
+
+#[async_trait]
+impl Store for PostgresOutbox {
+    fn lock_relay(&self) -> Result<Box<dyn Any + Send>> {
+        Ok(Box::new(()))
+    }
+
+    async fn adopt(&self) -> Result<Adopted> {
+        let report = self.adopt_table().await?;
+        Ok(Adopted {
+            pending: report.pending,
+            dead: report.dead,
+            delivered: report.delivered,
+            kept_as: report.kept_as,
+        })
+    }
+}
+
+/// Whether a SQLite file that is not there may be created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// Create it.
+    Create,
+    /// Refuse: a mistyped path must not become an empty outbox.
+    Refuse,
+}
+
+/// Opens the outbox of the configuration, whatever its schema.
+///
+/// # Errors
+/// The store's; a [`Hint`] where a SQLite file is missing and may not be created.
+pub(crate) async fn open(config: &Config, missing: Missing) -> anyhow::Result<Arc<dyn Store>> {
+    match &config.database {
+        Database::Postgres { url } => {
+            let options = PostgresOptions {
+                url: url.clone(),
+                max_connections: config.max_connections,
+                transaction_pooler: config.transaction_pooler,
+                ..PostgresOptions::default()
+            };
+            Ok(Arc::new(PostgresOutbox::connect(&options).await?))
+        }
+        Database::Sqlite { path } => {
+            if missing == Missing::Refuse && !path.exists() {
+                return Err(no_file(path).into());
+            }
+            anyhow::bail!("SQLite is not part of this build yet")
+        }
+    }
+}
+
+/// All migrations as SQL. Connects to nothing.
+///
+/// # Errors
+/// `Config`, for an address that no client could use.
+pub(crate) fn migration_sql(config: &Config) -> Result<String> {
+    match &config.database {
+        Database::Postgres { url } => {
+            let options = PostgresOptions { url: url.clone(), ..PostgresOptions::default() };
+            Ok(PostgresOutbox::connect_lazy(&options)?.migration_sql())
+        }
+        Database::Sqlite { .. } => Ok(String::new()),
+    }
+}
+
+/// Opens the outbox and makes sure that its schema is one this version understands.
+///
+/// # Errors
+/// As [`open`]; a [`Hint`] where the schema is missing or old; `Schema` where it is newer.
+pub(crate) async fn open_ready(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+    let store = open(config, Missing::Refuse).await?;
+    require_schema(&store.migration_status().await?)?;
+    Ok(store)
+}
+
+/// Refuses a schema that is missing, old or newer.
+///
+/// # Errors
+/// A [`Hint`] that says which.
+pub(crate) fn require_schema(status: &MigrationStatus) -> Result<(), Hint> {
+    let MigrationStatus { current, wanted, .. } = status;
+    let refuse = |message: String, hint: &str| Err(Hint { message, hint: hint.to_owned() });
+    if status.is_newer_than_program() {
+        return refuse(
+            format!(
+                "the database's schema has version {current}, and this program knows only up to \
+                 {wanted}"
+            ),
+            "use a posthaste that is at least as new as the one that migrated the database",
+        );
+    }
+    if *current == 0 {
+        return refuse(
+            "there is no outbox in this database".into(),
+            "run `posthaste migrate up`, or check --database-url",
+        );
+    }
+    if current < wanted {
+        return refuse(
+            format!("the database's schema has version {current}, and {wanted} is needed"),
+            "run `posthaste migrate up`",
+        );
+    }
+    Ok(())
+}
+
+fn no_file(path: &Path) -> Hint {
+    Hint {
+        message: format!("there is no outbox: {} does not exist", path.display()),
+        hint: "run `posthaste migrate up` to create it, or name another with --database-url".into(),
+    }
+}
