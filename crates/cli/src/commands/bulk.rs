@@ -41,7 +41,7 @@ struct Line<'a> {
     topic: Option<String>,
     #[serde(default, borrow)]
     headers: Option<&'a RawValue>,
-    #[serde(borrow, alias = "event_data")]
+    #[serde(default, borrow, alias = "event_data", deserialize_with = "present")]
     data: Option<&'a RawValue>,
     data_base64: Option<String>,
     content_type: Option<String>,
@@ -50,6 +50,14 @@ struct Line<'a> {
     /// Taken so that the relay's own lines can be stored; the database sets its own.
     #[serde(rename = "created_at")]
     _created_at: Option<serde::de::IgnoredAny>,
+}
+
+/// A key that is there, `null` included: an event may carry just that.
+fn present<'de, D>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// Stores every line after the first `skip`; stops at the first that is bad.
