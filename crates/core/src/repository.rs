@@ -100,6 +100,18 @@ pub struct PendingQuery {
 /// Which pending events a [`PendingQuery`] selects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PendingSelection {
+    /// What the fast path asks, again and again: the events in `gaps` and those above `after`, all
+    /// of **one snapshot** (one statement), ordered by `seq`, so that a page is a prefix of what
+    /// was visible. Two statements would break order: a transaction that commits between them can
+    /// show its later event without its earlier one.
+    Forward {
+        /// Inclusive ranges of places that were passed without an event being seen there, where
+        /// one may still turn up. Disjoint, ascending, all at or below `after`; mostly empty or
+        /// few, at most some hundreds.
+        gaps: Vec<(Seq, Seq)>,
+        /// Exclusive lower end of what was not passed yet.
+        after: Seq,
+    },
     /// `after < seq`, and `seq <= up_to` where given.
     Range {
         /// Exclusive lower end.

@@ -111,6 +111,9 @@ fn matches(filter: &EventFilter, event: &OutboxEvent) -> bool {
 
 fn selects(selection: &PendingSelection, seq: Seq, event: &OutboxEvent) -> bool {
     match selection {
+        PendingSelection::Forward { gaps, after } => {
+            seq > *after || gaps.iter().any(|(low, high)| (*low..=*high).contains(&seq))
+        }
         PendingSelection::Range { after, up_to } => {
             seq > *after && up_to.is_none_or(|up_to| seq <= up_to)
         }
