@@ -1,1 +1,50 @@
-//! Placeholder.
+//! posthaste's store on SQLite: the outbox in the application's own database file.
+//!
+//! ```
+//! use posthaste_core::{OutboxEvent, OutboxMigrations};
+//! use posthaste_sqlite::SqliteOutbox;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! # let path = directory.path().join("shop.db");
+//! let outbox = SqliteOutbox::open(&path).await?;
+//! outbox.migrate().await?;
+//!
+//! let mut unit = outbox.begin().await?;
+//! sqlx::query("create table orders (id text)").execute(unit.connection()).await?;
+//! let order = uuid::Uuid::now_v7();
+//! unit.add_event(OutboxEvent::new(order, "order.placed", &42)?);
+//! unit.commit().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! An application with a pool of its own stores with [`store_events`] in its own transaction.
+//!
+//! **Durability.** The file is in WAL mode with `synchronous=FULL`: what was committed survives
+//! the loss of power. **Order.** SQLite has one writer at a time, so places are in the order of
+//! commits and no event turns up late. **One relay.** Nothing leases keys here: take
+//! [`SqliteOutbox::try_lock_relay`] before delivering.
+
+mod admin;
+mod error;
+mod fetch;
+mod migration;
+mod options;
+mod outbox;
+mod relay_lock;
+mod repository;
+mod row;
+mod settle;
+mod store;
+mod time;
+mod transaction;
+mod upkeep;
+mod wake;
+
+pub use options::SqliteOptions;
+pub use outbox::SqliteOutbox;
+pub use relay_lock::RelayLock;
+pub use store::store_events;
+pub use transaction::SqliteTransaction;

@@ -76,6 +76,30 @@ pub(super) async fn fetch_keeps_to_its_range<H: RepositoryHarness>(
     Ok(())
 }
 
+pub(super) async fn fetch_forward_gives_gaps_and_what_follows_by_place<H: RepositoryHarness>(
+    harness: &H,
+) -> anyhow::Result<()> {
+    let repository = harness.fresh().await?;
+    repository.store(&samples::events(7)?).await?;
+    let all = places(&pending(&repository).await?);
+    let gap = |first: usize, last: usize| (all[first], all[last]);
+    for (gaps, after, expected) in [
+        (vec![], 0, all.clone()),
+        (vec![], all[4], all[5..].to_vec()),
+        (vec![gap(1, 1)], all[4], vec![all[1], all[5], all[6]]),
+        (vec![gap(0, 1), gap(3, 3)], all[5], vec![all[0], all[1], all[3], all[6]]),
+        (vec![gap(2, 2)], all[6], vec![all[2]]),
+    ] {
+        let selection = PendingSelection::Forward { gaps: gaps.clone(), after };
+        let found = page(&repository, selection.clone(), 100, BYTES_MAX).await?;
+        let found = places(&found.events);
+        ensure!(found == expected, "gaps {gaps:?}, after {after}: {found:?} of {all:?}");
+        let cut = page(&repository, selection, 1, BYTES_MAX).await?;
+        ensure!(places(&cut.events) == expected[..1], "limit 1 gives not the first by place");
+    }
+    Ok(())
+}
+
 pub(super) async fn fetch_finds_events_at_places<H: RepositoryHarness>(
     harness: &H,
 ) -> anyhow::Result<()> {

@@ -71,6 +71,7 @@ pub async fn repository_suite<H: RepositoryHarness>(harness: &H) -> Report {
         fetch::fetch_keeps_to_events_max_and_says_that_there_are_more,
         fetch::fetch_stops_at_bytes_max_but_gives_at_least_one,
         fetch::fetch_keeps_to_its_range,
+        fetch::fetch_forward_gives_gaps_and_what_follows_by_place,
         fetch::fetch_finds_events_at_places,
         fetch::fetch_finds_events_of_a_key,
         fetch::delayed_events_are_fetched_with_the_wait_that_is_left,

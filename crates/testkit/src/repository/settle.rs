@@ -177,7 +177,9 @@ pub(super) async fn dead_heads_are_paged_by_place<H: RepositoryHarness>(
     let repository = harness.fresh().await?;
     let aggregate = Uuid::now_v7();
     repository.store(&samples::series(aggregate, 4)?).await?;
-    repository.store(&[samples::builder()?.order_key("named").build()?]).await?;
+    repository
+        .store(&[samples::builder()?.order_key("named").destination("billing").build()?])
+        .await?;
     let found = pending(&repository).await?;
     // Dead in another order than stored, one delivered, one left pending.
     for index in [4, 2, 0] {
@@ -191,6 +193,9 @@ pub(super) async fn dead_heads_are_paged_by_place<H: RepositoryHarness>(
     let second = repository.dead_heads(found[2].seq, 2).await?;
     ensure!(second.len() == 1 && second[0].seq == found[4].seq, "second page: {second:?}");
     ensure!(second[0].key == OrderKey::named("named")?, "key: {:?}", second[0].key);
+    ensure!(second[0].destination.as_deref() == Some("billing"), "{:?}", second[0].destination);
+    ensure!(first[0].destination.is_none(), "{:?}", first[0].destination);
+    ensure!(&*first[0].event_type == "check.numbered", "{:?}", first[0].event_type);
     Ok(())
 }
 

@@ -1,0 +1,220 @@
+//! Reading what is pending.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use posthaste_core::{
+    DeadHead, Error, OrderKey, PendingEvent, PendingPage, PendingQuery, PendingSelection, Result,
+    Seq, Watermark,
+};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, Row, Sqlite};
+
+use crate::SqliteOutbox;
+use crate::error::database;
+use crate::row;
+
+/// The greatest number drawn, and the revision. `sqlite_sequence` is what AUTOINCREMENT keeps.
+pub(crate) const WATERMARK: &str = "select coalesce((select seq from sqlite_sequence \
+     where name = 'outbox_events'), 0), (select revision from outbox_signal)";
+
+/// A page that held only rows that cannot be read is replaced by the next one, so many times.
+const CORRUPT_PAGES_MAX: usize = 100;
+
+/// A row that cannot be read as an event.
+struct CorruptRow {
+    seq: Seq,
+    error: Error,
+}
+
+impl SqliteOutbox {
+    /// One page. A row that cannot be read as an event becomes a dead letter, and is left out.
+    pub(crate) async fn fetch_page(&self, query: &PendingQuery) -> Result<PendingPage> {
+        for _ in 0..CORRUPT_PAGES_MAX {
+            let (page, corrupt) = self.read_page(query).await?;
+            if corrupt.is_empty() {
+                return Ok(page);
+            }
+            self.bury(corrupt).await?;
+            if !page.events.is_empty() {
+                return Ok(page);
+            }
+        }
+        Ok(PendingPage::default())
+    }
+
+    async fn read_page(&self, query: &PendingQuery) -> Result<(PendingPage, Vec<CorruptRow>)> {
+        let fail = |error| database("fetch pending events", error);
+        // Sizes first: the bodies of a page that is over `bytes_max` must never be in memory. One
+        // read transaction makes both queries see one snapshot.
+        let mut transaction = self.readers.begin().await.map_err(fail)?;
+        let sizes = sizes(query).build().fetch_all(&mut *transaction).await.map_err(fail)?;
+        let (places, more) = cut(&sizes, query);
+        if places.is_empty() {
+            return Ok((PendingPage { events: Vec::new(), more }, Vec::new()));
+        }
+        let mut bodies = QueryBuilder::new("select ");
+        bodies
+            .push(row::COLUMNS)
+            .push(" from outbox_events where seq in (select value from json_each(");
+        bodies.push_bind(json(&places)).push(")) order by seq");
+        let rows = bodies.build().fetch_all(&mut *transaction).await.map_err(fail)?;
+        transaction.rollback().await.map_err(fail)?;
+        let now = Timestamp::now();
+        let mut page = PendingPage { events: Vec::with_capacity(rows.len()), more };
+        let mut corrupt = Vec::new();
+        for row in &rows {
+            let seq = row::seq(row);
+            match row::event(row) {
+                Ok(event) => {
+                    let wait = until(event.available_at(), now);
+                    page.events.push(PendingEvent { seq, wait, event });
+                }
+                Err(error) => corrupt.push(CorruptRow { seq, error }),
+            }
+        }
+        Ok((page, corrupt))
+    }
+
+    /// Dead-letters rows that cannot be read, so that they are seen and stop nobody else.
+    async fn bury(&self, rows: Vec<CorruptRow>) -> Result<()> {
+        let fail = |error| database("dead-letter corrupt rows", error);
+        let mut transaction = self.writer.begin_with("begin immediate").await.map_err(fail)?;
+        for CorruptRow { seq, error } in rows {
+            tracing::error!(seq, error = error.report(), "a stored row cannot be read as an event");
+            sqlx::query(
+                "update outbox_events set dead_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), \
+                 dead_reason = 'corrupt', error_message = ?1 \
+                 where seq = ?2 and processed_at is null and dead_at is null",
+            )
+            .bind(error.report())
+            .bind(seq)
+            .execute(&mut *transaction)
+            .await
+            .map_err(fail)?;
+        }
+        // A dead letter the relay did not make: it must read the dead anew, for its key's sake.
+        sqlx::query("update outbox_signal set revision = revision + 1")
+            .execute(&mut *transaction)
+            .await
+            .map_err(fail)?;
+        transaction.commit().await.map_err(fail)
+    }
+
+    pub(crate) async fn read_watermark(&self) -> Result<Watermark> {
+        let (high, revision) = sqlx::query_as::<_, (Seq, i64)>(WATERMARK)
+            .fetch_one(&self.readers)
+            .await
+            .map_err(|error| database("read watermark", error))?;
+        // One writer at a time: whoever drew a number has committed, or holds the write lock and
+        // shows neither its events nor its numbers.
+        Ok(Watermark { high, writers: Vec::new(), revision })
+    }
+
+    pub(crate) async fn read_dead_heads(&self, after: Seq, limit: usize) -> Result<Vec<DeadHead>> {
+        let rows = sqlx::query(
+            "select seq, partition_key, aggregate_id, event_type, destination \
+             from outbox_events indexed by outbox_events_dead \
+             where processed_at is null and dead_at is not null and seq > ?1 \
+             order by seq limit ?2",
+        )
+        .bind(after)
+        .bind(to_i64(limit))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|error| database("read dead heads", error))?;
+        let head = |row: &SqliteRow| DeadHead {
+            seq: row.get(0),
+            key: row::key(row, 1, 2),
+            event_type: row::text_at(row, 3).unwrap_or_default(),
+            destination: row::text_at(row, 4).filter(|name| !name.is_empty()),
+        };
+        Ok(rows.iter().map(head).collect())
+    }
+}
+
+/// Place and size of the body of what `query` selects, and of one more.
+fn sizes(query: &PendingQuery) -> QueryBuilder<Sqlite> {
+    let mut sql = QueryBuilder::new(
+        // `octet_length` of a column reads the row's head, not its body.
+        "select seq, case when payload is null then octet_length(event_data) \
+         else octet_length(payload) end from outbox_events ",
+    );
+    // Delivered events stay in the table, so a scan by seq would walk over all of them: name the
+    // index rather than hope for it.
+    let pending = "processed_at is null and dead_at is null ";
+    match &query.selection {
+        PendingSelection::Forward { gaps, after } => {
+            // Nothing commits late here, so there are hardly ever gaps to look into.
+            let lowest = gaps.first().map_or(*after, |(low, _)| low.saturating_sub(1).min(*after));
+            sql.push("indexed by outbox_events_pending where ").push(pending);
+            sql.push("and seq > ").push_bind(lowest);
+            if !gaps.is_empty() {
+                sql.push(" and (seq > ").push_bind(*after);
+                sql.push(" or exists (select 1 from json_each(").push_bind(json_pairs(gaps));
+                sql.push(") where seq between value ->> 0 and value ->> 1))");
+            }
+        }
+        PendingSelection::Range { after, up_to } => {
+            sql.push("indexed by outbox_events_pending where ").push(pending);
+            sql.push("and seq > ").push_bind(*after);
+            if let Some(up_to) = up_to {
+                sql.push(" and seq <= ").push_bind(*up_to);
+            }
+        }
+        PendingSelection::At(places) => {
+            sql.push("where ").push(pending).push("and seq in (select value from json_each(");
+            sql.push_bind(json(places)).push("))");
+        }
+        PendingSelection::Key { key, after, up_to } => {
+            sql.push("indexed by outbox_events_pending_key where ").push(pending);
+            match key {
+                OrderKey::Aggregate(id) => {
+                    sql.push("and coalesce(partition_key, '') = '' and order_key = ");
+                    sql.push_bind(id.simple().to_string());
+                }
+                OrderKey::Named(name) => {
+                    sql.push("and partition_key = ").push_bind(name.to_string());
+                    sql.push(" and order_key = ").push_bind(name.to_string());
+                }
+            }
+            sql.push(" and seq > ").push_bind(*after).push(" and seq <= ").push_bind(*up_to);
+        }
+    }
+    sql.push(" order by seq limit ").push_bind(to_i64(query.events_max).saturating_add(1));
+    sql
+}
+
+/// The places that are within the limits, and whether there are more.
+fn cut(sizes: &[SqliteRow], query: &PendingQuery) -> (Vec<Seq>, bool) {
+    let mut places = Vec::new();
+    let mut bytes: usize = 0;
+    for row in sizes {
+        if places.len() >= query.events_max || (bytes >= query.bytes_max && !places.is_empty()) {
+            return (places, true);
+        }
+        places.push(row.get(0));
+        let size: Option<i64> = row.get(1);
+        bytes = bytes.saturating_add(usize::try_from(size.unwrap_or(0)).unwrap_or(usize::MAX));
+    }
+    (places, false)
+}
+
+/// From `now` until `then`; zero when it has passed.
+fn until(then: Option<Timestamp>, now: Timestamp) -> Duration {
+    then.map_or(Duration::ZERO, |then| {
+        Duration::try_from(then.duration_since(now)).unwrap_or_default()
+    })
+}
+
+fn json(places: &[Seq]) -> String {
+    serde_json::Value::from(places).to_string()
+}
+
+fn json_pairs(ranges: &[(Seq, Seq)]) -> String {
+    ranges.iter().map(|(low, high)| vec![*low, *high]).collect::<serde_json::Value>().to_string()
+}
+
+pub(crate) fn to_i64(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
