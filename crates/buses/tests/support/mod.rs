@@ -5,6 +5,7 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use posthaste_core::{Error, OutboxEvent, Payload, PublishResult};
@@ -32,9 +33,17 @@ pub(crate) fn absent(why: &str) {
     eprintln!("skipped: {why}");
 }
 
-/// A port nobody listens on.
+/// A port nobody listens on, never given out twice, below those that outgoing connections take.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let taken = TAKEN.fetch_add(1, Ordering::Relaxed);
+        let offset = (std::process::id().wrapping_mul(37) + taken) % 12_000;
+        let port = u16::try_from(20_000 + offset).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A JetStream server of the test's own. Killed when dropped.

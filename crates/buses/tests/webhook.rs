@@ -1,0 +1,306 @@
+//! The webhook bus against a server of the test's own.
+#![cfg(feature = "webhook")]
+
+mod support;
+
+use std::time::Duration;
+
+use posthaste_buses::EnvelopeFormat;
+use posthaste_buses::webhook::{WebhookBus, WebhookConfig};
+use posthaste_core::{ErrorKind, ErrorStatus, EventBus, OutboxEvent, OutboxEventBuilder, Payload};
+use support::{error, event, free_port};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use uuid::Uuid;
+use wiremock::matchers::{any, body_json, method, path};
+use wiremock::{Mock, MockServer, Request, ResponseTemplate};
+
+fn config(url: impl Into<String>) -> WebhookConfig {
+    WebhookConfig { allow_private_addresses: true, ..WebhookConfig::new(url) }
+}
+
+fn open(url: impl Into<String>) -> WebhookBus {
+    WebhookBus::open(&config(url)).unwrap()
+}
+
+/// A server that gives every request the same answer.
+async fn answering(answer: ResponseTemplate) -> (MockServer, WebhookBus) {
+    let server = MockServer::start().await;
+    Mock::given(any()).respond_with(answer).mount(&server).await;
+    let bus = open(format!("{}/hook", server.uri()));
+    (server, bus)
+}
+
+async fn posts(server: &MockServer) -> Vec<Request> {
+    let requests = server.received_requests().await.unwrap();
+    requests.into_iter().filter(|request| request.method.as_str() == "POST").collect()
+}
+
+fn header<'a>(request: &'a Request, name: &str) -> &'a str {
+    std::str::from_utf8(request.headers.get(name).unwrap().as_bytes()).unwrap()
+}
+
+fn builder() -> OutboxEventBuilder {
+    OutboxEvent::builder(Uuid::now_v7(), "order.placed").payload(Payload::json(&1).unwrap())
+}
+
+#[tokio::test]
+async fn an_event_is_posted_as_a_cloudevent_with_its_bytes() {
+    let (server, bus) = answering(ResponseTemplate::new(204)).await;
+    bus.check().await.unwrap();
+    let payload = Payload::bytes(&b"\xff\xfe\x00"[..], "application/avro").unwrap();
+    let event = builder().payload(payload).order_key("k").header("Tenant", "Grüße").build();
+    let event = event.unwrap();
+    assert!(bus.publish(std::slice::from_ref(&event)).await[0].is_ok());
+    let posts = posts(&server).await;
+    let [request] = posts.as_slice() else { panic!("{} posts", posts.len()) };
+    assert_eq!(request.url.path(), "/hook");
+    assert_eq!(request.body, b"\xff\xfe\x00");
+    assert_eq!(header(request, "ce-id"), event.id().to_string());
+    assert_eq!(header(request, "ce-type"), "order.placed");
+    assert_eq!(header(request, "ce-specversion"), "1.0");
+    assert_eq!(header(request, "ce-subject"), "k");
+    assert_eq!(header(request, "content-type"), "application/avro");
+    assert_eq!(header(request, "tenant"), "Grüße");
+    assert!(request.headers.get("webhook-signature").is_none());
+}
+
+#[tokio::test]
+async fn plain_and_structured_are_the_other_forms() {
+    let (server, _) = answering(ResponseTemplate::new(200)).await;
+    let event = event(7);
+    for envelope in [EnvelopeFormat::Plain, EnvelopeFormat::CloudEventsStructured] {
+        let bus = WebhookBus::open(&WebhookConfig { envelope, ..config(server.uri()) }).unwrap();
+        assert!(bus.publish(std::slice::from_ref(&event)).await[0].is_ok());
+    }
+    let posts = posts(&server).await;
+    assert_eq!(header(&posts[0], "ph-id"), event.id().to_string());
+    assert_eq!(posts[0].body, b"7");
+    assert_eq!(header(&posts[1], "content-type"), "application/cloudevents+json");
+    let value: serde_json::Value = serde_json::from_slice(&posts[1].body).unwrap();
+    assert_eq!((&value["id"], &value["data"]), (&event.id().to_string().into(), &7.into()));
+}
+
+#[tokio::test]
+async fn requests_are_signed_anew_each_time_under_the_events_id() {
+    let (server, _) = answering(ResponseTemplate::new(200)).await;
+    let secrets = vec!["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into()];
+    let bus = WebhookBus::open(&WebhookConfig { secrets, ..config(server.uri()) }).unwrap();
+    let event = event(1);
+    assert!(bus.publish(std::slice::from_ref(&event)).await[0].is_ok());
+    let posts = posts(&server).await;
+    assert_eq!(header(&posts[0], "webhook-id"), event.id().to_string());
+    assert!(header(&posts[0], "webhook-signature").starts_with("v1,"));
+    let timestamp: i64 = header(&posts[0], "webhook-timestamp").parse().unwrap();
+    assert!((jiff::Timestamp::now().as_second() - timestamp).abs() < 60);
+    assert!(!format!("{bus:?}").contains("MfKQ9r8G"));
+}
+
+#[tokio::test]
+async fn an_answer_decides_what_becomes_of_the_event() {
+    for (code, kind, status) in [
+        (301, ErrorKind::DestinationMissing, ErrorStatus::Unavailable),
+        (400, ErrorKind::Rejected, ErrorStatus::Permanent),
+        (401, ErrorKind::Unauthorized, ErrorStatus::Unavailable),
+        (404, ErrorKind::DestinationMissing, ErrorStatus::Unavailable),
+        (413, ErrorKind::TooLarge, ErrorStatus::Permanent),
+        (422, ErrorKind::Rejected, ErrorStatus::Permanent),
+        (500, ErrorKind::Failed, ErrorStatus::Transient),
+        (503, ErrorKind::Throttled, ErrorStatus::Unavailable),
+    ] {
+        let answer = ResponseTemplate::new(code)
+            .insert_header("location", "/elsewhere")
+            .set_body_string(format!("because\n{}", "x".repeat(100_000)));
+        let (server, bus) = answering(answer).await;
+        let results = bus.publish(&[event(1)]).await;
+        let error = error(&results[0]);
+        assert_eq!((error.kind(), error.status()), (kind, status), "{code}");
+        assert!(error.to_string().contains("because"), "{error}");
+        assert!(error.to_string().len() < 4_096);
+        assert_eq!(posts(&server).await.len(), 1, "a redirect was followed or a request repeated");
+    }
+}
+
+#[tokio::test]
+async fn a_throttling_endpoint_is_asked_once_and_its_delay_is_passed_on() {
+    let (server, _) =
+        answering(ResponseTemplate::new(429).insert_header("retry-after", "17")).await;
+    let one = WebhookConfig { max_concurrent_requests: 1, ..config(server.uri()) };
+    let bus = WebhookBus::open(&one).unwrap();
+    let events: Vec<_> = (0..20).map(event).collect();
+    let results = bus.publish(&events).await;
+    for result in &results {
+        let error = error(result);
+        assert_eq!(
+            (error.kind(), error.status()),
+            (ErrorKind::Throttled, ErrorStatus::Unavailable)
+        );
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(17)));
+    }
+    assert_eq!(posts(&server).await.len(), 1, "the others were spared");
+}
+
+#[tokio::test]
+async fn a_failing_event_holds_back_only_itself() {
+    let server = MockServer::start().await;
+    for (number, code) in [(1, 500), (3, 400)] {
+        let answer = ResponseTemplate::new(code);
+        Mock::given(body_json(number)).respond_with(answer).mount(&server).await;
+    }
+    Mock::given(method("POST")).respond_with(ResponseTemplate::new(200)).mount(&server).await;
+    let events: Vec<_> = (0..64).map(event).collect();
+    let results = open(server.uri()).publish(&events).await;
+    assert_eq!(results.len(), 64);
+    for (number, result) in results.iter().enumerate() {
+        let status = result.as_ref().err().map(posthaste_core::Error::status);
+        let expected = match number {
+            1 => Some(ErrorStatus::Transient),
+            3 => Some(ErrorStatus::Permanent),
+            _ => None,
+        };
+        assert_eq!(status, expected, "{number}");
+    }
+}
+
+#[tokio::test]
+async fn an_event_only_it_is_slow_on_does_not_stop_the_destination() {
+    let server = MockServer::start().await;
+    let slow = ResponseTemplate::new(200).set_delay(Duration::from_secs(60));
+    Mock::given(body_json(1)).respond_with(slow).mount(&server).await;
+    Mock::given(any()).respond_with(ResponseTemplate::new(200)).mount(&server).await;
+    let short = WebhookConfig { timeout: Duration::from_millis(400), ..config(server.uri()) };
+    let bus = WebhookBus::open(&short).unwrap();
+    let results = bus.publish(&[event(1), event(2)]).await;
+    let slow = error(&results[0]);
+    assert_eq!((slow.kind(), slow.status()), (ErrorKind::Timeout, ErrorStatus::Transient));
+    assert!(results[1].is_ok());
+    // Alone, it may as well be the endpoint.
+    let results = bus.publish(&[event(1)]).await;
+    assert_eq!(error(&results[0]).status(), ErrorStatus::Unavailable);
+}
+
+#[tokio::test]
+async fn after_a_410_nothing_is_posted_until_the_bus_is_made_anew() {
+    let (server, bus) = answering(ResponseTemplate::new(410)).await;
+    for _ in 0..3 {
+        let results = bus.publish(&[event(1)]).await;
+        let error = error(&results[0]);
+        assert_eq!(error.kind(), ErrorKind::DestinationMissing);
+        assert_eq!(error.status(), ErrorStatus::Unavailable);
+    }
+    assert_eq!(posts(&server).await.len(), 1);
+    assert_eq!(bus.check().await.unwrap_err().kind(), ErrorKind::DestinationMissing);
+}
+
+#[tokio::test]
+async fn an_events_own_topic_is_a_path_below_the_url() {
+    let server = MockServer::start().await;
+    let here = path("/hook/orders/pl%20aced");
+    Mock::given(here).respond_with(ResponseTemplate::new(200)).mount(&server).await;
+    let bus = open(format!("{}/hook", server.uri()));
+    let own = |topic: &str| builder().topic(topic).build().unwrap();
+    let results = bus.publish(&[own("orders/pl aced"), own("nowhere")]).await;
+    assert!(results[0].is_ok());
+    assert_eq!(error(&results[1]).kind(), ErrorKind::DestinationMissing);
+    assert_eq!(error(&results[1]).status(), ErrorStatus::Transient);
+    for topic in ["..", "a/../../b", "a//b", "/a", "%2e%2E/x", "."] {
+        let results = bus.publish(&[own(topic)]).await;
+        assert_eq!(error(&results[0]).kind(), ErrorKind::Malformed, "{topic}");
+    }
+}
+
+#[tokio::test]
+async fn a_header_that_is_the_transports_is_malformed() {
+    let (server, bus) = answering(ResponseTemplate::new(200)).await;
+    for name in [
+        "Host",
+        "Content-Length",
+        "Transfer-Encoding",
+        "connection",
+        "webhook-id",
+        "ce-id",
+        "ph-id",
+        "Content-Type",
+        "Authorization",
+    ] {
+        let results = bus.publish(&[builder().header(name, "1").build().unwrap()]).await;
+        let error = error(&results[0]);
+        assert_eq!((error.kind(), error.status()), (ErrorKind::Malformed, ErrorStatus::Permanent));
+    }
+    let mut broken = event(1).record().clone();
+    broken.event_type = "a\r\nx-injected: 1".into();
+    let results = bus.publish(&[OutboxEvent::restore(broken)]).await;
+    assert_eq!(error(&results[0]).kind(), ErrorKind::Malformed);
+    assert!(posts(&server).await.is_empty());
+}
+
+#[tokio::test]
+async fn configured_headers_and_a_password_in_the_url_are_sent_and_never_shown() {
+    let (server, _) = answering(ResponseTemplate::new(500)).await;
+    let url = server.uri().replace("http://", "http://joe:hun%40ter2@");
+    let headers = vec![("x-api-key".to_owned(), "swordfish".into())];
+    let bus = WebhookBus::open(&WebhookConfig { headers, ..config(url) }).unwrap();
+    let results = bus.publish(&[event(1)]).await;
+    let posts = posts(&server).await;
+    assert_eq!(header(&posts[0], "authorization"), "Basic am9lOmh1bkB0ZXIy");
+    assert_eq!(header(&posts[0], "x-api-key"), "swordfish");
+    drop(server);
+    let shown = format!("{bus:?} {}", error(&results[0]).report());
+    for secret in ["hunter", "hun%40ter2", "hun@ter2", "am9lOmh1bkB0ZXIy", "swordfish"] {
+        assert!(!shown.contains(secret), "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_down_is_an_outage() {
+    let bus = open(format!("http://joe:hunter2@127.0.0.1:{}/secret-path", free_port()));
+    let results = bus.publish(&[event(1), event(2)]).await;
+    for result in &results {
+        let error = error(result);
+        assert_eq!(error.kind(), ErrorKind::Unreachable);
+        assert_eq!(error.status(), ErrorStatus::Unavailable);
+        let report = error.report();
+        assert!(!report.contains("hunter2") && !report.contains("secret-path"), "{report}");
+    }
+    assert_eq!(bus.check().await.unwrap_err().kind(), ErrorKind::Unreachable);
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_after_the_request_is_an_outage() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let server = tokio::spawn(async move {
+        let mut accepted = 0;
+        while let Ok((mut socket, _)) = listener.accept().await {
+            accepted += 1;
+            let mut bytes = [0; 1024];
+            let _ = socket.read(&mut bytes).await;
+            if accepted == 2 {
+                let answer = b"HTTP/1.1 204 No Content\r\n\r\n";
+                socket.write_all(answer).await.unwrap();
+                return;
+            }
+        }
+    });
+    let bus = open(url);
+    let results = bus.publish(&[event(1)]).await;
+    assert_eq!(error(&results[0]).kind(), ErrorKind::Unreachable);
+    // It connects again by itself.
+    assert!(bus.publish(&[event(1)]).await[0].is_ok());
+    server.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_name_that_resolves_to_a_private_address_is_refused() {
+    let server = MockServer::start().await;
+    Mock::given(any()).respond_with(ResponseTemplate::new(200)).mount(&server).await;
+    let url = format!("http://localhost:{}/", server.address().port());
+    let bus = WebhookBus::open(&WebhookConfig::new(&url)).unwrap();
+    let results = bus.publish(&[event(1)]).await;
+    let refused = error(&results[0]);
+    assert_eq!((refused.kind(), refused.status()), (ErrorKind::Config, ErrorStatus::Unavailable));
+    assert!(refused.report().contains("allow_private_addresses"), "{}", refused.report());
+    assert!(bus.check().await.is_err());
+    assert!(server.received_requests().await.unwrap().is_empty());
+    assert!(open(url).publish(&[event(1)]).await[0].is_ok());
+}
