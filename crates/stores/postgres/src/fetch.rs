@@ -20,32 +20,53 @@ use crate::{settle, signal};
 
 const FETCH: &str = "fetch pending events";
 
-/// One page: `$1` rows at most, `$2` bytes at most, and a condition on the rest.
+/// One page of `$source`: `$1` rows at most, `$2` bytes at most.
 ///
 /// `before` sums what the rows before the previous one weigh as stored, without reading them from
 /// TOAST: it keeps a page of large payloads from crossing the wire only to be thrown away. It
 /// returns one row more than fits, by which the caller knows that there is more. Bodies become
 /// text only outside, for the rows that are left.
-macro_rules! page {
-    ($condition:literal) => {
+macro_rules! page_of {
+    ($($source:expr),+) => {
         concat!(
             "select ",
             columns!(),
             ", coalesce(before, 0)::bigint from (",
             "select *, sum(coalesce(octet_length(payload), pg_column_size(event_data))) over ",
             "(order by seq rows between unbounded preceding and 2 preceding) as before ",
-            "from outbox_events where processed_at is null and dead_at is null and ",
-            $condition,
+            "from ",
+            $($source,)+
             " order by seq limit $1) page where coalesce(before, 0) < $2 order by seq"
         )
     };
 }
 
-pub(crate) const RANGE: &str = page!("seq > $3 and seq <= $4");
-const AT: &str = page!("seq = any($3)");
-const OF_AGGREGATE: &str =
-    page!("seq > $3 and seq <= $4 and partition_key is null and aggregate_id = $5");
-const OF_NAMED_KEY: &str = page!("seq > $3 and seq <= $4 and partition_key = $5");
+/// Pending rows under a condition.
+macro_rules! pending_where {
+    ($condition:literal) => {
+        concat!("outbox_events where processed_at is null and dead_at is null and ", $condition)
+    };
+}
+
+const RANGE: &str = page_of!(pending_where!("seq > $3 and seq <= $4"));
+const AT: &str = page_of!(pending_where!("seq = any($3)"));
+const OF_AGGREGATE: &str = page_of!(pending_where!(
+    "seq > $3 and seq <= $4 and partition_key is null and aggregate_id = $5"
+));
+const OF_NAMED_KEY: &str =
+    page_of!(pending_where!("seq > $3 and seq <= $4 and partition_key = $5"));
+
+/// Gaps and what lies ahead, in one statement and thus of one snapshot. A gap is a walk of its own
+/// along the index: `or` would have PostgreSQL read everything.
+const FORWARD: &str = page_of!(
+    "((select found.* from unnest((select $4::bigint[]), (select $5::bigint[])) as gap (low, high) \
+     cross join lateral (select * from ",
+    pending_where!("seq >= gap.low and seq <= gap.high"),
+    " order by seq limit $1) found order by found.seq limit $1) \
+     union all (select * from ",
+    pending_where!("seq > $3"),
+    " order by seq limit $1)) forward"
+);
 
 /// The index of `before` in a page's rows, after the columns of an event.
 const BEFORE: usize = 21;
@@ -112,7 +133,8 @@ fn bind_selection<'q>(
     query: &'q PendingQuery,
 ) -> Query<'q, sqlx::Postgres, PgArguments> {
     let sql = match &query.selection {
-        PendingSelection::Range { .. } => RANGE,
+        PendingSelection::Forward { gaps, .. } if !gaps.is_empty() => FORWARD,
+        PendingSelection::Forward { .. } | PendingSelection::Range { .. } => RANGE,
         PendingSelection::At(_) => AT,
         PendingSelection::Key { key: OrderKey::Aggregate(_), .. } => OF_AGGREGATE,
         PendingSelection::Key { key: OrderKey::Named(_), .. } => OF_NAMED_KEY,
@@ -121,6 +143,13 @@ fn bind_selection<'q>(
     let bytes = i64::try_from(query.bytes_max.max(1)).unwrap_or(i64::MAX);
     let statement = session.statement(sql).bind(limit).bind(bytes);
     match &query.selection {
+        PendingSelection::Forward { gaps, after } if gaps.is_empty() => {
+            statement.bind(*after).bind(Seq::MAX)
+        }
+        PendingSelection::Forward { gaps, after } => {
+            let (low, high): (Vec<Seq>, Vec<Seq>) = gaps.iter().copied().unzip();
+            statement.bind(*after).bind(low).bind(high)
+        }
         PendingSelection::Range { after, up_to } => {
             statement.bind(*after).bind(up_to.unwrap_or(Seq::MAX))
         }

@@ -1,0 +1,149 @@
+//! A database of its own for every test, dropped when the test ends, however it ends.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
+
+use std::env;
+
+use posthaste_core::{
+    OutboxEvent, OutboxMigrations, OutboxRepository, PendingEvent, PendingQuery, PendingSelection,
+};
+use posthaste_postgres::{PostgresOptions, PostgresOutbox};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
+use uuid::Uuid;
+
+const DEFAULT_URL: &str = "postgres://root@127.0.0.1:5432/test";
+
+/// Ends the test early, saying why, unless this run insists on all services.
+pub fn skip(why: &str) {
+    assert!(
+        env::var("POSTHASTE_TEST_REQUIRE_SERVICES").as_deref() != Ok("1"),
+        "a service is missing: {why}"
+    );
+    eprintln!("skipped: {why}");
+}
+
+/// A new database with nothing in it.
+pub struct TestDatabase {
+    pub name: String,
+    server: PgConnectOptions,
+}
+
+impl TestDatabase {
+    /// `None` (after saying so) where there is no server.
+    pub async fn create() -> Option<Self> {
+        let url = env::var("POSTHASTE_TEST_POSTGRES_URL").unwrap_or_else(|_| DEFAULT_URL.into());
+        let server: PgConnectOptions = url.parse().expect("POSTHASTE_TEST_POSTGRES_URL is a URL");
+        match server.connect().await {
+            Ok(connection) => Some(Self::create_on(connection, server).await),
+            Err(error) => {
+                skip(&format!("no PostgreSQL: {error}"));
+                None
+            }
+        }
+    }
+
+    /// A new database on another server.
+    pub async fn create_at(url: &str) -> Self {
+        let server: PgConnectOptions = url.parse().unwrap();
+        let connection = server.connect().await.unwrap();
+        Self::create_on(connection, server).await
+    }
+
+    async fn create_on(mut connection: PgConnection, server: PgConnectOptions) -> Self {
+        let name = format!("posthaste_test_{}", Uuid::now_v7().simple());
+        let create = AssertSqlSafe(format!("create database {name}"));
+        sqlx::raw_sql(create).execute(&mut connection).await.unwrap();
+        Self { name, server }
+    }
+
+    pub fn connect_options(&self) -> PgConnectOptions {
+        self.server.clone().database(&self.name)
+    }
+
+    pub fn url(&self) -> String {
+        self.connect_options().to_url_lossy().to_string()
+    }
+
+    pub fn options(&self) -> PostgresOptions {
+        PostgresOptions { max_connections: 5, ..PostgresOptions::from_url(self.url()) }
+    }
+
+    /// A connection for a program that is not ours.
+    pub async fn connection(&self) -> PgConnection {
+        self.connect_options().connect().await.unwrap()
+    }
+
+    /// Runs SQL the way any program would.
+    pub async fn run(&self, sql: &str) {
+        let mut connection = self.connection().await;
+        run(&mut connection, sql).await;
+        connection.close().await.unwrap();
+    }
+
+    /// One value.
+    pub async fn value<T>(&self, sql: &str) -> T
+    where
+        T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
+    {
+        let mut connection = self.connection().await;
+        sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&mut connection).await.unwrap()
+    }
+
+    /// An outbox in it, migrated.
+    pub async fn outbox(&self) -> PostgresOutbox {
+        let outbox = PostgresOutbox::connect(&self.options()).await.unwrap();
+        outbox.migrate().await.unwrap();
+        outbox
+    }
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        let drop = format!("drop database if exists {} with (force)", self.name);
+        let server = self.server.clone();
+        // A thread of its own: `drop` cannot wait within the test's runtime.
+        let dropped = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                if let Ok(mut connection) = server.connect().await {
+                    let _ = sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut connection).await;
+                }
+            });
+        });
+        let _ = dropped.join();
+    }
+}
+
+pub async fn run(connection: &mut PgConnection, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.unwrap();
+}
+
+/// A small event of an aggregate.
+pub fn event(aggregate_id: Uuid) -> OutboxEvent {
+    OutboxEvent::new(aggregate_id, "test.happened", &serde_json::json!({ "n": 1 })).unwrap()
+}
+
+/// What a producer that knows only the contract writes.
+pub fn insert(event_type: &str) -> String {
+    format!(
+        "insert into outbox_events (aggregate_id, event_type, event_data) \
+         values ('{}', '{event_type}', '{{}}')",
+        Uuid::now_v7()
+    )
+}
+
+/// Everything that is pending.
+pub async fn pending(outbox: &PostgresOutbox) -> Vec<PendingEvent> {
+    let query = PendingQuery {
+        selection: PendingSelection::Range { after: 0, up_to: None },
+        events_max: 100_000,
+        bytes_max: usize::MAX,
+    };
+    outbox.fetch_pending(&query).await.unwrap().events
+}
+
+/// The types of everything that is pending, by place.
+pub async fn pending_types(outbox: &PostgresOutbox) -> Vec<String> {
+    pending(outbox).await.iter().map(|found| found.event.event_type().to_owned()).collect()
+}

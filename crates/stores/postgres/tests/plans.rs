@@ -1,0 +1,115 @@
+//! Hot statements keep their plans, whatever the statistics say.
+
+mod common;
+
+use posthaste_core::{OutboxRepository, PendingQuery, PendingSelection};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+
+use common::{TestDatabase, pending, run};
+
+/// The plan of what sqlx has prepared on this connection whose text contains `part`.
+async fn plan(connection: &mut PgConnection, part: &str, arguments: &str) -> String {
+    let find = "select name from pg_prepared_statements where statement like $1";
+    let name: String = sqlx::query(find)
+        .bind(format!("%{part}%"))
+        .fetch_one(&mut *connection)
+        .await
+        .unwrap()
+        .get(0);
+    let explain = AssertSqlSafe(format!("explain (costs off) execute {name}({arguments})"));
+    let rows = sqlx::query(explain).persistent(false).fetch_all(connection).await.unwrap();
+    rows.iter().map(|row| row.get::<String, _>(0)).collect::<Vec<_>>().join("\n")
+}
+
+/// One connection, so that the statements the store has prepared are those we look at.
+async fn filled(
+    database: &TestDatabase,
+    rows: u32,
+    analyze: bool,
+) -> posthaste_postgres::PostgresOutbox {
+    let options = posthaste_postgres::PostgresOptions { max_connections: 1, ..database.options() };
+    let outbox = posthaste_postgres::PostgresOutbox::connect(&options).await.unwrap();
+    posthaste_core::OutboxMigrations::migrate(&outbox).await.unwrap();
+    if !analyze {
+        database.run("alter table outbox_events_pending set (autovacuum_enabled = false)").await;
+    }
+    database
+        .run(&format!(
+            "insert into outbox_events (aggregate_id, event_type, event_data) \
+             select gen_random_uuid(), 'bulk', '{{\"n\": 1}}' from generate_series(1, {rows})"
+        ))
+        .await;
+    if analyze {
+        database.run("analyze outbox_events_pending").await;
+    }
+    outbox
+}
+
+#[tokio::test]
+async fn fetch_and_settle_walk_the_index_on_seq_at_any_size() {
+    for (rows, analyze) in [(2_000, true), (50_000, true), (50_000, false)] {
+        let Some(database) = TestDatabase::create().await else { return };
+        let outbox = filled(&database, rows, analyze).await;
+        let page = outbox
+            .fetch_pending(&PendingQuery {
+                selection: PendingSelection::Range { after: i64::from(rows) / 2, up_to: None },
+                events_max: 10,
+                bytes_max: 1 << 20,
+            })
+            .await
+            .unwrap();
+        let forward = PendingSelection::Forward { gaps: vec![(3, 4), (9, 9)], after: 90 };
+        let query = PendingQuery { selection: forward, events_max: 5, bytes_max: 1 << 20 };
+        let ahead = outbox.fetch_pending(&query).await.unwrap();
+        let places: Vec<_> = ahead.events.iter().map(|found| found.seq).collect();
+        assert_eq!((&places[..], ahead.more), (&[3, 4, 9, 91, 92][..], true));
+        let settle = |found: &posthaste_core::PendingEvent| posthaste_core::Settlement {
+            seq: found.seq,
+            id: found.event.id(),
+            outcome: posthaste_core::SettlementOutcome::Delivered,
+        };
+        let settlements: Vec<_> = page.events.iter().map(settle).collect();
+        assert_eq!(outbox.settle(&settlements).await.unwrap(), 10);
+
+        let mut connection = outbox.pool().acquire().await.unwrap();
+        let places = "array(select generate_series(1, 1000))::bigint[], array_fill(gen_random_uuid(), '{1000}')";
+        for mode in ["force_custom_plan", "force_generic_plan"] {
+            run(&mut connection, &format!("set plan_cache_mode = {mode}")).await;
+            let what = format!("{rows} rows, analyzed {analyze}, {mode}");
+            let half = rows / 2;
+            let fetch = plan(
+                &mut connection,
+                "seq > $3 and seq <= $4 order",
+                &format!("1001, 8000000, {half}, {}", i64::MAX),
+            )
+            .await;
+            check_plan(&fetch, &what);
+            assert!(!fetch.contains("Sort"), "{what}: {fetch}");
+            let gaps = "array(select generate_series(1, 200))::bigint[]";
+            let forward = plan(
+                &mut connection,
+                "as gap (low",
+                &format!("1001, 8000000, {half}, {gaps}, {gaps}"),
+            )
+            .await;
+            check_plan(&forward, &what);
+            check_plan(&plan(&mut connection, "update outbox_events event", places).await, &what);
+        }
+    }
+}
+
+fn check_plan(plan: &str, what: &str) {
+    assert!(plan.contains("using outbox_events_pending_seq_key"), "{what}: {plan}");
+    assert!(!plan.contains("Seq Scan"), "{what}: {plan}");
+    assert!(!plan.contains("outbox_events_processed"), "{what}: {plan}");
+}
+
+#[tokio::test]
+async fn numbers_are_drawn_in_the_order_given() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    let events: Vec<_> = (0..5_000).map(|_| common::event(uuid::Uuid::now_v7())).collect();
+    outbox.store(&events).await.unwrap();
+    let found = pending(&outbox).await;
+    assert!(found.iter().zip(&events).all(|(found, event)| found.event.id() == event.id()));
+}
