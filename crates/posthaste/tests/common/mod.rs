@@ -1,4 +1,6 @@
-//! What the tests of examples need around them.
+//! What tests of examples and documents need around them.
+// Each test binary uses its share of it.
+#![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
 
