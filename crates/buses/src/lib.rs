@@ -8,14 +8,16 @@
 //!
 //! Every bus is made from a plain configuration struct. Making one fails for a wrong setting, never
 //! because the other side is down: it connects, and connects again, by itself. Where an event goes
-//! and what it looks like there is common to all brokers: [`TopicTemplate`] and [`EnvelopeFormat`].
+//! and what it looks like there is described alike for all brokers: [`TopicTemplate`] and
+//! [`EnvelopeFormat`].
 
 #[cfg(any(feature = "nats", feature = "webhook"))]
 mod envelope;
+#[cfg(any(feature = "ndjson", feature = "nats", feature = "webhook"))]
 mod json_body;
 #[cfg(any(feature = "nats", feature = "webhook"))]
 mod secret;
-#[cfg(any(feature = "nats", feature = "webhook"))]
+#[cfg(feature = "nats")]
 mod topic;
 
 #[cfg(feature = "nats")]
@@ -29,5 +31,5 @@ pub mod webhook;
 pub use envelope::EnvelopeFormat;
 #[cfg(any(feature = "nats", feature = "webhook"))]
 pub use secret::Secret;
-#[cfg(any(feature = "nats", feature = "webhook"))]
+#[cfg(feature = "nats")]
 pub use topic::TopicTemplate;

@@ -1,5 +1,7 @@
 //! The NATS bus on a running server: what each refusal means, and what arrives.
 #![cfg(feature = "nats")]
+// Helpers are test code too; clippy only knows the test functions.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

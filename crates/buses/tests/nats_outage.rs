@@ -1,5 +1,7 @@
 //! The NATS bus while its server is down, frozen, killed and back.
 #![cfg(feature = "nats")]
+// Helpers are test code too; clippy only knows the test functions.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

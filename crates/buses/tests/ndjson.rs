@@ -1,5 +1,7 @@
 //! The NDJSON bus on real files and pipes.
 #![cfg(feature = "ndjson")]
+// Helpers are test code too; clippy only knows the test functions.
+#![allow(clippy::unwrap_used)]
 
 use std::io::Read;
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! The webhook bus against a server of the test's own.
 #![cfg(feature = "webhook")]
+// Helpers are test code too; clippy only knows the test functions.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -26,7 +26,7 @@ impl Resolve for PublicResolver {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            Ok(public(found.collect())?)
+            public(found.collect())
         })
     }
 }
@@ -84,11 +84,9 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
         // and site local, multicast and IPv4-compatible addresses.
         _ if first & 0xe000 != 0x2000 => false,
         // Protocol assignments with Teredo (2001::/23), documentation.
-        _ => {
-            !(first == 0x2001 && second < 0x200)
-                && !(first == 0x2001 && second == 0xdb8)
-                && !(first == 0x3fff && second < 0x1000)
-        }
+        [0x2001, ..] => second >= 0x200 && second != 0xdb8,
+        [0x3fff, ..] => second >= 0x1000,
+        _ => true,
     }
 }
 

@@ -80,8 +80,10 @@ impl WebhookConfig {
 
     pub(super) fn parsed_url(&self) -> Result<Url> {
         // The parser's own text says what is wrong, never what was given.
-        let url = Url::parse(self.url.expose())
-            .map_err(|error| refuse::<Url>(format!("url: {error}")).unwrap_err())?;
+        let url = match Url::parse(self.url.expose()) {
+            Ok(url) => url,
+            Err(error) => return refuse(format!("url: {error}")),
+        };
         if !matches!(url.scheme(), "http" | "https") {
             return refuse("url: it must begin with https:// or http://");
         }
