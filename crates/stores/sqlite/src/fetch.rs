@@ -218,3 +218,38 @@ fn json_pairs(ranges: &[(Seq, Seq)]) -> String {
 pub(crate) fn to_i64(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn plan(selection: PendingSelection) -> String {
+        let query = PendingQuery { selection, events_max: 10, bytes_max: 10 };
+        crate::plan::of(&sizes(&query).into_string()).await
+    }
+
+    #[tokio::test]
+    async fn no_fetch_walks_over_delivered_events() {
+        let key = OrderKey::Named("k".into());
+        for (selection, expected) in [
+            (
+                PendingSelection::Range { after: 0, up_to: None },
+                "SEARCH outbox_events USING INDEX outbox_events_pending (seq>?)",
+            ),
+            (
+                PendingSelection::Forward { gaps: vec![(1, 2)], after: 7 },
+                "SEARCH outbox_events USING INDEX outbox_events_pending (seq>?)",
+            ),
+            (
+                PendingSelection::Key { key, after: 0, up_to: 9 },
+                "outbox_events_pending_key (order_key=? AND seq>? AND seq<?)",
+            ),
+            (PendingSelection::At(vec![1]), "USING INTEGER PRIMARY KEY (rowid=?)"),
+        ] {
+            let plan = plan(selection.clone()).await;
+            assert!(plan.contains(expected), "{selection:?}: {plan}");
+            assert!(!plan.contains("SCAN outbox_events"), "{selection:?}: {plan}");
+            assert!(!plan.contains("TEMP B-TREE"), "{selection:?} sorts: {plan}");
+        }
+    }
+}

@@ -33,6 +33,8 @@ mod fetch;
 mod migration;
 mod options;
 mod outbox;
+#[cfg(test)]
+mod plan;
 mod relay_lock;
 mod repository;
 mod row;

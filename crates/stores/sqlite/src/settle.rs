@@ -69,3 +69,15 @@ fn outcomes(settlements: &[Settlement], now: Timestamp) -> String {
 fn storable(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn settling_looks_each_event_up_by_its_place() {
+        let plan = crate::plan::of(SETTLE).await;
+        assert!(plan.contains("SEARCH outbox_events USING INTEGER PRIMARY KEY"), "{plan}");
+        assert!(!plan.contains("SCAN outbox_events"), "{plan}");
+    }
+}

@@ -112,3 +112,21 @@ impl SqliteOutbox {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn counting_and_cleaning_up_walk_no_more_than_their_index() {
+        for (sql, index) in
+            [(BACKLOG, "outbox_events_pending"), (CLEANUP, "outbox_events_processed")]
+        {
+            let plan = crate::plan::of(sql).await;
+            assert!(plan.contains(index), "{plan}");
+            for line in plan.lines().filter(|line| line.contains("SCAN outbox_events")) {
+                assert!(line.contains("INDEX outbox_events_"), "{plan}");
+            }
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! The suites of the testkit pass on SQLite.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Mutex;
 
 use async_trait::async_trait;

@@ -121,6 +121,10 @@ pub(super) async fn a_duplicate_of_a_pending_event_stores_none_of_its_batch<
         error.kind(),
         error.report()
     );
+    // So many that an adapter may need several statements.
+    let mut batch = samples::events(4_000)?;
+    batch.push(first.clone());
+    ensure!(repository.store(&batch).await.is_err(), "the same event was stored twice");
     let found = pending_events(&repository).await?;
     ensure!(samples::ids(&found) == [first.id()], "part of a refused batch was stored");
     Ok(())

@@ -1,0 +1,44 @@
+//! What the tests of this folder share.
+
+// Each test file is a crate of its own and uses a part of this.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use posthaste_core::{
+    OutboxEvent, OutboxMigrations, OutboxRepository, PendingEvent, PendingQuery, PendingSelection,
+};
+use posthaste_sqlite::SqliteOutbox;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+/// A migrated outbox in a directory of its own, which lives as long as the first value.
+pub(crate) async fn outbox() -> (TempDir, SqliteOutbox) {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = SqliteOutbox::open(directory.path().join("outbox.db")).await.unwrap();
+    outbox.migrate().await.unwrap();
+    (directory, outbox)
+}
+
+pub(crate) fn event() -> OutboxEvent {
+    OutboxEvent::new(Uuid::now_v7(), "test", &1).unwrap()
+}
+
+pub(crate) async fn pending(outbox: &SqliteOutbox) -> Vec<PendingEvent> {
+    select(outbox, PendingSelection::Range { after: 0, up_to: None }).await
+}
+
+pub(crate) async fn select(
+    outbox: &SqliteOutbox,
+    selection: PendingSelection,
+) -> Vec<PendingEvent> {
+    let query = PendingQuery { selection, events_max: 10_000, bytes_max: 1 << 26 };
+    outbox.fetch_pending(&query).await.unwrap().events
+}
+
+/// Runs SQL as another program would, on a connection that knows nothing of posthaste.
+pub(crate) async fn run_sql(outbox: &SqliteOutbox, sql: &str) -> Result<(), sqlx::Error> {
+    use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
+    let url = format!("sqlite://{}", outbox.path().display());
+    let mut connection = SqliteConnection::connect(&url).await?;
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await?;
+    connection.close().await
+}
