@@ -1,5 +1,7 @@
 //! Faults do what their names say.
 
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use posthaste_core::memory::{MemoryBus, MemoryRepository};
