@@ -18,16 +18,19 @@ const SAMPLE: i64 = 10_000;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// `$1`: from where; `$2`: how many rows to look at. The estimates use what VACUUM and ANALYZE
-/// last saw, scaled to the table's present size, and the span of numbers as an upper bound.
+/// last saw, scaled to the table's present size, and the span of numbers as an upper bound. The
+/// conditions on `dead_at` are those of fetching, for the same reason.
 const COUNT: &str = "\
     with sample as materialized ( \
         select created_at, retry_count, coalesce(available_at <= now(), true) as due, seq \
-        from outbox_events \
-        where processed_at is null and dead_at is null and seq > $1 order by seq limit $2 \
+        from outbox_events_pending \
+        where (dead_at >= '-infinity') is not true and seq > $1 \
+        order by seq limit (select $2::bigint) \
     ), dead as ( \
         select count(*) as dead from ( \
-            select from outbox_events \
-            where processed_at is null and dead_at is not null order by seq limit $2) counted \
+            select from outbox_events_pending \
+            where dead_at >= '-infinity' and seq > 0 order by seq limit (select $2::bigint) \
+        ) counted \
     ), oldest as ( \
         select coalesce(created_at, now()) as created_at from sample where due \
         order by seq limit 1 \

@@ -16,13 +16,14 @@ use crate::store::store;
 use crate::{backlog, fetch, history, migrations, settle, watermark};
 
 const DEAD_HEADS: &str = "\
-    select seq, partition_key, aggregate_id, event_type, destination from outbox_events \
-    where processed_at is null and dead_at is not null and seq > $1 order by seq limit $2";
+    select seq, partition_key, aggregate_id, event_type, destination from outbox_events_pending \
+    where dead_at >= '-infinity' and seq > $1 order by seq limit (select $2::bigint)";
 
 const FAILED_EVENTS: &str = concat!(
     "select ",
     columns!(),
-    " from outbox_events where processed_at is null and dead_at is not null order by seq limit $1"
+    " from outbox_events_pending where dead_at >= '-infinity' and seq > 0 \
+     order by seq limit (select $1::bigint)"
 );
 
 #[async_trait]

@@ -3,6 +3,7 @@
 //! Both are hints, each on a connection of its own. NOTIFY inside the writer's transaction would
 //! serialise all commits of the cluster, so it follows the commit, and many commits share one.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,8 +34,7 @@ pub(crate) struct Waker {
     listens: bool,
     /// Commits that no NOTIFY has followed yet.
     stored: Arc<Notify>,
-    /// News for those who wait in this process.
-    news: Arc<Notify>,
+    news: Arc<News>,
     tasks: Mutex<Tasks>,
 }
 
@@ -62,7 +62,7 @@ impl Waker {
 
     /// Says that events were committed. Never waits, never fails.
     pub(crate) fn wake(&self) {
-        announce(&self.news);
+        self.news.announce();
         if !self.notifies {
             return;
         }
@@ -84,7 +84,7 @@ impl Waker {
                 tasks.listener = Some(tokio::spawn(listen(options, news)));
             }
         }
-        self.news.notified().await;
+        self.news.wait().await;
     }
 }
 
@@ -97,10 +97,39 @@ impl Drop for Waker {
     }
 }
 
-/// Wakes all who wait now, or else the next to come.
-fn announce(news: &Notify) {
-    news.notify_waiters();
-    news.notify_one();
+/// News for those who wait in this process.
+#[derive(Default)]
+struct News {
+    notify: Notify,
+    waiting: AtomicUsize,
+}
+
+impl News {
+    /// Wakes all who wait now, or else the next to come.
+    fn announce(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.notify.notify_waiters();
+        } else {
+            self.notify.notify_one();
+        }
+    }
+
+    async fn wait(&self) {
+        // In this order: whoever is counted is woken by `notify_waiters`.
+        let notified = self.notify.notified();
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let _counted = Counted(&self.waiting);
+        notified.await;
+    }
+}
+
+/// Counts down when the waiting ends, also when it is dropped.
+struct Counted<'c>(&'c AtomicUsize);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 async fn notify_after_commits(options: PgConnectOptions, stored: Arc<Notify>) {
@@ -136,7 +165,7 @@ async fn notify(
     Ok(connection)
 }
 
-async fn listen(options: PgConnectOptions, news: Arc<Notify>) {
+async fn listen(options: PgConnectOptions, news: Arc<News>) {
     let mut delay = LISTEN_RETRY.0;
     let mut reported = false;
     loop {
@@ -145,9 +174,9 @@ async fn listen(options: PgConnectOptions, news: Arc<Notify>) {
                 delay = LISTEN_RETRY.0;
                 reported = false;
                 // Whatever came while nobody listened.
-                announce(&news);
+                news.announce();
                 while let Ok(Some(_)) = listener.try_recv().await {
-                    announce(&news);
+                    news.announce();
                 }
                 tracing::debug!("the LISTEN connection is lost; it is opened again");
             }

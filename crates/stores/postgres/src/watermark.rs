@@ -6,9 +6,10 @@
 //! transaction that is not among the holders of that lock has either drawn nothing yet or ended
 //! visibly. Unlike a lock on the table, this one is not taken by relays that settle events.
 //!
-//! A holder is named by its virtual transaction id, which it has from its first statement on. One
-//! thing changes that name: `prepare transaction`. Prepared holders are therefore also part of the
-//! revision: whenever one comes or goes, relays read from the start.
+//! A holder is named by its virtual transaction id, which it has from its first statement on and
+//! which `prepare transaction` leaves alone. After a restart of the server, though, transactions
+//! that were prepared before it have new names (`-1/` and their number). Those are therefore also
+//! part of the revision: whenever one comes or goes, relays read from the start.
 
 use posthaste_core::{OpenWriter, Result, Seq, Watermark};
 use sqlx::Row;
@@ -51,7 +52,8 @@ pub(crate) async fn watermark(outbox: &PostgresOutbox) -> Result<Watermark> {
     Ok(Watermark { high, writers, revision })
 }
 
-/// A number for the set of prepared transactions: 0 for none. `tokens` are in order.
+/// A number for the set of transactions that were prepared before a restart: 0 for none. `tokens`
+/// are in order.
 fn fingerprint_of_prepared(tokens: &[String]) -> i64 {
     let mut prepared = tokens.iter().filter(|token| token.starts_with("-1/")).peekable();
     if prepared.peek().is_none() {

@@ -1,0 +1,137 @@
+//! Servers that are down, wrong, standing by or crashing.
+
+mod common;
+
+use std::time::Duration;
+
+use posthaste_core::{ErrorKind, ErrorStatus, OutboxMigrations, OutboxRepository};
+use posthaste_postgres::{PostgresOptions, PostgresOutbox};
+use uuid::Uuid;
+
+use common::server::{PrivateServer, free_port};
+use common::{TestDatabase, event, insert, pending, pending_types, run};
+
+async fn connect(url: String) -> posthaste_core::Result<PostgresOutbox> {
+    PostgresOutbox::connect(&PostgresOptions::from_url(url)).await
+}
+
+#[tokio::test]
+async fn each_way_not_to_reach_a_database_has_its_kind_and_shows_no_password() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let impatient = |url: String| PostgresOptions {
+        connect_timeout: Duration::from_millis(300),
+        ..PostgresOptions::from_url(url)
+    };
+    let closed = format!("postgres://root:s3cret@127.0.0.1:{}/test", free_port());
+    let absent = database.url().replace(&database.name, "no_such_database");
+    for (url, kind, words) in [
+        (closed, ErrorKind::Unreachable, "database=127.0.0.1:"),
+        (absent, ErrorKind::Config, "does not exist"),
+        ("http://localhost".into(), ErrorKind::Config, "postgres://"),
+    ] {
+        let error = PostgresOutbox::connect(&impatient(url)).await.unwrap_err();
+        let report = error.report();
+        assert_eq!(error.kind(), kind, "{report}");
+        assert_eq!(error.status(), ErrorStatus::Unavailable, "an outage is no event's fault");
+        assert!(report.contains(words), "{report}");
+        assert!(!report.contains("s3cret"), "{report}");
+    }
+}
+
+#[tokio::test]
+async fn a_user_without_rights_and_a_wrong_password_are_unauthorized() {
+    let Some(server) = PrivateServer::start(&[]).await else { return };
+    let outbox = connect(server.url("postgres")).await.unwrap();
+    outbox.migrate().await.unwrap();
+    let mut admin = outbox.pool().acquire().await.unwrap();
+    run(&mut admin, "create role nobody login").await;
+    drop(admin);
+    let url = server.url("postgres").replace("root@", "nobody@");
+    let nobody = connect(url).await.unwrap();
+    let error = nobody.backlog(0).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthorized, "{}", error.report());
+    let url = server.url("postgres").replace("root@", "ghost@");
+    let error = connect(url).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthorized, "{}", error.report());
+}
+
+#[tokio::test]
+async fn a_prepared_transaction_is_never_lost_from_sight() {
+    let Some(mut server) = PrivateServer::start(&["max_prepared_transactions=5"]).await else {
+        return;
+    };
+    let database = TestDatabase::create_at(&server.url("postgres")).await;
+    let outbox = database.outbox().await;
+    let mut writer = database.connection().await;
+    run(&mut writer, &format!("begin; {}", insert("prepared"))).await;
+    let open = outbox.watermark().await.unwrap();
+    run(&mut writer, "prepare transaction 'x'").await;
+    let prepared = outbox.watermark().await.unwrap();
+    assert_eq!((prepared.high, &prepared.writers), (1, &open.writers), "under the same name");
+
+    drop(writer);
+    server.kill_and_restart().await;
+    let outbox = PostgresOutbox::connect(&database.options()).await.unwrap();
+    let restarted = outbox.watermark().await.unwrap();
+    assert!(restarted.high >= 1);
+    assert_eq!(restarted.writers.len(), 1, "it outlives a crash");
+    assert_ne!(restarted.revision, prepared.revision, "so relays are told to read from the start");
+
+    database.run("commit prepared 'x'").await;
+    let over = outbox.watermark().await.unwrap();
+    assert_eq!(over.writers, []);
+    assert_ne!(over.revision, restarted.revision, "and once more when it ends");
+    assert_eq!(pending_types(&outbox).await, ["prepared"]);
+}
+
+#[tokio::test]
+async fn a_standby_is_refused() {
+    let Some(server) = PrivateServer::start(&["wal_level=replica", "max_wal_senders=4"]).await
+    else {
+        return;
+    };
+    connect(server.url("postgres")).await.unwrap().migrate().await.unwrap();
+    let standby = server.standby().await;
+    let error = connect(standby.url("postgres")).await.unwrap().check().await.unwrap_err();
+    assert!(error.to_string().contains("standby"), "{error}");
+    assert_eq!(error.status(), ErrorStatus::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_keeps_what_was_settled_and_the_store_reconnects_by_itself() {
+    let Some(mut server) = PrivateServer::start(&[]).await else { return };
+    let database = TestDatabase::create_at(&server.url("postgres")).await;
+    let outbox = database.outbox().await;
+    let events: Vec<_> = (0..10).map(|_| event(Uuid::now_v7())).collect();
+    outbox.store(&events).await.unwrap();
+    let delivered = |found: &posthaste_core::PendingEvent| posthaste_core::Settlement {
+        seq: found.seq,
+        id: found.event.id(),
+        outcome: posthaste_core::SettlementOutcome::Delivered,
+    };
+    let half: Vec<_> = pending(&outbox).await.iter().take(5).map(delivered).collect();
+    assert_eq!(outbox.settle(&half).await.unwrap(), 5);
+    let listening = outbox.clone();
+    let waiter = tokio::spawn(async move {
+        for _ in 0..3 {
+            listening.wait_for_events().await;
+        }
+    });
+
+    server.kill_and_restart().await;
+
+    let mut tries = 0;
+    let found = loop {
+        match outbox.backlog(0).await {
+            Ok(backlog) => break backlog,
+            Err(error) => assert_eq!(error.status(), ErrorStatus::Unavailable, "{error}"),
+        }
+        tries += 1;
+        assert!(tries < 50);
+    };
+    assert_eq!(found.pending(), 5);
+    let before = outbox.watermark().await.unwrap().high;
+    outbox.store(&[event(Uuid::now_v7())]).await.unwrap();
+    assert!(pending(&outbox).await.last().unwrap().seq > before, "no number is used twice");
+    tokio::time::timeout(Duration::from_secs(10), waiter).await.expect("still wakes").unwrap();
+}
