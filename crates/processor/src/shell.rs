@@ -45,10 +45,8 @@ pub(crate) struct Outcome {
 impl Shell {
     /// Runs until `until`, or until it is stopped.
     pub(crate) async fn run(mut self, until: Until) -> Outcome {
-        let late_commits = self.repository.capabilities().late_commits;
         let seed = rand::random();
-        let mut machine =
-            Machine::new(Arc::clone(&self.routes), self.settings.clone(), late_commits, seed);
+        let mut machine = Machine::new(Arc::clone(&self.routes), self.settings.clone(), seed);
         let mut answers: JoinSet<Input> = JoinSet::new();
         let started = Instant::now();
         let woken = Arc::new(Notify::new());

@@ -3,8 +3,8 @@
 //! No clock, I/O or randomness inside: the time is an argument, random numbers come from a seed.
 //! Equal inputs give equal commands, so a seed replays any run.
 
+mod gaps;
 mod keys;
-mod late_commits;
 mod outage;
 mod reader;
 mod settling;
@@ -153,12 +153,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(
-        routes: Arc<Routes>,
-        settings: ProcessorSettings,
-        late_commits_possible: bool,
-        seed: u64,
-    ) -> Self {
+    pub(crate) fn new(routes: Arc<Routes>, settings: ProcessorSettings, seed: u64) -> Self {
         let destinations = routes.destinations().len();
         let limiter = settings.rate_limit_events_per_second.map(|rate| {
             let clock = FakeRelativeClock::default();
@@ -170,7 +165,7 @@ impl Machine {
         Self {
             // One more for events whose destination is not configured.
             keys: Keys::new(destinations + 1),
-            reader: Reader::new(late_commits_possible, settings.poll_interval),
+            reader: Reader::new(settings.poll_interval),
             outages: (0..destinations).map(|_| Outage::default()).collect(),
             settling: Settling::default(),
             database: DatabasePause::default(),
@@ -361,22 +356,23 @@ impl Machine {
 
     fn fetched(&mut self, FetchTicket(purpose): FetchTicket, page: PendingPage, now: Duration) {
         let last = page.events.last().map(|pending| pending.seq);
-        let any = !page.events.is_empty();
+        let places: Vec<Seq> = page.events.iter().map(|pending| pending.seq).collect();
         let bytes: usize =
             page.events.iter().map(|pending| pending.event.payload().body().len()).sum();
-        if any {
+        if !page.events.is_empty() {
             self.payload_bytes_mean = bytes / page.events.len();
         }
         if let Purpose::CatchUp(catch_up) = &purpose {
             self.caught_up(catch_up, last.filter(|_| page.more));
         }
+        let mut any_new = false;
         for pending in page.events {
             let seq = pending.seq;
             let id = KeyId::of(pending.event.order_key());
             let due = now.saturating_add(pending.wait);
             // An operator may have made a waiting head due. A row read before its own settlement
             // says nothing of that.
-            if matches!(purpose, Purpose::Sweep)
+            if self.reader.is_rechecked(seq)
                 && !self.reader.settled_meanwhile(seq)
                 && !self.settling.is_unrecorded_retry(seq)
             {
@@ -385,10 +381,11 @@ impl Machine {
             if !self.reader.is_new(seq) {
                 continue;
             }
+            any_new = true;
             let destination = self.routes.resolve(&pending.event).unwrap_or(self.outages.len());
             let held = Held { seq, due, destination, event: pending.event };
             let admission = match &purpose {
-                Purpose::FastPath | Purpose::Sweep => self.keys.admit(id, held, now),
+                Purpose::Forward => self.keys.admit(id, held, now),
                 Purpose::CatchUp(_) => self.keys.hold(id, held, now),
             };
             if admission == Admission::Held {
@@ -396,8 +393,7 @@ impl Machine {
             }
         }
         match purpose {
-            Purpose::FastPath => self.reader.fast_path_read(last, page.more, any, now),
-            Purpose::Sweep => self.reader.sweep_read(last, page.more),
+            Purpose::Forward => self.reader.forward_read(&places, page.more, any_new, now),
             Purpose::CatchUp(catch_up) => {
                 self.keys.catch_up_ended(ids_of(&catch_up), now);
                 self.reader.catch_up_read();

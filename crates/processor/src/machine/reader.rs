@@ -1,18 +1,18 @@
 //! What to ask the store next.
 //!
-//! Pending events are read again until they are settled; no cursor is trusted alone. The *fast
-//! path* reads upward from a hint. A *sweep* reads again below the hint where a watermark shows
-//! that events may have committed late. *Catch-up* reads what was left in the store for keys that
-//! were stuck. One operation is under way at a time: `late_commits` rests on that, and so does
-//! the rule that what was settled while a fetch ran is not taken in from it.
+//! Pending events are read again until they are settled; no cursor is trusted alone. A *forward*
+//! read goes upward from a hint and covers, in the same snapshot, the gaps it left (see `gaps`).
+//! *Catch-up* reads what was left in the store for keys that were stuck. One operation is under
+//! way at a time: `gaps` rests on that, and so does the rule that what was settled while a fetch
+//! ran is not taken in from it.
 
 use std::time::Duration;
 
 use posthaste_core::{DeadHead, PendingQuery, PendingSelection, Seq, Watermark};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::gaps::Gaps;
 use super::keys::{CatchUp, KeyId, Keys};
-use super::late_commits::LateCommits;
 
 /// Above so many keys to catch up, one read of all keys from the lowest place is cheaper than
 /// asking key by key.
@@ -21,11 +21,10 @@ const CATCH_UP_KEYS_MAX: usize = 64;
 const DEAD_HEADS_MAX: usize = 1_000;
 /// The first wait when nothing is pending; it doubles up to the poll interval.
 const IDLE_WAIT_MIN: Duration = Duration::from_millis(5);
-/// Between two watermarks while events flow and may commit late.
-const LATE_WAIT: Duration = Duration::from_millis(20);
-/// Between two watermarks while a backlog is read: late events are not the oldest then.
-const LATE_WAIT_IN_BACKLOG: Duration = Duration::from_millis(100);
-/// Between two watermarks where events never commit late: they only tell of retried dead letters.
+/// Between two watermarks while there are gaps to close.
+const GAPS_WAIT: Duration = Duration::from_millis(50);
+/// Between two watermarks otherwise: they tell of retried dead letters, and keep what is proven
+/// close to what is read.
 const REVISION_WAIT: Duration = Duration::from_millis(500);
 
 /// A question for the store.
@@ -39,15 +38,8 @@ pub(super) enum Operation {
 /// What a fetch is for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    FastPath,
-    Sweep,
+    Forward,
     CatchUp(CatchUp),
-}
-
-#[derive(Debug)]
-struct Sweep {
-    cursor: Seq,
-    up_to: Seq,
 }
 
 /// Reading the dead letters anew; those blocking now and not found any more are unblocked.
@@ -59,18 +51,22 @@ struct DeadReload {
 
 #[derive(Debug)]
 pub(super) struct Reader {
-    late_commits_possible: bool,
     poll_interval: Duration,
-    /// The fast path has passed all places up to here.
+    /// All places up to here have been passed.
     hint: Seq,
+    gaps: Gaps,
+    /// An operator may have changed events up to here: they are read again.
+    recheck_up_to: Seq,
     end_reached: bool,
+    /// The last forward read found nothing new.
+    quiet: bool,
     poll_at: Duration,
     idle_wait: Duration,
-    late: LateCommits,
     watermark_at: Duration,
-    sweep: Option<Sweep>,
     revision: Option<i64>,
     dead_reload: Option<DeadReload>,
+    reloads: u64,
+    reload_again: bool,
     /// Dead letters that block a key, by place, with whether their settlement is recorded.
     blocking: FxHashMap<Seq, Blocking>,
     /// Places of events in memory or awaiting settlement.
@@ -78,9 +74,7 @@ pub(super) struct Reader {
     /// Places settled since the fetch under way was asked for.
     settled_meanwhile: FxHashSet<Seq>,
     under_way: bool,
-    side_turn: bool,
-    /// A watermark, and after it a look at the end, found nothing new.
-    quiet: Quiet,
+    catch_up_turn: bool,
 }
 
 #[derive(Debug)]
@@ -88,35 +82,31 @@ struct Blocking {
     id: KeyId,
     name: posthaste_core::OrderKey,
     recorded: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Quiet {
-    No,
-    WatermarkRead,
-    Confirmed,
+    /// How often the dead letters had been read when this one became known.
+    reloads_seen: u64,
 }
 
 impl Reader {
-    pub(super) fn new(late_commits_possible: bool, poll_interval: Duration) -> Self {
+    pub(super) fn new(poll_interval: Duration) -> Self {
         Self {
-            late_commits_possible,
             poll_interval,
             hint: 0,
+            gaps: Gaps::default(),
+            recheck_up_to: 0,
             end_reached: false,
+            quiet: false,
             poll_at: Duration::ZERO,
             idle_wait: IDLE_WAIT_MIN,
-            late: LateCommits::default(),
             watermark_at: Duration::ZERO,
-            sweep: None,
             revision: None,
             dead_reload: None,
+            reloads: 0,
+            reload_again: false,
             blocking: FxHashMap::default(),
             known: FxHashSet::default(),
             settled_meanwhile: FxHashSet::default(),
             under_way: false,
-            side_turn: false,
-            quiet: Quiet::No,
+            catch_up_turn: false,
         }
     }
 
@@ -156,40 +146,49 @@ impl Reader {
             let query = PendingQuery { selection, events_max, bytes_max };
             Some(Operation::Fetch { query, purpose })
         };
-        self.side_turn = !self.side_turn;
-        let fast_path_due = !self.end_reached || now >= self.poll_at;
-        if self.side_turn || !fast_path_due {
-            if let Some(Sweep { cursor, up_to }) = self.sweep {
-                let range = PendingSelection::Range { after: cursor, up_to: Some(up_to) };
-                return fetch(range, Purpose::Sweep);
-            }
+        self.catch_up_turn = !self.catch_up_turn;
+        if self.catch_up_turn || !self.forward_is_due(now) {
             if keys.catch_up_count() > CATCH_UP_KEYS_MAX {
-                self.rewind(keys);
+                if let Some(first) = keys.rewind_catch_up() {
+                    self.rewind(first - 1);
+                }
             } else if let Some(catch_up) = keys.next_catch_up(events_max) {
-                return fetch(selection_of(&catch_up), Purpose::CatchUp(catch_up));
+                return fetch(self.selection_of(&catch_up), Purpose::CatchUp(catch_up));
             }
         }
-        let fast_path_due = !self.end_reached || now >= self.poll_at;
-        if fast_path_due {
-            let range = PendingSelection::Range { after: self.hint, up_to: None };
-            return fetch(range, Purpose::FastPath);
+        if self.forward_is_due(now) {
+            let forward = PendingSelection::Forward { gaps: self.gaps.ranges(), after: self.hint };
+            return fetch(forward, Purpose::Forward);
         }
         None
     }
 
-    /// Reads all keys again from the lowest place that a key has to catch up.
-    fn rewind(&mut self, keys: &mut Keys) {
-        let Some(first) = keys.rewind_catch_up() else { return };
-        self.hint = self.hint.min(first - 1);
-        self.end_reached = false;
-        // What lies above the hint is the fast path's again; a sweep there could take a later
-        // event of a key before an earlier one.
-        if let Some(sweep) = &mut self.sweep {
-            sweep.up_to = sweep.up_to.min(self.hint);
-            if sweep.cursor >= sweep.up_to {
-                self.sweep = None;
+    fn forward_is_due(&self, now: Duration) -> bool {
+        !self.end_reached || now >= self.poll_at
+    }
+
+    fn selection_of(&self, catch_up: &CatchUp) -> PendingSelection {
+        match catch_up {
+            CatchUp::At(places) => {
+                PendingSelection::At(places.iter().map(|(_, seq)| *seq).collect())
+            }
+            CatchUp::Key { name, range, .. } => {
+                // An event of the key in a gap may have become visible together with one inside
+                // the range: both must come out of one snapshot.
+                let first = self.gaps.lowest().map_or(range.first, |gap| gap.min(range.first));
+                PendingSelection::Key { key: name.clone(), after: first - 1, up_to: range.last }
             }
         }
+    }
+
+    /// Reads everything above `after` again.
+    fn rewind(&mut self, after: Seq) {
+        if after < self.hint {
+            self.hint = after;
+            self.gaps.rewind(after);
+        }
+        self.end_reached = false;
+        self.quiet = false;
     }
 
     /// When the next operation is due, if time alone decides.
@@ -203,55 +202,29 @@ impl Reader {
     /// There may be new events: look at once.
     pub(super) fn wake(&mut self, now: Duration) {
         self.poll_at = now;
-        self.idle_wait = IDLE_WAIT_MIN;
+        self.idle_wait = IDLE_WAIT_MIN.min(self.poll_interval);
     }
 
     /// Takes a watermark.
     pub(super) fn watermark_read(&mut self, watermark: &Watermark, now: Duration) {
         self.under_way = false;
-        let after = self.late.observe(watermark);
-        if after < self.hint && self.late_commits_possible {
-            self.sweep_after(after);
-        }
+        self.gaps.observe(watermark);
         if self.revision != Some(watermark.revision) {
-            let first = self.revision.replace(watermark.revision).is_none();
-            self.dead_reload = Some(DeadReload { after: 0, found: FxHashSet::default() });
-            if !first {
-                self.sweep_after(0);
-                self.quiet = Quiet::No;
+            if self.revision.replace(watermark.revision).is_some() {
+                self.recheck_up_to = self.hint;
+                self.rewind(0);
             }
+            self.reload_dead();
+        } else if self.reload_again && self.dead_reload.is_none() {
+            self.reload_dead();
         }
-        self.watermark_at = now + self.watermark_wait();
-        if self.quiet == Quiet::No {
-            self.quiet = Quiet::WatermarkRead;
-        }
+        self.watermark_at = now + if self.gaps.is_empty() { REVISION_WAIT } else { GAPS_WAIT };
     }
 
-    fn watermark_wait(&self) -> Duration {
-        if !self.late_commits_possible {
-            REVISION_WAIT
-        } else if !self.end_reached {
-            LATE_WAIT_IN_BACKLOG
-        } else if self.late.writers_are_open() || self.quiet == Quiet::No {
-            LATE_WAIT
-        } else {
-            LATE_WAIT.max(self.idle_wait)
-        }
-    }
-
-    /// Adds the range from `after` to the hint to what is swept.
-    fn sweep_after(&mut self, after: Seq) {
-        let hint = self.hint;
-        if after >= hint {
-            return;
-        }
-        match &mut self.sweep {
-            Some(sweep) => {
-                sweep.cursor = sweep.cursor.min(after);
-                sweep.up_to = sweep.up_to.max(hint);
-            }
-            None => self.sweep = Some(Sweep { cursor: after, up_to: hint }),
-        }
+    fn reload_dead(&mut self) {
+        self.reloads += 1;
+        self.reload_again = false;
+        self.dead_reload = Some(DeadReload { after: 0, found: FxHashSet::default() });
     }
 
     /// Takes a page of dead letters; returns those that block their key, and, when it was the
@@ -280,7 +253,8 @@ impl Reader {
         name: posthaste_core::OrderKey,
         recorded: bool,
     ) {
-        self.blocking.entry(seq).or_insert(Blocking { id, name, recorded });
+        let reloads_seen = self.reloads;
+        self.blocking.entry(seq).or_insert(Blocking { id, name, recorded, reloads_seen });
     }
 
     /// For each of these keys, the smallest place of a dead letter that still blocks it.
@@ -307,7 +281,6 @@ impl Reader {
     /// The event is in memory.
     pub(super) fn remember(&mut self, seq: Seq) {
         self.known.insert(seq);
-        self.quiet = Quiet::No;
     }
 
     /// The event is not in memory any more, and nothing about it awaits settlement.
@@ -326,30 +299,39 @@ impl Reader {
         if self.under_way {
             self.settled_meanwhile.insert(seq);
         }
-        if let Some(blocking) = self.blocking.get_mut(&seq) {
+        // A retry recorded late says nothing of the death that followed it.
+        if !kept && let Some(blocking) = self.blocking.get_mut(&seq) {
             blocking.recorded = true;
+            // Dead letters were read while this one was on its way: whether that saw it dead, or
+            // not yet, or revived already, is unknown. It stays blocking until they are read again.
+            if blocking.reloads_seen != self.reloads || self.dead_reload.is_some() {
+                self.reload_again = true;
+                if let Some(reload) = &mut self.dead_reload {
+                    reload.found.insert(seq);
+                }
+            }
         }
     }
 
-    /// A page of the fast path: the last place in it, whether more follow, and whether any was
-    /// new.
-    pub(super) fn fast_path_read(
+    /// A page of a forward read: its places, whether it was cut short, and whether any event in
+    /// it was new.
+    pub(super) fn forward_read(
         &mut self,
-        last: Option<Seq>,
+        places: &[Seq],
         more: bool,
         any_new: bool,
         now: Duration,
     ) {
         self.under_way = false;
-        self.hint = last.unwrap_or(self.hint).max(self.hint);
+        let had_gaps = !self.gaps.is_empty();
+        self.hint = self.gaps.page_read(self.hint, places, more);
+        if !had_gaps && !self.gaps.is_empty() {
+            self.watermark_at = self.watermark_at.min(now + GAPS_WAIT);
+        }
         self.end_reached = !more;
+        self.quiet = !more && !any_new;
         if any_new {
             self.idle_wait = IDLE_WAIT_MIN.min(self.poll_interval);
-            self.quiet = Quiet::No;
-            // Late events are close behind the ones that were just found.
-            self.watermark_at = self.watermark_at.min(now + self.watermark_wait());
-        } else if !more && self.quiet == Quiet::WatermarkRead && self.sweep.is_none() {
-            self.quiet = Quiet::Confirmed;
         }
         if self.end_reached {
             self.poll_at = now + self.idle_wait;
@@ -359,19 +341,9 @@ impl Reader {
         }
     }
 
-    /// A page of a sweep.
-    pub(super) fn sweep_read(&mut self, last: Option<Seq>, more: bool) {
-        self.under_way = false;
-        match (&mut self.sweep, last) {
-            (Some(sweep), Some(last)) if more => sweep.cursor = last,
-            _ => self.sweep = None,
-        }
-    }
-
     /// A fetch for keys ended.
     pub(super) fn catch_up_read(&mut self) {
         self.under_way = false;
-        self.quiet = Quiet::No;
     }
 
     /// The operation failed: it is asked again after the store's pause.
@@ -381,27 +353,25 @@ impl Reader {
 
     /// Every place has been looked at once.
     pub(super) fn end_reached(&self) -> bool {
-        self.end_reached
-            && self.sweep.is_none()
-            && self.dead_reload.is_none()
-            && self.revision.is_some()
+        self.end_reached && self.dead_reload.is_none() && self.revision.is_some()
     }
 
-    /// Nothing is left to do but to make sure: takes the second look at once.
-    pub(super) fn confirm_quiet(&mut self, now: Duration) {
-        match self.quiet {
-            Quiet::No => self.watermark_at = now,
-            Quiet::WatermarkRead => self.poll_at = now,
-            Quiet::Confirmed => {}
-        }
-    }
-
-    /// A second look, after a watermark, found nothing new.
+    /// The last look at all places found nothing new.
     pub(super) fn is_quiet(&self) -> bool {
-        self.end_reached() && self.quiet == Quiet::Confirmed && !self.under_way
+        self.end_reached() && self.quiet && !self.under_way
     }
 
-    /// No pending event that is unknown here lies at or below this place, open writers aside.
+    /// Nothing is left to do but to make sure: looks again at once.
+    pub(super) fn confirm_quiet(&mut self, now: Duration) {
+        self.poll_at = now;
+    }
+
+    /// Whether an operator may have changed the event at this place since it was read first.
+    pub(super) fn is_rechecked(&self, seq: Seq) -> bool {
+        seq <= self.recheck_up_to
+    }
+
+    /// Up to where the outbox has been read.
     pub(super) fn hint(&self) -> Seq {
         self.hint
     }
@@ -412,13 +382,4 @@ impl Reader {
 pub(super) struct Blocked {
     pub(super) id: KeyId,
     pub(super) name: posthaste_core::OrderKey,
-}
-
-fn selection_of(catch_up: &CatchUp) -> PendingSelection {
-    match catch_up {
-        CatchUp::At(places) => PendingSelection::At(places.iter().map(|(_, seq)| *seq).collect()),
-        CatchUp::Key { name, range, .. } => {
-            PendingSelection::Key { key: name.clone(), after: range.first - 1, up_to: range.last }
-        }
-    }
 }

@@ -1,0 +1,441 @@
+//! Places that were passed without an event, where one may still turn up.
+//!
+//! Numbers are drawn before commit, so a reader that goes upward passes the events of
+//! transactions that are still open. Each number it passes without seeing an event is a *gap*.
+//! Every forward read asks for its gaps again, in the same snapshot as what lies above: so an
+//! event is never taken in before an earlier one that was visible with it.
+//!
+//! A gap closes when a [`Watermark`] proves that nothing can turn up there any more. Let `H` be
+//! the `high` of a watermark and `W` its `writers`:
+//!
+//! - A transaction seen for the first time did not hold its token when the watermark before was
+//!   read, so it draws numbers above that one's `high` only: its *floor*.
+//! - So a number at or below `H` and every floor in `W` was drawn by a transaction that had ended.
+//!   Its event is visible to any read begun later, or it never comes.
+//!
+//! Such numbers are *proven*: the next complete read closes their gaps, and passing one leaves
+//! none. No read may be under way while a watermark is read.
+
+use std::collections::{BTreeMap, HashMap};
+
+use posthaste_core::{Seq, Watermark};
+
+/// Above so many ranges, those closest to each other become one. That costs reads of places that
+/// were seen already and changes nothing else.
+const RANGES_MAX: usize = 500;
+
+#[derive(Debug, Default)]
+pub(super) struct Gaps {
+    /// Inclusive ranges, by their lower end.
+    ranges: BTreeMap<Seq, Seq>,
+    high: Seq,
+    floors: HashMap<Box<str>, Seq>,
+    proven: Seq,
+}
+
+impl Gaps {
+    /// Takes the next watermark.
+    pub(super) fn observe(&mut self, watermark: &Watermark) {
+        let mut floors = HashMap::with_capacity(watermark.writers.len());
+        for writer in &watermark.writers {
+            let floor = self.floors.get(&writer.token).copied().unwrap_or(self.high);
+            floors.insert(writer.token.clone(), floor);
+        }
+        self.floors = floors;
+        self.high = watermark.high;
+        self.proven = self.floors.values().copied().fold(watermark.high, Seq::min);
+    }
+
+    /// A forward read begun after the last watermark brought `places`, ascending, from the gaps
+    /// and above `after`; `more` says that it was cut short. Returns the place up to which all has
+    /// been passed now.
+    pub(super) fn page_read(&mut self, after: Seq, places: &[Seq], more: bool) -> Seq {
+        let passed = places.last().copied().filter(|last| *last > after);
+        // Cut short among the gaps: beyond the last event nothing was looked at.
+        let looked_at = match (passed, more) {
+            (None, true) => places.last().copied().unwrap_or(0),
+            _ => after,
+        };
+        let mut previous = after;
+        for place in places {
+            if *place <= after {
+                self.close(*place);
+            } else {
+                let low = (previous + 1).max(self.proven + 1);
+                if low < *place {
+                    self.ranges.insert(low, *place - 1);
+                }
+                previous = *place;
+            }
+        }
+        self.close_up_to(self.proven.min(looked_at));
+        self.merge_closest();
+        passed.unwrap_or(after)
+    }
+
+    /// The ranges to ask for.
+    pub(super) fn ranges(&self) -> Vec<(Seq, Seq)> {
+        self.ranges.iter().map(|(low, high)| (*low, *high)).collect()
+    }
+
+    /// Whether there are any.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// The lowest place where an event may still turn up.
+    pub(super) fn lowest(&self) -> Option<Seq> {
+        self.ranges.first_key_value().map(|(low, _)| *low)
+    }
+
+    /// Everything above `after` will be read again.
+    pub(super) fn rewind(&mut self, after: Seq) {
+        self.ranges.split_off(&(after + 1));
+        if let Some(mut last) = self.ranges.last_entry()
+            && *last.get() > after
+        {
+            *last.get_mut() = after;
+        }
+    }
+
+    fn close(&mut self, place: Seq) {
+        let Some((low, high)) = self.ranges.range(..=place).next_back().map(|(l, h)| (*l, *h))
+        else {
+            return;
+        };
+        if place > high {
+            return;
+        }
+        self.ranges.remove(&low);
+        if low < place {
+            self.ranges.insert(low, place - 1);
+        }
+        if place < high {
+            self.ranges.insert(place + 1, high);
+        }
+    }
+
+    fn close_up_to(&mut self, proven: Seq) {
+        while let Some(first) = self.ranges.first_entry()
+            && *first.key() <= proven
+        {
+            let high = first.remove();
+            if high > proven {
+                self.ranges.insert(proven + 1, high);
+            }
+        }
+    }
+
+    fn merge_closest(&mut self) {
+        // Not at every range too many: half of them at once.
+        if self.ranges.len() <= 2 * RANGES_MAX {
+            return;
+        }
+        let ranges = self.ranges();
+        let mut distances: Vec<Seq> = ranges.windows(2).map(|pair| pair[1].0 - pair[0].1).collect();
+        let surplus = ranges.len() - RANGES_MAX;
+        let (_, widest, _) = distances.select_nth_unstable(surplus - 1);
+        let (widest, mut surplus) = (*widest, surplus);
+        let mut merged: Vec<(Seq, Seq)> = Vec::with_capacity(RANGES_MAX);
+        for (low, high) in ranges {
+            match merged.last_mut() {
+                Some(last) if surplus > 0 && low - last.1 <= widest => {
+                    last.1 = high;
+                    surplus -= 1;
+                }
+                _ => merged.push((low, high)),
+            }
+        }
+        self.ranges = merged.into_iter().collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use posthaste_core::OpenWriter;
+    use proptest::prelude::*;
+    use std::collections::{BTreeSet, HashMap as Map, HashSet};
+
+    /// A transaction of the model database. It holds the locks of the keys it has drawn for.
+    #[derive(Debug, Clone, Default)]
+    struct Transaction {
+        drawn: Vec<Seq>,
+        ended: bool,
+    }
+
+    /// One step of a schedule; the numbers pick a transaction and a key.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Begin,
+        Draw { pick: usize, key: usize },
+        Commit(usize),
+        Abort(usize),
+        Read { limit: usize },
+        Watermark,
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            2 => Just(Step::Begin),
+            5 => (any::<usize>(), 0..3_usize).prop_map(|(pick, key)| Step::Draw { pick, key }),
+            2 => any::<usize>().prop_map(Step::Commit),
+            1 => any::<usize>().prop_map(Step::Abort),
+            3 => (1_usize..5).prop_map(|limit| Step::Read { limit }),
+            2 => Just(Step::Watermark),
+        ]
+    }
+
+    fn schedules() -> impl Strategy<Value = Vec<Step>> {
+        prop::collection::vec(any_step(), 0..150)
+    }
+
+    #[derive(Default)]
+    struct Model {
+        transactions: Vec<Transaction>,
+        committed: BTreeSet<Seq>,
+        keys: Map<Seq, usize>,
+        locks: Map<usize, usize>,
+        high: Seq,
+    }
+
+    impl Model {
+        fn open(&self, pick: usize) -> Option<usize> {
+            let open: Vec<usize> = (0..self.transactions.len())
+                .filter(|index| !self.transactions[*index].ended)
+                .collect();
+            (!open.is_empty()).then(|| open[pick % open.len()])
+        }
+
+        fn draw(&mut self, pick: usize, key: usize) {
+            let Some(index) = self.open(pick) else { return };
+            if *self.locks.entry(key).or_insert(index) != index {
+                return; // It waits for the lock: append last.
+            }
+            self.high += 1;
+            self.keys.insert(self.high, key);
+            self.transactions[index].drawn.push(self.high);
+        }
+
+        fn end(&mut self, pick: usize, commit: bool) {
+            let Some(index) = self.open(pick) else { return };
+            self.transactions[index].ended = true;
+            self.locks.retain(|_, owner| *owner != index);
+            if commit {
+                let drawn = self.transactions[index].drawn.clone();
+                self.committed.extend(drawn);
+            }
+        }
+
+        fn watermark(&self) -> Watermark {
+            let writers = (0..self.transactions.len())
+                .filter(|index| !self.transactions[*index].ended)
+                .map(|index| OpenWriter { token: index.to_string().into() })
+                .collect();
+            Watermark { high: self.high, writers, revision: 0 }
+        }
+    }
+
+    /// A reader under test: `read` returns what it takes in, in order.
+    trait Reader {
+        fn read(&mut self, committed: &BTreeSet<Seq>, limit: usize) -> Vec<Seq>;
+        fn watermark(&mut self, watermark: &Watermark, committed: &BTreeSet<Seq>) -> Vec<Seq>;
+    }
+
+    /// Ours.
+    #[derive(Default)]
+    struct Forward {
+        gaps: Gaps,
+        hint: Seq,
+    }
+
+    impl Reader for Forward {
+        fn read(&mut self, committed: &BTreeSet<Seq>, limit: usize) -> Vec<Seq> {
+            let ranges = self.gaps.ranges();
+            let in_gaps = |seq: &Seq| ranges.iter().any(|(low, high)| (*low..=*high).contains(seq));
+            let mut page: Vec<Seq> =
+                committed.iter().filter(|seq| **seq > self.hint || in_gaps(seq)).copied().collect();
+            let more = page.len() > limit;
+            page.truncate(limit);
+            self.hint = self.gaps.page_read(self.hint, &page, more);
+            page
+        }
+
+        fn watermark(&mut self, watermark: &Watermark, _: &BTreeSet<Seq>) -> Vec<Seq> {
+            self.gaps.observe(watermark);
+            Vec::new()
+        }
+    }
+
+    /// Trusts the number alone.
+    #[derive(Default)]
+    struct CursorOnly(Seq);
+
+    impl Reader for CursorOnly {
+        fn read(&mut self, committed: &BTreeSet<Seq>, limit: usize) -> Vec<Seq> {
+            let page: Vec<Seq> = committed.range(self.0 + 1..).take(limit).copied().collect();
+            self.0 = page.last().copied().unwrap_or(self.0);
+            page
+        }
+
+        fn watermark(&mut self, _: &Watermark, _: &BTreeSet<Seq>) -> Vec<Seq> {
+            Vec::new()
+        }
+    }
+
+    /// Reads upward from a hint, and sweeps below it in a statement of its own.
+    #[derive(Default)]
+    struct HintAndSweep {
+        hint: Seq,
+        floors: Map<Box<str>, Seq>,
+        high: Seq,
+    }
+
+    impl Reader for HintAndSweep {
+        fn read(&mut self, committed: &BTreeSet<Seq>, limit: usize) -> Vec<Seq> {
+            let page: Vec<Seq> = committed.range(self.hint + 1..).take(limit).copied().collect();
+            self.hint = page.last().copied().unwrap_or(self.hint);
+            page
+        }
+
+        fn watermark(&mut self, watermark: &Watermark, committed: &BTreeSet<Seq>) -> Vec<Seq> {
+            let still =
+                |token: &str| watermark.writers.iter().any(|writer| *writer.token == *token);
+            let ended =
+                self.floors.iter().filter(|(token, _)| !still(token)).map(|(_, floor)| *floor);
+            let after = ended.fold(self.high, Seq::min);
+            let floor = |token: &str| self.floors.get(token).copied().unwrap_or(self.high);
+            self.floors = watermark
+                .writers
+                .iter()
+                .map(|writer| (writer.token.clone(), floor(&writer.token)))
+                .collect();
+            self.high = watermark.high;
+            if after < self.hint {
+                committed.range(after + 1..=self.hint).copied().collect()
+            } else {
+                Vec::new()
+            }
+        }
+    }
+
+    /// Ours, but believing that a number is decided once a greater one was drawn before a
+    /// watermark: forgets the writers that are still open.
+    #[derive(Default)]
+    struct WithoutFloors(Forward);
+
+    impl Reader for WithoutFloors {
+        fn read(&mut self, committed: &BTreeSet<Seq>, limit: usize) -> Vec<Seq> {
+            self.0.read(committed, limit)
+        }
+
+        fn watermark(&mut self, watermark: &Watermark, committed: &BTreeSet<Seq>) -> Vec<Seq> {
+            let blind = Watermark { writers: Vec::new(), ..watermark.clone() };
+            self.0.watermark(&blind, committed)
+        }
+    }
+
+    #[derive(Debug, PartialEq, Eq, Default)]
+    struct Verdict {
+        lost: Vec<Seq>,
+        out_of_order: Vec<Seq>,
+    }
+
+    fn judge(steps: &[Step], reader: &mut dyn Reader) -> Verdict {
+        let mut model = Model::default();
+        let mut taken: Vec<Seq> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Begin => model.transactions.push(Transaction::default()),
+                Step::Draw { pick, key } => model.draw(*pick, *key),
+                Step::Commit(pick) => model.end(*pick, true),
+                Step::Abort(pick) => model.end(*pick, false),
+                Step::Read { limit } => taken.extend(reader.read(&model.committed, *limit)),
+                Step::Watermark => {
+                    taken.extend(reader.watermark(&model.watermark(), &model.committed))
+                }
+            }
+        }
+        while model.open(0).is_some() {
+            model.end(0, true);
+        }
+        taken.extend(reader.read(&model.committed, usize::MAX));
+        for _ in 0..2 {
+            taken.extend(reader.watermark(&model.watermark(), &model.committed));
+            taken.extend(reader.read(&model.committed, usize::MAX));
+        }
+        let mut verdict = Verdict::default();
+        let mut seen = HashSet::new();
+        let mut last: Map<usize, Seq> = Map::new();
+        for seq in taken {
+            if seen.insert(seq) && last.insert(model.keys[&seq], seq).unwrap_or_default() > seq {
+                verdict.out_of_order.push(seq);
+            }
+        }
+        verdict.lost = model.committed.iter().filter(|seq| !seen.contains(seq)).copied().collect();
+        verdict
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+        #[test]
+        fn nothing_is_lost_or_out_of_order_under_any_schedule(steps in schedules()) {
+            prop_assert_eq!(judge(&steps, &mut Forward::default()), Verdict::default());
+        }
+
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn merging_ranges_keeps_every_gap(places in prop::collection::btree_set(1_i64..12_000, 0..3_000)) {
+            let mut gaps = Gaps::default();
+            let page: Vec<Seq> = places.iter().copied().collect();
+            gaps.page_read(0, &page, false);
+            let ranges = gaps.ranges();
+            prop_assert!(ranges.len() <= 2 * RANGES_MAX);
+            prop_assert!(ranges.windows(2).all(|pair| pair[0].1 < pair[1].0));
+            let last = page.last().copied().unwrap_or(0);
+            for seq in (1..last).filter(|seq| !places.contains(seq)) {
+                prop_assert!(ranges.iter().any(|(low, high)| (*low..=*high).contains(&seq)));
+            }
+        }
+    }
+
+    #[test]
+    fn the_checker_rejects_every_weaker_reader() {
+        use proptest::strategy::ValueTree;
+        use proptest::test_runner::TestRunner;
+        type Make = fn() -> Box<dyn Reader>;
+        let readers: [(&str, Make); 3] = [
+            ("cursor only", || Box::<CursorOnly>::default()),
+            ("hint and sweep in two statements", || Box::<HintAndSweep>::default()),
+            ("without floors", || Box::<WithoutFloors>::default()),
+        ];
+        for (name, make) in readers {
+            let mut runner = TestRunner::deterministic();
+            let caught = (0..3_000).any(|_| {
+                let steps = schedules().new_tree(&mut runner).expect("a schedule").current();
+                judge(&steps, &mut *make()) != Verdict::default()
+            });
+            assert!(caught, "the checker passes the reader: {name}");
+        }
+    }
+
+    #[test]
+    fn a_gap_closes_only_when_proven_and_looked_at_again() {
+        let mut gaps = Gaps::default();
+        assert_eq!(gaps.page_read(0, &[1, 4], false), 4);
+        assert_eq!(gaps.ranges(), [(2, 3)]);
+        let writer = OpenWriter { token: "w".into() };
+        gaps.observe(&Watermark { high: 4, writers: vec![writer], revision: 0 });
+        gaps.page_read(4, &[], false);
+        assert_eq!(gaps.ranges(), [(2, 3)], "a writer that may have drawn it is open");
+        gaps.observe(&Watermark { high: 4, writers: Vec::new(), revision: 0 });
+        assert_eq!(gaps.ranges(), [(2, 3)], "not looked at since");
+        gaps.page_read(4, &[2], true);
+        assert_eq!(gaps.ranges(), [(3, 3)], "the page was cut at 2");
+        gaps.page_read(4, &[], false);
+        assert!(gaps.is_empty());
+    }
+}
