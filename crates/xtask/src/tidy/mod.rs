@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: rules of the code base that the compiler does not know.
 
 mod dependencies;
+mod metrics;
 mod text;
 
 use std::process::Command;
@@ -28,6 +29,7 @@ pub(crate) fn run() -> Result<()> {
     for file in &files {
         violations.extend(text::check_file(file, &|path| workspace_root().join(path).exists()));
     }
+    violations.extend(metrics::check(&files));
     print_long_files(&files);
     for Violation { place, what, remedy } in &violations {
         println!("{place}: {what}\n    {remedy}");
