@@ -9,6 +9,11 @@ pub(crate) fn database(operation: &'static str, error: sqlx::Error) -> Error {
     Error::new(kind, operation, message).with_source(error)
 }
 
+/// Whether another connection stands in the way, for now.
+pub(crate) fn is_busy(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(_)) && classify(error).0 == ErrorKind::Conflict
+}
+
 fn classify(error: &sqlx::Error) -> (ErrorKind, &'static str) {
     match error {
         sqlx::Error::Database(error) => {

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use posthaste_core::{ErrorKind, Result, UnitOfWork};
+use posthaste_core::{Result, UnitOfWork};
 use sqlx::SqlitePool;
 use sqlx::sqlite::SqlitePoolOptions;
 
-use crate::error::database;
+use crate::error::{database, is_busy};
 use crate::wake::Wake;
 use crate::{RelayLock, SqliteOptions, SqliteTransaction};
 
@@ -27,8 +27,8 @@ impl SqliteOutbox {
     /// [`migrate`](posthaste_core::OutboxMigrations::migrate).
     ///
     /// # Errors
-    /// [`ErrorKind::Config`], naming the path, where it cannot be opened;
-    /// [`ErrorKind::Schema`] where the file is not an SQLite database.
+    /// [`Config`](posthaste_core::ErrorKind::Config), naming the path, where it cannot be opened;
+    /// [`Schema`](posthaste_core::ErrorKind::Schema) where the file is not an SQLite database.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(SqliteOptions::new(path.as_ref())).await
     }
@@ -76,7 +76,7 @@ impl SqliteOutbox {
     /// it short, since every other writer and the relay wait for its end.
     ///
     /// # Errors
-    /// [`ErrorKind::Conflict`] where another writer does not end within the busy timeout.
+    /// [`Conflict`](posthaste_core::ErrorKind::Conflict) where another writer does not end within the busy timeout.
     pub async fn begin(&self) -> Result<UnitOfWork<SqliteTransaction>> {
         let transaction = self
             .writer
@@ -89,7 +89,7 @@ impl SqliteOutbox {
     /// Takes the right to deliver from this file. Every relay takes it before its first fetch.
     ///
     /// # Errors
-    /// [`ErrorKind::Conflict`] where another relay has it.
+    /// [`Conflict`](posthaste_core::ErrorKind::Conflict) where another relay has it.
     pub fn try_lock_relay(&self) -> Result<RelayLock> {
         RelayLock::acquire(self.path())
     }
@@ -115,18 +115,10 @@ where
     loop {
         match open().await {
             Ok(opened) => return Ok(opened),
-            Err(error) => {
-                let error_kind = match &error {
-                    sqlx::Error::Database(inner) if inner.message().contains("locked") => {
-                        ErrorKind::Conflict
-                    }
-                    _ => ErrorKind::Internal,
-                };
-                if error_kind != ErrorKind::Conflict || start.elapsed() >= limit {
-                    return Err(error);
-                }
+            Err(error) if is_busy(&error) && start.elapsed() < limit => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
+            Err(error) => return Err(error),
         }
     }
 }
