@@ -239,16 +239,16 @@ async fn a_subject_or_header_nats_cannot_carry_is_malformed() {
 }
 
 #[tokio::test]
-async fn two_large_calls_at_once_do_not_wait_for_each_others_permits() {
+async fn large_calls_at_once_do_not_wait_for_each_others_permits() {
     let Some(stream) = Stream::create(stream::Config::default()).await else { return };
     let config = NatsConfig { max_ack_inflight: 1_000, ..stream.config() };
     let bus = NatsBus::connect(config).await.unwrap();
-    let batches: Vec<Vec<_>> = (0..4).map(|_| (0..1_500).map(event).collect()).collect();
+    let batches: Vec<Vec<_>> = (0..8).map(|_| (0..1_200).map(event).collect()).collect();
     let calls = batches.iter().map(|batch| bus.publish(batch));
     for results in futures_util::future::join_all(calls).await {
         assert!(results.iter().all(Result::is_ok));
     }
-    assert_eq!(stream.messages().await, 6_000);
+    assert_eq!(stream.messages().await, 9_600);
     stream.delete().await;
 }
 
@@ -301,6 +301,36 @@ async fn a_right_that_is_missing_is_named() {
             assert!(error.to_string().contains("denied.a"), "{error}");
         }
     }
+}
+
+#[tokio::test]
+async fn tls_is_spoken_and_an_unknown_certificate_is_an_outage() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"])
+        .args(["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=CA:FALSE"])
+        .arg("-out")
+        .arg(&cert)
+        .arg("-keyout")
+        .arg(&key)
+        .output();
+    if !made.is_ok_and(|output| output.status.success()) {
+        return support::absent("no openssl to make a certificate with");
+    }
+    let tls = format!("tls {{ cert_file: {:?}, key_file: {:?} }}", cert, key);
+    let Some(server) = PrivateNats::start(&tls).await else { return };
+    let mut trusting = NatsConfig::new(server.url(), "e");
+    trusting.tls.ca_files = vec![cert.clone()];
+    let options = async_nats::ConnectOptions::new().add_root_certificates(cert);
+    let context = jetstream::new(options.connect(server.url()).await.unwrap());
+    context.create_stream(stream_config("e", &["e"])).await.unwrap();
+    let bus = NatsBus::connect(trusting).await.unwrap();
+    let results = bus.publish(&[event(1)]).await;
+    assert!(results[0].is_ok(), "{results:?}");
+    let distrusting = NatsBus::connect(NatsConfig::new(server.url(), "e")).await.unwrap();
+    let results = distrusting.publish(&[event(2)]).await;
+    assert_eq!(error(&results[0]).kind(), ErrorKind::Unreachable);
 }
 
 #[tokio::test]

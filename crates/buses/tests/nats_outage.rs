@@ -72,6 +72,28 @@ async fn a_server_that_is_down_is_no_error_of_connecting() {
         assert_eq!(error.status(), ErrorStatus::Unavailable);
     }
     assert_eq!(bus.check().await.unwrap_err().kind(), ErrorKind::Unreachable);
+    let closing = tokio::time::timeout(Duration::from_secs(10), bus.close()).await;
+    closing.expect("closing waits for a server that is down").unwrap();
+}
+
+#[tokio::test]
+async fn what_is_refused_for_want_of_a_connection_is_not_sent_later() {
+    let Some(mut server) = PrivateNats::start("").await else { return };
+    let url = server.url();
+    create_stream(&url).await;
+    let bus = NatsBus::connect(config(&url)).await.unwrap();
+    let [first, refused, last] = [event(1), event(2), event(3)];
+    deliver_in_order(&bus, std::slice::from_ref(&first)).await;
+    server.kill();
+    while bus.check().await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let results = bus.publish(std::slice::from_ref(&refused)).await;
+    assert_eq!(error(&results[0]).kind(), ErrorKind::Unreachable);
+    server.restart().await;
+    deliver_in_order(&bus, std::slice::from_ref(&last)).await;
+    let expected = [first, last].map(|event| event.id().to_string());
+    assert_eq!(stored(&url).await, expected);
 }
 
 #[tokio::test]
@@ -147,6 +169,24 @@ async fn a_frozen_server_is_a_timeout_and_late_copies_are_dropped() {
 }
 
 #[tokio::test]
+async fn at_most_max_ack_inflight_events_wait_for_acknowledgements() {
+    let Some(server) = PrivateNats::start("").await else { return };
+    let url = server.url();
+    create_stream(&url).await;
+    let ack_timeout = Duration::from_millis(300);
+    let limited = NatsConfig { max_ack_inflight: 5, ack_timeout, ..config(&url) };
+    let bus = NatsBus::connect(limited).await.unwrap();
+    assert_eq!(bus.capabilities().batch_events_max, 5);
+    let events: Vec<_> = (0..10).map(event).collect();
+    server.signal("-STOP");
+    let (first, second) = tokio::join!(bus.publish(&events[..5]), bus.publish(&events[5..]));
+    server.signal("-CONT");
+    let full = |result| error(result).to_string().contains("max_ack_inflight");
+    assert!(!first.iter().any(full) && second.iter().all(full), "{first:?} {second:?}");
+    assert!(second.iter().all(|result| error(result).status() == ErrorStatus::Unavailable));
+}
+
+#[tokio::test]
 async fn a_stream_created_later_is_found_without_a_restart() {
     let Some(server) = PrivateNats::start("").await else { return };
     let bus = NatsBus::connect(config(&server.url())).await.unwrap();
@@ -155,4 +195,5 @@ async fn a_stream_created_later_is_found_without_a_restart() {
     create_stream(&server.url()).await;
     assert!(bus.publish(&[event(1)]).await[0].is_ok());
     bus.check().await.unwrap();
+    bus.close().await.unwrap();
 }

@@ -115,7 +115,9 @@ async fn a_reader_that_stands_still_does_not_hold_the_call_for_ever() {
     let large = Payload::json(&"x".repeat(300_000)).unwrap();
     let large = OutboxEvent::builder(Uuid::nil(), "large").payload(large).build().unwrap();
     for _ in 0..3 {
-        let error = bus.publish(std::slice::from_ref(&large)).await.remove(0).unwrap_err();
+        let call = bus.publish(std::slice::from_ref(&large));
+        let results = tokio::time::timeout(Duration::from_secs(10), call).await;
+        let error = results.expect("the call hangs").remove(0).unwrap_err();
         assert_eq!((error.kind(), error.status()), (ErrorKind::Timeout, ErrorStatus::Unavailable));
     }
     let drain = std::thread::spawn(move || {
@@ -129,6 +131,24 @@ async fn a_reader_that_stands_still_does_not_hold_the_call_for_ever() {
     let last = last.build().unwrap();
     while bus.publish(std::slice::from_ref(&last)).await[0].is_err() {}
     drain.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_pipe_without_a_reader_swallows_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&path).status();
+    if !made.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no mkfifo here");
+        return;
+    }
+    let config = NdjsonConfig {
+        write_timeout: Duration::from_millis(200),
+        ..NdjsonConfig::new(NdjsonTarget::File(path.clone()))
+    };
+    let bus = NdjsonBus::open(&config).unwrap();
+    assert!(!bus.capabilities().durable);
+    assert_eq!(only_error(&bus).await.kind(), ErrorKind::Timeout);
 }
 
 #[test]

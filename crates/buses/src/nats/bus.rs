@@ -13,7 +13,7 @@ use posthaste_core::{
     BusCapabilities, Error, ErrorKind, EventBus, KeyPipelining, OutboxEvent, PublishResult, Result,
 };
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::acknowledgement::{Outcome, no_stream};
 use super::config::NatsConfig;
@@ -225,9 +225,16 @@ impl EventBus for NatsBus {
     }
 
     async fn close(&self) -> Result<()> {
-        self.connection.client.flush().await.map_err(|error| {
-            Error::new(ErrorKind::Unreachable, "close nats", "cannot flush").with_source(error)
-        })
+        // Without a connection there is nothing to flush, and asking would wait for one.
+        if self.connection.ready().is_err() {
+            return Ok(());
+        }
+        let failed = |message| Error::new(ErrorKind::Unreachable, "close nats", message);
+        match timeout(self.config.ack_timeout, self.connection.client.drain()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(failed("cannot drain the connection").with_source(error)),
+            Err(_) => Err(failed("the connection did not drain in time")),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::connection::State;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::context::ContextBuilder;
-use async_nats::{Client, ClientError, Event, ServerError};
+use async_nats::{Client, ClientError, Event, ServerAddr, ServerError};
 use posthaste_core::{Error, ErrorKind, Result};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
@@ -19,6 +19,9 @@ const REFUSALS_MAX: usize = 32;
 /// The longest opening waits for the first connection: a relay that starts with its broker should
 /// not begin with an error.
 const FIRST_CONNECT_WAIT: Duration = Duration::from_secs(2);
+
+/// What the client says where the log-in, and not the network, is wrong.
+const LOG_IN_REFUSED: [&str; 2] = ["authorization violation", "failed signing nonce"];
 
 /// A client that connects, and connects again, by itself.
 #[derive(Debug)]
@@ -63,7 +66,7 @@ impl Connection {
                 listener.note(event);
                 std::future::ready(())
             })
-            .connect(addresses)
+            .connect(without_users(addresses))
             .await
             .map_err(|error| {
                 Error::new(ErrorKind::Config, "configure nats", "the client refuses its settings")
@@ -99,7 +102,9 @@ impl Connection {
     pub(super) fn lost(&self, message: &'static str) -> Error {
         let reason = self.monitor.memory().connect_error.clone();
         let kind = match reason.as_deref() {
-            Some(reason) if reason.contains("authorization violation") => ErrorKind::Unauthorized,
+            Some(reason) if LOG_IN_REFUSED.iter().any(|text| reason.contains(text)) => {
+                ErrorKind::Unauthorized
+            }
             _ => ErrorKind::Unreachable,
         };
         let error = Error::new(kind, "publish to nats", message);
@@ -125,6 +130,17 @@ impl Connection {
         };
         memory.refusals.iter().rev().find(concerns).map(|(_, text)| text.clone())
     }
+}
+
+/// Addresses without user and password: the options have them by now, and the client logs
+/// addresses.
+fn without_users(addresses: Vec<ServerAddr>) -> Vec<ServerAddr> {
+    let strip = |address: ServerAddr| {
+        let mut url = address.clone().into_inner();
+        let stripped = url.set_username("").and_then(|()| url.set_password(None)).is_ok();
+        if stripped { ServerAddr::from_url(url).unwrap_or(address) } else { address }
+    };
+    addresses.into_iter().map(strip).collect()
 }
 
 impl Monitor {
@@ -162,5 +178,17 @@ impl Monitor {
     fn memory(&self) -> MutexGuard<'_, Memory> {
         // Plain data: a panic elsewhere leaves nothing half done.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_given_to_the_client_hold_no_password() {
+        let address = "nats://joe:hunter2@example.com:4333".parse().unwrap();
+        let stripped = without_users(vec![address]);
+        assert_eq!(stripped[0].as_url_str(), "nats://example.com:4333");
     }
 }

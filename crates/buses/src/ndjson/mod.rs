@@ -36,7 +36,8 @@ pub enum NdjsonTarget {
     /// The process's standard output. It must be nobody else's: keep logs on standard error.
     Stdout,
     /// A file that lines are appended to. Created where missing (its folder is not). It is opened
-    /// again when it was moved away or deleted, so a log rotation that renames it is safe.
+    /// again when it was moved away or deleted, so a log rotation that renames it is safe. A named
+    /// pipe or a device may stand there instead; it is not synced.
     File(PathBuf),
 }
 

@@ -42,7 +42,7 @@ impl Sink {
     /// Whether what was written survives a crash of the machine.
     pub(super) fn is_durable(&self) -> bool {
         match self {
-            Self::File(_) => true,
+            Self::File(file) => !is_special(&file.path),
             Self::Stream(stream) => stream.synced.is_some(),
         }
     }
@@ -92,9 +92,14 @@ impl StreamSink {
 
 /// Opens or creates the file and ends a torn last line.
 fn open(path: &Path) -> io::Result<File> {
+    if is_special(path) {
+        // For writing only: a pipe opened for reading too would never be without a reader, and
+        // would swallow events that nobody reads.
+        return OpenOptions::new().append(true).open(path);
+    }
     let existed = path.exists();
     let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
-    if file.metadata()?.is_file() && file.seek(SeekFrom::End(0))? > 0 {
+    if file.seek(SeekFrom::End(0))? > 0 {
         let mut last = [0];
         file.seek(SeekFrom::End(-1))?;
         file.read_exact(&mut last)?;
@@ -107,6 +112,11 @@ fn open(path: &Path) -> io::Result<File> {
         sync_folder(path)?;
     }
     Ok(file)
+}
+
+/// Whether something is there that is not a regular file: a pipe or a device.
+fn is_special(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file())
 }
 
 /// Pipes and devices cannot be synced and need not be.
