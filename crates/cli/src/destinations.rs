@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use posthaste_buses::nats::{NatsAuth, NatsBus, NatsConfig, NatsTls};
 use posthaste_buses::ndjson::{NdjsonBus, NdjsonConfig, NdjsonTarget};
+use posthaste_buses::webhook::{WebhookBus, WebhookConfig};
 use posthaste_buses::{EnvelopeFormat, Secret};
 use posthaste_core::{
     BusCapabilities, Error, ErrorKind, EventBus, OutboxEvent, PublishResult, Result,
@@ -24,6 +25,7 @@ pub(crate) fn problems(destinations: &[DestinationSettings]) -> Vec<Problem> {
     for destination in destinations {
         let checked = match destination.kind.as_str() {
             "nats" => nats_config(destination).and_then(|config| config.validate()),
+            "webhook" => webhook_config(destination).and_then(|config| config.validate()),
             "file" => ndjson_config(destination).validate(),
             _ => Ok(()),
         };
@@ -58,6 +60,7 @@ pub(crate) async fn open(
     for settings in destinations {
         let bus: Arc<dyn EventBus> = match settings.kind.as_str() {
             "nats" => Arc::new(NatsBus::connect(nats_config(settings)?).await?),
+            "webhook" => Arc::new(WebhookBus::open(&webhook_config(settings)?)?),
             "file" => Arc::new(NdjsonBus::open(&ndjson_config(settings))?),
             _ => Arc::new(StandardOutput {
                 bus: NdjsonBus::open(&ndjson_config(settings))?,
@@ -134,6 +137,46 @@ fn nats_auth(settings: &DestinationSettings) -> Result<NatsAuth> {
         Some(path) => NatsAuth::CredentialsFile(path.into()),
         None => NatsAuth::None,
     })
+}
+
+fn webhook_config(settings: &DestinationSettings) -> Result<WebhookConfig> {
+    let text = |key: &str| settings.text(key);
+    let defaults = WebhookConfig::new(text("url").unwrap_or_default());
+    let secrets = text("secret").unwrap_or_default();
+    Ok(WebhookConfig {
+        secrets: secrets
+            .split(',')
+            .map(str::trim)
+            .filter(|secret| !secret.is_empty())
+            .map(Secret::from)
+            .collect(),
+        headers: headers(&text("headers").unwrap_or_default())?,
+        envelope: envelope(settings)?,
+        cloudevents_source: text("cloudevents_source").unwrap_or(defaults.cloudevents_source),
+        timeout: settings.duration("timeout").unwrap_or(defaults.timeout),
+        max_concurrent_requests: settings
+            .count("max_concurrent_requests")
+            .unwrap_or(defaults.max_concurrent_requests),
+        allow_private_addresses: settings.flag("allow_private_addresses"),
+        ..defaults
+    })
+}
+
+/// Headers, one `Name: value` a line.
+fn headers(text: &str) -> Result<Vec<(String, Secret)>> {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines
+        .enumerate()
+        .map(|(position, line)| match line.split_once(':') {
+            Some((name, value)) => Ok((name.trim().to_owned(), Secret::from(value.trim()))),
+            // The line is not repeated: it may hold a secret.
+            None => Err(Error::new(
+                ErrorKind::Config,
+                "configure webhook",
+                format!("headers: line {} is not of the form Name: value", position + 1),
+            )),
+        })
+        .collect()
 }
 
 fn envelope(settings: &DestinationSettings) -> Result<EnvelopeFormat> {

@@ -5,8 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use posthaste_core::{MigrationStatus, OutboxAdmin, OutboxMigrations, OutboxRepository, Result};
+use posthaste_core::{
+    Error, ErrorKind, MigrationStatus, OutboxAdmin, OutboxMigrations, OutboxRepository, Result,
+};
 use posthaste_postgres::{PostgresOptions, PostgresOutbox};
+use posthaste_sqlite::SqliteOutbox;
 
 use crate::config::{Config, Database};
 use crate::exit::Hint;
@@ -58,6 +61,21 @@ impl Store for PostgresOutbox {
     }
 }
 
+#[async_trait]
+impl Store for SqliteOutbox {
+    fn lock_relay(&self) -> Result<Box<dyn Any + Send>> {
+        Ok(Box::new(self.try_lock_relay()?))
+    }
+
+    async fn adopt(&self) -> Result<Adopted> {
+        Err(Error::new(
+            ErrorKind::Config,
+            "adopt a table",
+            "only tables in PostgreSQL can be adopted; copy the rows instead",
+        ))
+    }
+}
+
 /// Whether a SQLite file that is not there may be created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Missing {
@@ -86,7 +104,7 @@ pub(crate) async fn open(config: &Config, missing: Missing) -> anyhow::Result<Ar
             if missing == Missing::Refuse && !path.exists() {
                 return Err(no_file(path).into());
             }
-            anyhow::bail!("SQLite is not part of this build yet")
+            Ok(Arc::new(SqliteOutbox::open(path).await?))
         }
     }
 }
@@ -95,13 +113,20 @@ pub(crate) async fn open(config: &Config, missing: Missing) -> anyhow::Result<Ar
 ///
 /// # Errors
 /// `Config`, for an address that no client could use.
-pub(crate) fn migration_sql(config: &Config) -> Result<String> {
+pub(crate) async fn migration_sql(config: &Config) -> anyhow::Result<String> {
     match &config.database {
         Database::Postgres { url } => {
             let options = PostgresOptions { url: url.clone(), ..PostgresOptions::default() };
             Ok(PostgresOutbox::connect_lazy(&options)?.migration_sql())
         }
-        Database::Sqlite { .. } => Ok(String::new()),
+        Database::Sqlite { .. } => {
+            // A store always has a file: here one that nobody keeps.
+            let folder = tempfile::tempdir()?;
+            let store = SqliteOutbox::open(folder.path().join("unused.db")).await?;
+            let sql = store.migration_sql();
+            store.close().await;
+            Ok(sql)
+        }
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) async fn run(
     match command {
         MigrateCommand::Up => up(&*store::open(config, Missing::Create).await?, output).await,
         MigrateCommand::Status => status(config, output).await,
-        MigrateCommand::Sql => write_text(&store::migration_sql(config)?),
+        MigrateCommand::Sql => write_text(&store::migration_sql(config).await?),
         MigrateCommand::Adopt => adopt(config, output).await,
     }
 }

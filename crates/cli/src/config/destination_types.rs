@@ -127,5 +127,48 @@ const NATS: &[Key] = &[
     ),
 ];
 
-const WEBHOOK: &[Key] =
-    &[key("url", Kind::SecretUrl, Default::Required, "The address that events are posted to.")];
+const WEBHOOK: &[Key] = &[
+    key(
+        "url",
+        Kind::SecretUrl,
+        Default::Required,
+        "The address that events are posted to. A user and password in it are sent as basic \
+         authentication.",
+    ),
+    key(
+        "secret",
+        Kind::Secret,
+        Default::Absent("requests are not signed"),
+        "A signing secret of the Standard Webhooks form: `whsec_` and base64. Several, with commas \
+         between, give a signature each, so that a new one can be brought in before the old one \
+         goes.",
+    ),
+    key(
+        "headers",
+        Kind::Secret,
+        Default::Absent("none"),
+        "Headers of every request, one `Name: value` a line: `Authorization`, for one.",
+    ),
+    key("envelope", ENVELOPE, Default::Value("cloudevents"), "What a request looks like."),
+    key("cloudevents_source", Kind::Text, Default::Value("/posthaste"), SOURCE_DOC),
+    key(
+        "timeout",
+        POSITIVE,
+        Default::Value("10s"),
+        "The longest one request takes, from connecting to the last byte of the answer.",
+    ),
+    key(
+        "max_concurrent_requests",
+        Kind::Integer { min: 1, max: 1_000 },
+        Default::Value("16"),
+        "The most requests of one batch at the same time; they are of different keys. \
+         `relay.max_concurrent_events` bounds them, too.",
+    ),
+    key(
+        "allow_private_addresses",
+        Kind::Bool,
+        Default::Value("false"),
+        "Post to addresses that are not public: needed within one's own network. Danger: whoever \
+         can set the URL then reaches what the relay reaches.",
+    ),
+];

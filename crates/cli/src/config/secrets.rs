@@ -56,8 +56,13 @@ fn remember(secret: &str, kind: Kind) {
                 known.push((format!(":{password}@"), format!(":{REDACTED}@")));
             }
         }
-    } else if secret.len() >= SEARCHED_BYTES_MIN {
-        known.push((secret.to_owned(), REDACTED.to_owned()));
+        return;
+    }
+    // A value may hold several secrets (`whsec_a,whsec_b`), or a name before one
+    // (`Authorization: Bearer x`).
+    let parts = secret.split(['\n', ',']).filter_map(|part| part.trim().rsplit([' ', ':']).next());
+    for part in parts.chain([secret]).filter(|part| part.len() >= SEARCHED_BYTES_MIN) {
+        known.push((part.to_owned(), REDACTED.to_owned()));
     }
 }
 
@@ -149,9 +154,10 @@ mod tests {
     #[test]
     fn a_resolved_secret_vanishes_from_later_texts() {
         resolve("postgres://someone:hunter2hunter2@h/db", Kind::SecretUrl).unwrap();
-        resolve("whsec_abcdefgh", Kind::Secret).unwrap();
-        let text = redact("bad url someone:hunter2hunter2@h and whsec_abcdefgh!");
-        assert_eq!(text, "bad url someone:***@h and ***!");
+        resolve("whsec_abcdefgh,whsec_ijklmnop", Kind::Secret).unwrap();
+        resolve("Authorization: Bearer tokentoken", Kind::Secret).unwrap();
+        let text = "url someone:hunter2hunter2@h, whsec_ijklmnop, Authorization: tokentoken";
+        assert_eq!(redact(text), "url someone:***@h, ***, Authorization: ***");
     }
 
     #[test]

@@ -144,6 +144,23 @@ fn a_missing_secret_is_a_problem() {
 }
 
 #[test]
+fn every_key_of_every_type_of_destination_is_taken() {
+    for kind in DESTINATION_TYPES {
+        let mut text = format!("[destinations.a]\ntype = \"{}\"\n", kind.name);
+        for key in kind.keys {
+            let value = match (key.kind, key.default) {
+                (_, schema::Default::Value(value)) if value.parse::<i64>().is_ok() => value.into(),
+                (schema::Kind::Bool, _) => "true".to_owned(),
+                (_, schema::Default::Value(value)) => format!("{value:?}"),
+                _ => "\"some text\"".to_owned(),
+            };
+            text.push_str(&format!("{} = {value}\n", key.path));
+        }
+        load(&text, &[]).unwrap();
+    }
+}
+
+#[test]
 fn docs_hold_the_generated_reference() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/configuration.md");
     if std::env::var_os("UPDATE").is_some() {

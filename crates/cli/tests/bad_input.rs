@@ -1,0 +1,185 @@
+//! Whoever gets something wrong gets one clear message, and nothing is lost.
+
+mod common;
+
+use common::{AGGREGATE, Cli};
+
+#[test]
+fn an_unknown_key_names_the_nearest_and_its_place() {
+    let cli = Cli::new();
+    cli.write("posthaste.toml", "[relay]\nbatchsize = 5\n");
+    for command in [&["run", "--once"][..], &["status"], &["config", "check"], &["config", "show"]]
+    {
+        cli.run(command).failed(
+            78,
+            &["posthaste.toml:2:1", "unknown key relay.batchsize; did you mean relay.batch_size?"],
+        );
+    }
+    assert!(!cli.path("posthaste.db").exists(), "nothing was started");
+}
+
+#[test]
+fn an_unknown_variable_names_the_nearest() {
+    let cli = Cli::new().env("POSTHASTE_RELAY__BATCHSIZE", "5");
+    cli.run(&["run", "--once"]).failed(78, &["did you mean POSTHASTE_RELAY__BATCH_SIZE?"]);
+}
+
+#[test]
+fn a_bad_duration_says_how_to_write_it() {
+    let cli = Cli::new();
+    cli.write("posthaste.toml", "[relay]\npoll_interval = \"5 parsecs\"\n");
+    cli.run(&["run", "--once"]).failed(78, &["relay.poll_interval", "parsecs", "\"5s\""]);
+    cli.run(&["cleanup", "--older-than", "30"]).failed(2, &["no unit"]);
+}
+
+#[test]
+fn a_toml_mistake_is_shown_with_line_and_column() {
+    let cli = Cli::new();
+    cli.write("posthaste.toml", "[relay]\nbatch_size = = 5\n");
+    cli.run(&["config", "check"]).failed(78, &["posthaste.toml:2:14", "TOML syntax"]);
+}
+
+#[test]
+fn a_missing_configuration_file_is_named() {
+    let cli = Cli::new();
+    cli.run(&["-c", "nowhere.toml", "run"]).failed(78, &["nowhere.toml", "No such file"]);
+}
+
+#[test]
+fn wrong_database_addresses_are_refused_without_their_password() {
+    let cli = Cli::new();
+    for (url, expected) in [
+        ("mysql://joe:hunter2hunter2@h/d", "mysql:// is not a database that posthaste knows"),
+        ("host=h password=hunter2hunter2", "is not the address of a database"),
+        ("sqlite::memory:", "database in memory"),
+        ("postgres://joe:hunter2hunter2@h:port/d", "database"),
+    ] {
+        let ended = cli.run(&["--database-url", url, "status"]).failed(78, &[expected]);
+        assert!(!ended.stderr.contains("hunter2"), "{ended:?}");
+    }
+}
+
+#[test]
+fn a_missing_outbox_says_how_to_create_it() {
+    let cli = Cli::new();
+    for command in [&["status"][..], &["events", "list"], &["cleanup", "--older-than", "1d"]] {
+        cli.run(command).failed(1, &["posthaste.db does not exist", "posthaste migrate up"]);
+    }
+    let publish = ["publish", "t", "--aggregate-id", AGGREGATE, "--data", "1"];
+    cli.run(&publish).failed(1, &["posthaste migrate up"]);
+    assert!(!cli.path("posthaste.db").exists(), "a mistyped path must not become an outbox");
+    let missing_folder = ["--database-url", "sqlite:no/such/folder/a.db", "migrate", "up"];
+    cli.run(&missing_folder).failed(78, &["no/such/folder"]);
+}
+
+#[test]
+fn a_file_that_is_no_database_is_left_alone() {
+    let cli = Cli::new();
+    let content = "this is not a database, and long enough to be taken for one. ".repeat(40);
+    cli.write("posthaste.db", &content);
+    for command in [&["status"][..], &["migrate", "up"], &["run", "--once"]] {
+        cli.run(command).failed(1, &["posthaste.db"]);
+    }
+    assert_eq!(std::fs::read_to_string(cli.path("posthaste.db")).unwrap(), content);
+}
+
+#[tokio::test]
+async fn a_database_of_a_newer_version_is_refused() {
+    use sqlx::Connection as _;
+    let cli = Cli::migrated();
+    let url = format!("sqlite:{}", cli.path("posthaste.db").display());
+    let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    let insert = "insert into outbox_migrations (version, name) values (999, 'from the future')";
+    sqlx::raw_sql(insert).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    for command in [
+        &["run", "--once"][..],
+        &["status"],
+        &["events", "list"],
+        &["migrate", "up"],
+        &["publish", "t", "--aggregate-id", AGGREGATE, "--data", "1"],
+    ] {
+        cli.run(command).failed(1, &["999"]);
+    }
+}
+
+#[test]
+fn malformed_events_are_refused_before_anything_is_stored() {
+    let cli = Cli::migrated();
+    let publish = |rest: &[&str]| {
+        let mut all = vec!["publish", "order.placed", "--aggregate-id", AGGREGATE];
+        all.extend(rest);
+        cli.run(&all)
+    };
+    let bad_id = ["publish", "t", "--aggregate-id", "no-uuid", "--data", "1"];
+    cli.run(&bad_id).failed(2, &["--aggregate-id", "no-uuid"]);
+    publish(&["--header", "no-value", "--data", "1"]).failed(2, &["NAME=VALUE"]);
+    publish(&["--header", "a b=c", "--data", "1"]).failed(2, &["a header name is"]);
+    publish(&["--header", "a=b\nc", "--data", "1"]).failed(2, &["control characters"]);
+    publish(&["--data", ""]).failed(1, &["payload is empty"]);
+    publish(&["--data", "{not json"]).failed(1, &["not JSON"]);
+    publish(&["--data", "1", "--content-type", "nonsense"]).failed(1, &["type/subtype"]);
+    publish(&["--data", "1", "-f", "x"]).failed(2, &["cannot be used with"]);
+    publish(&["-f", "missing.json"]).failed(1, &["missing.json"]);
+    publish(&["--data", "1", "--key", ""]).failed(1, &["order key is empty"]);
+    publish(&["--data", "1", "--delay", "soon"]).failed(2, &["soon"]);
+    publish(&[]).failed(2, &["--data"]);
+    let long = "x".repeat(101);
+    cli.run(&["publish", &long, "--aggregate-id", AGGREGATE, "--data", "1"])
+        .failed(1, &["event_type is over 100 characters"]);
+    assert_eq!(cli.pending(), 0);
+}
+
+#[test]
+fn large_and_binary_bodies_pass_through_unharmed() {
+    let cli = Cli::migrated();
+    let large = format!("\"{}\"", "x".repeat(5 * 1024 * 1024));
+    cli.write("large.json", &large).write("bytes", [0xff, 0xfe, 0x00, 0x80]);
+    let publish = ["publish", "t", "--aggregate-id", AGGREGATE];
+    cli.run(&[&publish[..], &["-f", "large.json"]].concat()).succeeded();
+    cli.run(&[&publish[..], &["-f", "bytes", "--content-type", "application/avro"]].concat())
+        .succeeded();
+    cli.run_with_input(
+        &[&publish[..], &["-f", "-", "--content-type", "application/empty"]].concat(),
+        b"",
+    )
+    .succeeded();
+    let events = cli.run(&["run", "--drain"]).succeeded().events();
+    assert_eq!(events[0]["data"].as_str().unwrap().len(), 5 * 1024 * 1024);
+    assert_eq!(events[1]["data_base64"], "//4AgA==");
+    assert_eq!(events[2]["data_base64"], "");
+}
+
+#[test]
+fn wrong_usage_ends_with_two() {
+    let cli = Cli::new();
+    cli.run(&["run", "--once", "--drain"]).failed(2, &["cannot be used with"]);
+    cli.run(&["fly"]).failed(2, &["unrecognized subcommand"]);
+    cli.run(&["events", "retry"]).failed(2, &["--all-matching"]);
+    cli.run(&["events", "discard", "--state", "delivered", "--all-matching", "--yes"])
+        .failed(2, &["cannot be discarded"]);
+    cli.run(&["events", "list", "--since", "yesterday"]).failed(2, &["2026-01-31"]);
+    cli.run(&["events", "list", "--state", "ded"]).failed(2, &["dead"]);
+}
+
+#[test]
+fn a_wrong_destination_is_a_configuration_error_and_stops_before_anything_starts() {
+    let cli = Cli::new();
+    let nats = "[destinations.a]\ntype = \"nats\"\nsubject = \"events.{nonsense}\"\n\
+                user = \"u\"\ntoken = \"env:HOME_OF_TOKEN\"\n";
+    cli.write("posthaste.toml", nats);
+    cli.run(&["config", "check"]).failed(78, &["HOME_OF_TOKEN"]);
+    cli.write("posthaste.toml", nats.replace("env:HOME_OF_TOKEN", "t"));
+    for command in [&["config", "check"][..], &["run", "--once"]] {
+        cli.run(command).failed(78, &["destinations.a"]);
+    }
+    assert!(!cli.path("posthaste.db").exists());
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let cli = Cli::new().env("POSTHASTE_OPS__LISTEN", &address);
+    cli.run(&["run"]).failed(1, &[&address, "ops.listen"]);
+}

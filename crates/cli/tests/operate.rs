@@ -1,0 +1,182 @@
+//! What an operator does: bulk publishing, status, events, cleanup, configuration.
+
+mod common;
+
+use common::{AGGREGATE, Cli};
+use serde_json::json;
+
+fn line(number: usize) -> String {
+    json!({ "aggregate_id": AGGREGATE, "type": "t", "data": { "n": number } }).to_string() + "\n"
+}
+
+#[test]
+fn bulk_publishing_stops_at_the_first_bad_line_and_goes_on_with_skip() {
+    let cli = Cli::migrated();
+    let lines = |bad: &str| {
+        let mut text: String = (1..=600).map(line).collect();
+        text.push_str(bad);
+        text.extend((602..=700).map(line));
+        text
+    };
+    cli.write("events.ndjson", lines("{\"aggregate_id\": \"nonsense\"}\n"));
+    cli.run(&["publish", "--from", "events.ndjson"])
+        .failed(1, &["events.ndjson, line 601", "600 events were stored", "--skip 600"]);
+    assert_eq!(cli.pending(), 600);
+    cli.write("events.ndjson", lines(&line(601)));
+    let ended = cli.run(&["publish", "--from", "events.ndjson", "--skip", "600"]).succeeded();
+    assert_eq!(ended.stdout, "stored 100 events\n");
+    assert_eq!(ended.stderr, "", "no progress bar without a terminal");
+    let events = cli.run(&["run", "--drain"]).succeeded().events();
+    let numbers: Vec<u64> =
+        events.iter().map(|event| event["data"]["n"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, (1..=700).collect::<Vec<u64>>());
+}
+
+#[test]
+fn what_the_relay_wrote_can_be_stored_again() {
+    let cli = Cli::migrated();
+    let bytes = ["--content-type", "a/b", "--key", "k", "--header", "h=v", "--data", "x"];
+    cli.run(&[&["publish", "t", "--aggregate-id", AGGREGATE][..], &bytes].concat()).succeeded();
+    cli.publish("null", "null");
+    let first = cli.run(&["run", "--drain"]).succeeded();
+    let other = Cli::migrated();
+    other.run_with_input(&["publish", "--from", "-"], first.stdout.as_bytes()).succeeded();
+    let strip = |events: Vec<serde_json::Value>| -> Vec<serde_json::Value> {
+        let without_time = |mut event: serde_json::Value| {
+            event.as_object_mut().unwrap().remove("created_at");
+            event
+        };
+        events.into_iter().map(without_time).collect()
+    };
+    let second = other.run(&["run", "--drain"]).succeeded();
+    assert_eq!(strip(second.events()), strip(first.events()));
+}
+
+#[test]
+fn events_are_listed_by_filters_and_shown_whole() {
+    let cli = Cli::migrated();
+    cli.publish("a", r#"{"n":1}"#);
+    cli.publish("b", r#"{"n":2}"#);
+    let list = |filters: &[&str]| cli.json(&[&["events", "list"][..], filters].concat());
+    assert_eq!(list(&[])["events"].as_array().unwrap().len(), 2);
+    let only = list(&["--type", "b"]);
+    assert_eq!(only["events"][0]["type"], "b");
+    assert_eq!(only["events"].as_array().unwrap().len(), 1);
+    assert_eq!(list(&["--limit", "1"])["more"], true);
+    assert_eq!(list(&["--state", "dead"])["events"], json!([]));
+    assert_eq!(list(&["--until", "1h"])["events"], json!([]));
+    assert_eq!(list(&["--since", "1h", "--key", AGGREGATE])["events"].as_array().unwrap().len(), 2);
+    let id = only["events"][0]["id"].as_str().unwrap().to_owned();
+    let shown = cli.json(&["events", "show", &id]);
+    assert_eq!(shown["data"], json!({ "n": 2 }));
+    assert_eq!(shown["state"], "pending");
+    let human = cli.run(&["events", "show", &id]).succeeded().stdout;
+    assert!(human.contains("\"n\": 2") && human.contains(&id), "{human}");
+    cli.run(&["events", "show", AGGREGATE]).failed(1, &["there is no event"]);
+}
+
+#[test]
+fn nothing_is_changed_in_bulk_without_a_yes() {
+    let cli = Cli::migrated();
+    cli.publish("a", "1");
+    cli.publish("b", "2");
+    cli.run(&["events", "discard", "--all-matching"]).failed(2, &["--yes"]);
+    assert_eq!(cli.pending(), 2);
+    let discard = ["events", "discard", "--type", "a", "--all-matching", "--yes"];
+    assert_eq!(cli.json(&discard), json!({ "discarded": 1 }));
+    assert_eq!(cli.pending(), 1);
+    // Pending and never tried: there is nothing to retry.
+    let id = cli.json(&["events", "list"])["events"][0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(cli.run(&["events", "discard", &id]).succeeded().stdout, "discarded 1 event\n");
+    assert_eq!(cli.run(&["events", "discard", &id]).code, Some(1));
+}
+
+#[test]
+fn a_dead_letter_is_visible_and_can_be_retried() {
+    let cli = Cli::migrated();
+    let to_nowhere = ["--destination", "nowhere", "--data", "1"];
+    cli.run(&[&["publish", "t", "--aggregate-id", AGGREGATE][..], &to_nowhere].concat())
+        .succeeded();
+    cli.run(&["run", "--drain"]).succeeded();
+    let dead = cli.json(&["events", "list", "--state", "dead"]);
+    let id = dead["events"][0]["id"].as_str().unwrap().to_owned();
+    assert!(dead["events"][0]["dead_reason"].is_string(), "{dead}");
+    assert_eq!(cli.json(&["status"])["backlog"]["dead"], 1);
+    assert_eq!(cli.json(&["events", "retry", &id]), json!({ "retried": 1 }));
+    cli.write(
+        "posthaste.toml",
+        "[destinations.default]\ntype = \"stdout\"\n\
+         [destinations.nowhere]\ntype = \"file\"\npath = \"out\"\n",
+    );
+    cli.run(&["run", "--drain"]).succeeded();
+    assert!(std::fs::read_to_string(cli.path("out")).unwrap().contains(&id));
+}
+
+#[test]
+fn cleanup_removes_only_what_was_delivered() {
+    let cli = Cli::migrated();
+    cli.publish("a", "1");
+    cli.run(&["run", "--drain"]).succeeded();
+    cli.publish("b", "2");
+    assert_eq!(cli.json(&["cleanup", "--older-than", "1d"]), json!({ "removed": 0 }));
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    assert_eq!(cli.json(&["cleanup", "--older-than", "1ms"]), json!({ "removed": 1 }));
+    assert_eq!(cli.pending(), 1);
+}
+
+#[test]
+fn configuration_is_shown_with_origins_and_without_secrets() {
+    let cli = Cli::new()
+        .env("POSTHASTE_RELAY__BATCH_SIZE", "9")
+        .env("DATABASE_URL", "postgresql+psycopg://joe:hunter2hunter2@h/d");
+    cli.write("posthaste.toml", "[log]\nlevel = \"debug\"\n");
+    let shown = cli.json(&["config", "show"]);
+    let of = |path: &str| {
+        let values = shown["values"].as_array().unwrap();
+        values.iter().find(|value| value["path"] == path).unwrap().clone()
+    };
+    assert_eq!(of("relay.batch_size")["value"], "9");
+    assert_eq!(of("relay.batch_size")["origin"], "POSTHASTE_RELAY__BATCH_SIZE");
+    assert_eq!(of("log.level")["origin"], "posthaste.toml:2:1");
+    assert_eq!(of("relay.poll_interval")["origin"], "default");
+    assert_eq!(of("database.url")["value"], "postgresql+psycopg://joe:***@h/d");
+    assert_eq!(shown["database"]["address"], "postgres://joe:***@h/d");
+    assert!(!shown.to_string().contains("hunter2"));
+    let human = cli.run(&["config", "show"]).succeeded().stdout;
+    assert!(human.contains("joe:***@h/d") && !human.contains("hunter2"), "{human}");
+    assert_eq!(cli.json(&["config", "check"])["ok"], true);
+}
+
+#[test]
+fn problems_are_told_to_programs_too() {
+    let cli = Cli::new();
+    cli.write("posthaste.toml", "[relay]\nbatchsize = 5\nretention = \"x\"\n");
+    let ended = cli.run(&["-o", "json", "config", "check"]);
+    assert_eq!(ended.code, Some(78));
+    let result: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(result["ok"], false);
+    assert_eq!(result["problems"].as_array().unwrap().len(), 2);
+    assert_eq!(result["problems"][1]["path"], "relay.batchsize");
+}
+
+#[test]
+fn migrations_are_applied_once_and_shown() {
+    let cli = Cli::new();
+    let applied = cli.json(&["migrate", "up"]);
+    assert_eq!(applied["applied"][0]["version"], 1);
+    assert_eq!(cli.json(&["migrate", "up"])["applied"], json!([]));
+    let status = cli.json(&["migrate", "status"]);
+    assert_eq!(status["current"], status["wanted"]);
+    let sql = cli.run(&["migrate", "sql"]).succeeded().stdout;
+    assert!(sql.to_lowercase().contains("create table"), "{sql}");
+    let postgres = ["--database-url", "postgres://nobody@192.0.2.1/x", "migrate", "sql"];
+    assert!(cli.run(&postgres).succeeded().stdout.contains("jsonb"), "no server is needed");
+}
+
+#[test]
+fn completions_are_written_for_each_shell() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = Cli::new().run(&["completions", shell]).succeeded().stdout;
+        assert!(script.contains("posthaste"), "{shell}");
+    }
+}
