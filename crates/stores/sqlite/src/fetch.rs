@@ -24,23 +24,27 @@ const CORRUPT_PAGES_MAX: usize = 100;
 /// A row that cannot be read as an event.
 struct CorruptRow {
     seq: Seq,
+    key: OrderKey,
     error: Error,
 }
 
 impl SqliteOutbox {
-    /// One page. A row that cannot be read as an event becomes a dead letter, and is left out.
+    /// One page. A row that cannot be read as an event becomes a dead letter, and is left out;
+    /// what follows it in its key is left out until the caller has read the dead heads.
     pub(crate) async fn fetch_page(&self, query: &PendingQuery) -> Result<PendingPage> {
-        for _ in 0..CORRUPT_PAGES_MAX {
-            let (page, corrupt) = self.read_page(query).await?;
-            if corrupt.is_empty() {
-                return Ok(page);
+        let mut round = 0;
+        loop {
+            let (mut page, corrupt) = self.read_page(query).await?;
+            let was_clean = corrupt.is_empty();
+            if !was_clean {
+                self.bury(corrupt).await?;
             }
-            self.bury(corrupt).await?;
-            if !page.events.is_empty() {
+            self.buried.hold_back(&mut page.events);
+            round += 1;
+            if was_clean || !page.events.is_empty() || round == CORRUPT_PAGES_MAX {
                 return Ok(page);
             }
         }
-        Ok(PendingPage::default())
     }
 
     async fn read_page(&self, query: &PendingQuery) -> Result<(PendingPage, Vec<CorruptRow>)> {
@@ -70,7 +74,7 @@ impl SqliteOutbox {
                     let wait = until(event.available_at(), now);
                     page.events.push(PendingEvent { seq, wait, event });
                 }
-                Err(error) => corrupt.push(CorruptRow { seq, error }),
+                Err(error) => corrupt.push(CorruptRow { seq, key: row::key_of(row), error }),
             }
         }
         Ok((page, corrupt))
@@ -80,7 +84,8 @@ impl SqliteOutbox {
     async fn bury(&self, rows: Vec<CorruptRow>) -> Result<()> {
         let fail = |error| database("dead-letter corrupt rows", error);
         let mut transaction = self.writer.begin_with("begin immediate").await.map_err(fail)?;
-        for CorruptRow { seq, error } in rows {
+        for CorruptRow { seq, key, error } in rows {
+            self.buried.add(key, seq);
             tracing::error!(seq, error = error.report(), "a stored row cannot be read as an event");
             sqlx::query(
                 "update outbox_events set dead_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), \
@@ -112,6 +117,8 @@ impl SqliteOutbox {
     }
 
     pub(crate) async fn read_dead_heads(&self, after: Seq, limit: usize) -> Result<Vec<DeadHead>> {
+        // Reading from the start will come past all that were buried before.
+        let announced = if after == 0 { self.buried.keys() } else { Vec::new() };
         let rows = sqlx::query(
             "select seq, partition_key, aggregate_id, event_type, destination \
              from outbox_events indexed by outbox_events_dead \
@@ -129,6 +136,7 @@ impl SqliteOutbox {
             event_type: row::text_at(row, 3).unwrap_or_default(),
             destination: row::text_at(row, 4).filter(|name| !name.is_empty()),
         };
+        self.buried.announced(&announced);
         Ok(rows.iter().map(head).collect())
     }
 }

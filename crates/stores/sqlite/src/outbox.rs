@@ -8,6 +8,7 @@ use posthaste_core::{Result, UnitOfWork};
 use sqlx::SqlitePool;
 use sqlx::sqlite::SqlitePoolOptions;
 
+use crate::buried::Buried;
 use crate::error::{database, is_busy};
 use crate::wake::Wake;
 use crate::{RelayLock, SqliteOptions, SqliteTransaction};
@@ -20,6 +21,7 @@ pub struct SqliteOutbox {
     pub(crate) writer: SqlitePool,
     pub(crate) readers: SqlitePool,
     pub(crate) wake: Arc<Wake>,
+    pub(crate) buried: Arc<Buried>,
 }
 
 impl SqliteOutbox {
@@ -61,6 +63,7 @@ impl SqliteOutbox {
         Ok(Self {
             wake: Arc::new(Wake::new(connect.create_if_missing(false))),
             options: Arc::new(options),
+            buried: Arc::default(),
             writer,
             readers,
         })

@@ -7,7 +7,7 @@ use posthaste_core::{
     Result, Seq,
 };
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Decode, Row, Sqlite, ValueRef};
+use sqlx::{Decode, Row, Sqlite, TypeInfo, ValueRef};
 use uuid::Uuid;
 
 /// All columns, in the order in which [`Column`] counts them.
@@ -67,6 +67,11 @@ pub(crate) fn shown(row: &SqliteRow) -> Result<OutboxEvent> {
     read(row, Reading::Lenient)
 }
 
+/// The key of a row of [`COLUMNS`], as [`key`] reads it.
+pub(crate) fn key_of(row: &SqliteRow) -> OrderKey {
+    key(row, Column::PartitionKey as usize, Column::AggregateId as usize)
+}
+
 /// The key of a dead letter, from the columns `partition_key` and `aggregate_id` at these places.
 /// A key that cannot be read stands for itself.
 pub(crate) fn key(row: &SqliteRow, partition_key: usize, aggregate_id: usize) -> OrderKey {
@@ -74,7 +79,7 @@ pub(crate) fn key(row: &SqliteRow, partition_key: usize, aggregate_id: usize) ->
         return OrderKey::Named(String::from_utf8_lossy(key).into());
     }
     let raw = bytes_at(row, aggregate_id).unwrap_or_default();
-    parse_uuid(raw)
+    uuid_at(row, aggregate_id)
         .map_or_else(|| OrderKey::Named(String::from_utf8_lossy(raw).into()), OrderKey::Aggregate)
 }
 
@@ -146,15 +151,22 @@ fn named_key(row: &SqliteRow) -> Result<Option<OrderKey>> {
 
 fn uuid(row: &SqliteRow, column: Column, name: &'static str) -> Result<Uuid> {
     let raw = bytes(row, column).unwrap_or_default();
-    parse_uuid(raw).ok_or_else(|| {
+    uuid_at(row, column as usize).ok_or_else(|| {
         let shown: String = String::from_utf8_lossy(raw).chars().take(60).collect();
         corrupt(name, format!("{shown:?} is not a UUID"))
     })
 }
 
-/// Text in any usual form, or 16 bytes.
-fn parse_uuid(raw: &[u8]) -> Option<Uuid> {
-    Uuid::from_slice(raw).or_else(|_| Uuid::try_parse_ascii(raw)).ok()
+/// Text with hyphens or without, in any case, or a blob of 16 bytes: the spellings that the
+/// schema's `order_key` and the settlement's guard bring to one form.
+fn uuid_at(row: &SqliteRow, index: usize) -> Option<Uuid> {
+    let raw = bytes_at(row, index)?;
+    // Text of 16 characters is no UUID, though it has as many bytes.
+    if row.try_get_raw(index).ok()?.type_info().name() == "BLOB" {
+        return Uuid::from_slice(raw).ok();
+    }
+    // Other lengths that the parser takes are those of `{...}` and `urn:uuid:...`.
+    matches!(raw.len(), 32 | 36).then(|| Uuid::try_parse_ascii(raw).ok()).flatten()
 }
 
 fn time(row: &SqliteRow, column: Column, name: &'static str) -> Result<Option<Timestamp>> {

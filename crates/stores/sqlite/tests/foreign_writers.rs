@@ -114,6 +114,8 @@ async fn a_row_that_cannot_be_read_is_dead_lettered_and_stops_nobody() {
     let bad = [
         ("id", "'not-a-uuid'", "\"not-a-uuid\" is not a UUID"),
         ("aggregate_id", "'7'", "\"7\" is not a UUID"),
+        ("aggregate_id", "'customer-0000001'", "\"customer-0000001\" is not a UUID"),
+        ("id", "'{018f0000-0000-7000-8000-000000000000}'", "is not a UUID"),
         ("headers", "'[1]'", "headers must be one JSON object"),
         ("headers", "'{\"a b\": \"c\"}'", "a header name is"),
         ("partition_key", "char(10)", "control characters"),
@@ -151,6 +153,27 @@ async fn a_row_that_cannot_be_read_is_dead_lettered_and_stops_nobody() {
     run_sql(&outbox, &mend).await.unwrap();
     assert_eq!(outbox.retry_events(&EventFilter::with_ids([id])).await.unwrap(), 1);
     assert_eq!(pending(&outbox).await.len(), 2);
+}
+
+#[tokio::test]
+async fn what_follows_a_corrupt_row_waits_until_the_relay_knows_of_it() {
+    let (_directory, outbox) = outbox().await;
+    let key = Uuid::now_v7();
+    let of_key = || posthaste_core::OutboxEvent::new(key, "t", &1).unwrap();
+    let (before, corrupt, behind, other) = (of_key(), of_key(), of_key(), event());
+    let all = [before.clone(), corrupt.clone(), behind.clone(), other.clone()];
+    outbox.store(&all).await.unwrap();
+    let spoil = format!("update outbox_events set headers = '[]' where id = '{}'", corrupt.id());
+    run_sql(&outbox, &spoil).await.unwrap();
+    let ids = async || {
+        let found = pending(&outbox).await;
+        found.iter().map(|found| found.event.id()).collect::<Vec<_>>()
+    };
+    // It would be delivered before the corrupt one, which an operator may yet mend.
+    assert_eq!(ids().await, [before.id(), other.id()]);
+    assert_eq!(ids().await, [before.id(), other.id()]);
+    assert_eq!(outbox.dead_heads(0, 10).await.unwrap().len(), 1);
+    assert_eq!(ids().await, [before.id(), behind.id(), other.id()]);
 }
 
 #[tokio::test]

@@ -13,6 +13,9 @@ use super::Fault;
 use super::hold::Hold;
 
 /// A bus that fails as its [`BusScript`] says and otherwise does what the bus within does.
+///
+/// Where only a suffix of a key can fail ([`KeyPipelining::SuffixFails`]), the later events of a
+/// failed event's key fail with it, unwritten and with status `Transient`.
 #[derive(Debug, Clone)]
 pub struct FaultyBus<B> {
     inner: B,
