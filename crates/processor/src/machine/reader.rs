@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use posthaste_core::{DeadHead, PendingQuery, PendingSelection, Seq, Watermark};
+use posthaste_core::{DeadHead, OrderKey, PendingQuery, PendingSelection, Seq, Watermark};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::gaps::Gaps;
@@ -80,7 +80,7 @@ pub(super) struct Reader {
 #[derive(Debug)]
 struct Blocking {
     id: KeyId,
-    name: posthaste_core::OrderKey,
+    name: OrderKey,
     recorded: bool,
     /// How often the dead letters had been read when this one became known.
     reloads_seen: u64,
@@ -245,16 +245,16 @@ impl Reader {
         gone.map(|(_, blocking)| Blocked { id: blocking.id, name: blocking.name }).collect()
     }
 
-    /// The event at `seq` is dead and blocks its key.
-    pub(super) fn blocks(
-        &mut self,
-        seq: Seq,
-        id: KeyId,
-        name: posthaste_core::OrderKey,
-        recorded: bool,
-    ) {
-        let reloads_seen = self.reloads;
-        self.blocking.entry(seq).or_insert(Blocking { id, name, recorded, reloads_seen });
+    /// The event at `seq` is dead and blocks its key; `recorded` says whether the database told so
+    /// or is to be told.
+    pub(super) fn blocks(&mut self, seq: Seq, id: KeyId, name: OrderKey, recorded: bool) {
+        let blocking = Blocking { id, name, recorded, reloads_seen: self.reloads };
+        if recorded {
+            self.blocking.entry(seq).or_insert(blocking);
+        } else {
+            // Also where it is blocking already: revived meanwhile, and dead again.
+            self.blocking.insert(seq, blocking);
+        }
     }
 
     /// For each of these keys, the smallest place of a dead letter that still blocks it.
@@ -381,5 +381,5 @@ impl Reader {
 #[derive(Debug)]
 pub(super) struct Blocked {
     pub(super) id: KeyId,
-    pub(super) name: posthaste_core::OrderKey,
+    pub(super) name: OrderKey,
 }
