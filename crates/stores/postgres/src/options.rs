@@ -1,18 +1,20 @@
 //! How to reach the database.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
 use posthaste_core::{Error, ErrorKind, Result};
 use sqlx::ConnectOptions;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 
 /// How to reach the database, and how to use it. Its `Debug` never shows the URL's password.
 #[derive(Clone)]
 pub struct PostgresOptions {
     /// `postgres://user:password@host:port/database?sslmode=…`. `None` takes the standard `PG*`
-    /// variables, which also fill in what the URL leaves out.
+    /// variables, which also fill in what the URL leaves out. Without an `sslmode`, TLS is used
+    /// where the server offers it, except on this machine's loopback.
     pub url: Option<String>,
     /// Most connections of the pool. Default 8. One more is used for LISTEN and one for NOTIFY.
     pub max_connections: u32,
@@ -70,14 +72,42 @@ impl PostgresOptions {
             None => PgConnectOptions::new(),
         };
         let options = options.application_name(&self.application_name).disable_statement_logging();
+        // Many servers offer TLS to everyone; to oneself it only costs time.
+        let options = if is_loopback(options.get_host()) && !self.names_ssl_mode() {
+            options.ssl_mode(PgSslMode::Disable)
+        } else {
+            options
+        };
         // Poolers refuse start-up parameters they do not know. We read no floats.
         let options = options.extra_float_digits(None);
         if self.transaction_pooler {
             return Ok(options.statement_cache_capacity(0));
         }
         let millis = self.statement_timeout.as_millis().to_string();
-        Ok(options.options([("statement_timeout", millis.as_str())]))
+        Ok(options.options([
+            ("statement_timeout", millis.as_str()),
+            // A plan that was kept from when the outbox was empty reads the whole table when it
+            // no longer is.
+            ("plan_cache_mode", "force_custom_plan"),
+        ]))
     }
+
+    /// Whether the user said anything about TLS.
+    fn names_ssl_mode(&self) -> bool {
+        self.url.as_ref().is_some_and(|url| url.contains("sslmode") || url.contains("ssl-mode"))
+            || std::env::var_os("PGSSLMODE").is_some()
+    }
+}
+
+/// Whether connections are, or may turn out to be, encrypted.
+pub(crate) fn may_use_tls(options: &PgConnectOptions) -> bool {
+    options.get_socket().is_none() && !matches!(options.get_ssl_mode(), PgSslMode::Disable)
+}
+
+/// Whether the server is on this machine.
+fn is_loopback(host: &str) -> bool {
+    host == "localhost"
+        || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn parse(url: &str) -> Result<PgConnectOptions> {
@@ -118,6 +148,16 @@ pub(crate) fn address(options: &PgConnectOptions) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tls_is_left_out_on_loopback_unless_asked_for() {
+        let mode = |url: &str| PostgresOptions::from_url(url).connect_options().unwrap();
+        assert!(!may_use_tls(&mode("postgres://u@127.0.0.1/d")));
+        assert!(!may_use_tls(&mode("postgres://u@localhost/d")));
+        assert!(may_use_tls(&mode("postgres://u@localhost/d?sslmode=require")));
+        assert!(may_use_tls(&mode("postgres://u@db.example.org/d")));
+        assert!(!may_use_tls(&mode("postgres://u@db.example.org/d?sslmode=disable")));
+    }
 
     #[test]
     fn password_shows_neither_in_debug_nor_in_errors() {

@@ -9,7 +9,7 @@ use posthaste_core::{Error, ErrorKind, OutboxEvent, Result, UnitOfWork};
 use sqlx::{PgConnection, PgPool};
 
 use crate::error::failed;
-use crate::options::{PostgresOptions, address};
+use crate::options::{PostgresOptions, address, may_use_tls};
 use crate::session::Session;
 use crate::store::store;
 use crate::transaction::PostgresTransaction;
@@ -31,6 +31,7 @@ struct Inner {
     statement_timeout: Duration,
     connect_timeout: Duration,
     address: String,
+    may_use_tls: bool,
     waker: Waker,
 }
 
@@ -79,6 +80,7 @@ impl PostgresOutbox {
             statement_timeout: options.statement_timeout,
             connect_timeout: options.connect_timeout,
             address: address(&connect_options),
+            may_use_tls: may_use_tls(&connect_options),
             waker: Waker::new(connect_options, options.notify, listens),
             pool,
         }))
@@ -130,6 +132,10 @@ impl PostgresOutbox {
 
     pub(crate) fn is_pooled(&self) -> bool {
         self.0.pooler
+    }
+
+    pub(crate) fn may_use_tls(&self) -> bool {
+        self.0.may_use_tls
     }
 
     pub(crate) fn waker(&self) -> &Waker {

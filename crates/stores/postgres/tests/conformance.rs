@@ -1,5 +1,7 @@
 //! The store keeps the contracts that every store keeps.
 
+#![allow(clippy::unwrap_used, reason = "a test states what it expects")]
+
 mod common;
 
 use std::time::Duration;

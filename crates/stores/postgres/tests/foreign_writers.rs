@@ -1,5 +1,7 @@
 //! Programs that know only the contract's columns, and what they may get wrong.
 
+#![allow(clippy::unwrap_used, reason = "a test states what it expects")]
+
 mod common;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! History by the day: made ahead, dropped whole, in nobody's way.
 
+#![allow(clippy::unwrap_used, reason = "a test states what it expects")]
+
 mod common;
 
 use std::time::Duration;

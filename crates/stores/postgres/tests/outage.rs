@@ -1,5 +1,7 @@
 //! Servers that are down, wrong, standing by or crashing.
 
+#![allow(clippy::unwrap_used, reason = "a test states what it expects")]
+
 mod common;
 
 use std::time::Duration;

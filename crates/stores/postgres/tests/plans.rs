@@ -1,5 +1,7 @@
 //! Hot statements keep their plans, whatever the statistics say.
 
+#![allow(clippy::unwrap_used, reason = "a test states what it expects")]
+
 mod common;
 
 use posthaste_core::{OutboxRepository, PendingQuery, PendingSelection};

@@ -1,5 +1,7 @@
 //! Nothing on the hot path is bound to a session: all of it works through a transaction pooler.
 
+#![allow(clippy::unwrap_used, reason = "a test states what it expects")]
+
 mod common;
 
 use async_trait::async_trait;

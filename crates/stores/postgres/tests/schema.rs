@@ -1,5 +1,7 @@
 //! The schema: how it comes to be, and what is refused.
 
+#![allow(clippy::unwrap_used, reason = "a test states what it expects")]
+
 mod common;
 
 use posthaste_core::{ErrorKind, OutboxAdmin, OutboxMigrations, OutboxRepository};

@@ -1,5 +1,7 @@
 //! Wake-ups: hints that come after the commit and cost the writer nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test states what it expects")]
+
 mod common;
 
 use std::time::Duration;

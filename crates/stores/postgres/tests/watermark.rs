@@ -1,5 +1,7 @@
 //! The watermark's guarantees: no event that is still to appear is missed.
 
+#![allow(clippy::unwrap_used, reason = "a test states what it expects")]
+
 mod common;
 
 use posthaste_core::{OutboxRepository, Watermark};
