@@ -145,6 +145,9 @@ fn named_key(row: &SqliteRow) -> Result<Option<OrderKey>> {
     let Some(raw) = bytes(row, Column::PartitionKey).filter(|raw| !raw.is_empty()) else {
         return Ok(None);
     };
+    if is_blob(row, Column::PartitionKey as usize) {
+        return Err(corrupt("partition_key", "it is a blob; a key is text"));
+    }
     let key = std::str::from_utf8(raw).map_err(|error| corrupt("partition_key", error))?;
     OrderKey::named(key).map(Some).map_err(|error| corrupt("partition_key", error.report()))
 }
@@ -162,11 +165,15 @@ fn uuid(row: &SqliteRow, column: Column, name: &'static str) -> Result<Uuid> {
 fn uuid_at(row: &SqliteRow, index: usize) -> Option<Uuid> {
     let raw = bytes_at(row, index)?;
     // Text of 16 characters is no UUID, though it has as many bytes.
-    if row.try_get_raw(index).ok()?.type_info().name() == "BLOB" {
+    if is_blob(row, index) {
         return Uuid::from_slice(raw).ok();
     }
     // Other lengths that the parser takes are those of `{...}` and `urn:uuid:...`.
     matches!(raw.len(), 32 | 36).then(|| Uuid::try_parse_ascii(raw).ok()).flatten()
+}
+
+fn is_blob(row: &SqliteRow, index: usize) -> bool {
+    row.try_get_raw(index).is_ok_and(|value| value.type_info().name() == "BLOB")
 }
 
 fn time(row: &SqliteRow, column: Column, name: &'static str) -> Result<Option<Timestamp>> {

@@ -119,6 +119,7 @@ async fn a_row_that_cannot_be_read_is_dead_lettered_and_stops_nobody() {
         ("headers", "'[1]'", "headers must be one JSON object"),
         ("headers", "'{\"a b\": \"c\"}'", "a header name is"),
         ("partition_key", "char(10)", "control characters"),
+        ("partition_key", "x'6b'", "a key is text"),
         ("available_at", "'soon'", "not an ISO 8601 time"),
         ("created_at", "'once'", "not an ISO 8601 time"),
     ];

@@ -195,6 +195,28 @@ async fn a_writer_that_does_not_end_is_a_conflict_and_no_events_fault() {
 }
 
 #[tokio::test]
+async fn a_full_disk_throttles_and_loses_nothing() {
+    let (_directory, outbox) = outbox().await;
+    outbox.store(&[event()]).await.unwrap();
+    // The writer is one connection, so its limit holds for every later write.
+    let limit = async |pages: &'static str| {
+        let mut unit = outbox.begin().await.unwrap();
+        sqlx::query(pages).execute(unit.connection()).await.unwrap();
+        unit.commit().await.unwrap();
+    };
+    limit("pragma max_page_count = 1").await;
+    let payload = posthaste_core::Payload::bytes(vec![7; 1 << 20], "a/b").unwrap();
+    let large = OutboxEvent::builder(Uuid::now_v7(), "t").payload(payload).build().unwrap();
+    let error = outbox.store(&[event(), large.clone()]).await.unwrap_err();
+    assert_eq!((error.kind(), error.status()), (ErrorKind::Throttled, ErrorStatus::Unavailable));
+    assert!(error.report().contains("disk is full"), "{}", error.report());
+    assert_eq!(pending(&outbox).await.len(), 1);
+    limit("pragma max_page_count = 1000000").await;
+    outbox.store(&[large]).await.unwrap();
+    assert_eq!(pending(&outbox).await.len(), 2);
+}
+
+#[tokio::test]
 async fn one_relay_at_a_time() {
     let (directory, outbox) = outbox().await;
     let link = directory.path().join("alias.db");
