@@ -1,6 +1,5 @@
 //! The tokio shell around the machine: runs its commands, brings it the answers.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -219,16 +218,11 @@ async fn sleep_until(started: Instant, deadline: Option<Duration>) {
     }
 }
 
-/// Turns the repository's hints into at most one wake-up each few milliseconds.
-fn forward_wakes(
-    repository: Arc<dyn OutboxRepository>,
-    woken: Arc<Notify>,
-) -> impl Future<Output = ()> {
-    async move {
-        loop {
-            repository.wait_for_events().await;
-            woken.notify_one();
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+/// Turns the repository's hints into at most one wake-up each millisecond.
+async fn forward_wakes(repository: Arc<dyn OutboxRepository>, woken: Arc<Notify>) {
+    loop {
+        repository.wait_for_events().await;
+        woken.notify_one();
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

@@ -1,0 +1,181 @@
+//! What becomes of an event after an attempt: delivered, tried again, put back or dead.
+
+use std::time::Duration;
+
+use posthaste_core::{
+    Error, ErrorKind, ErrorStatus, OutboxEvent, PublishResult, RetryDecision, Settlement,
+    SettlementOutcome,
+};
+use rustc_hash::FxHashSet;
+
+use super::keys::{Admission, Held, KeyId};
+use super::{Batch, Machine, Report, Summary};
+use crate::DeadHeadPolicy;
+
+/// The longest error text that is stored with an event.
+const ERROR_CHARS_MAX: usize = 2_000;
+
+impl Machine {
+    pub(super) fn published(
+        &mut self,
+        destination: usize,
+        batch: Batch,
+        mut results: Vec<PublishResult>,
+        now: Duration,
+    ) {
+        // A bus that breaks its contract must not make events vanish.
+        results.resize_with(batch.events.len(), || {
+            Err(Error::new(ErrorKind::Internal, "publish", "the bus gave no result for this event"))
+        });
+        self.in_flight -= batch.events.len();
+        let was_paused = self.outages[destination].error().is_some();
+        let mut failed_keys: FxHashSet<KeyId> = FxHashSet::default();
+        let mut keys_of_batch = Vec::with_capacity(batch.places.len());
+        for ((event, (seq, id)), result) in batch.events.into_iter().zip(batch.places).zip(results)
+        {
+            keys_of_batch.push(id);
+            let held = Held { seq, due: Duration::ZERO, destination, event };
+            match result {
+                Ok(()) => {
+                    self.outages[destination].answered();
+                    self.delivered(&held);
+                }
+                // Behind a failed event of its key: goes again, and counts nothing.
+                Err(_) if failed_keys.contains(&id) => self.put_back(id, held, now),
+                Err(error) => {
+                    failed_keys.insert(id);
+                    self.attempt_failed(id, held, &error, now);
+                }
+            }
+        }
+        for id in keys_of_batch {
+            self.keys.release(id, now);
+        }
+        match (was_paused, self.outages[destination].error()) {
+            (false, Some(error)) => {
+                let error = error.to_owned();
+                self.reports.push(Report::Paused { destination, error });
+            }
+            (true, None) => self.reports.push(Report::Resumed { destination }),
+            _ => {}
+        }
+    }
+
+    fn delivered(&mut self, held: &Held) {
+        self.counts.delivered += 1;
+        let settlement = Settlement {
+            seq: held.seq,
+            id: held.event.id(),
+            outcome: SettlementOutcome::Delivered,
+        };
+        self.settling.add(settlement, held.event.retry_count() > 0);
+    }
+
+    fn put_back(&mut self, id: KeyId, held: Held, now: Duration) {
+        let seq = held.seq;
+        if self.keys.hold(id, held, now) == Admission::Unheld {
+            self.reader.forget(seq);
+        }
+    }
+
+    fn attempt_failed(&mut self, id: KeyId, held: Held, error: &Error, now: Duration) {
+        match error.status() {
+            ErrorStatus::Unavailable => {
+                let random = self.random();
+                self.outages[held.destination].unavailable(error, now, random);
+                self.counts.interrupted += 1;
+                self.put_back(id, held, now);
+            }
+            ErrorStatus::Permanent => {
+                self.outages[held.destination].answered();
+                let retry_count = held.event.retry_count();
+                self.dead_letter(id, held, error.kind().as_str(), retry_count, error);
+            }
+            ErrorStatus::Transient => {
+                self.outages[held.destination].answered();
+                let random = self.random();
+                match held.event.decide_retry(&self.settings.retry_policy, random) {
+                    RetryDecision::Exhausted { retry_count } => {
+                        self.dead_letter(
+                            id,
+                            held,
+                            RetryDecision::EXHAUSTED_REASON,
+                            retry_count,
+                            error,
+                        );
+                    }
+                    RetryDecision::Retry { retry_count, delay } => {
+                        self.retry_later(id, held, retry_count, delay, error, now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn retry_later(
+        &mut self,
+        id: KeyId,
+        held: Held,
+        retry_count: u32,
+        delay: Duration,
+        error: &Error,
+        now: Duration,
+    ) {
+        let text = storable(&error.report());
+        self.counts.retried += 1;
+        self.reports.push(Report::RetryScheduled {
+            destination: held.destination,
+            event: summary(&held.event),
+            delay,
+            error: text.clone(),
+        });
+        let outcome = SettlementOutcome::Retry { retry_count, delay, error: text.into() };
+        self.settling
+            .add(Settlement { seq: held.seq, id: held.event.id(), outcome }, retry_count > 1);
+        let event = held.event.with_retry_count(retry_count);
+        let head = Held { event, ..held };
+        for seq in self.keys.park_behind(id, head, now.saturating_add(delay), now) {
+            self.reader.forget(seq);
+        }
+    }
+
+    pub(super) fn dead_letter(
+        &mut self,
+        id: KeyId,
+        held: Held,
+        reason: &'static str,
+        retry_count: u32,
+        error: &Error,
+    ) {
+        let text = storable(&error.report());
+        let policy = self.dead_head_policy(held.event.destination(), held.event.event_type());
+        let blocks_key = policy == DeadHeadPolicy::Block;
+        self.counts.dead_lettered += 1;
+        self.reports.push(Report::DeadLettered {
+            event: summary(&held.event),
+            reason,
+            error: text.clone(),
+            blocks_key,
+        });
+        let outcome = SettlementOutcome::Dead { retry_count, reason, error: text.into() };
+        self.settling
+            .add(Settlement { seq: held.seq, id: held.event.id(), outcome }, retry_count > 0);
+        if blocks_key {
+            self.reader.blocks(held.seq, id, held.event.order_key().clone(), false);
+            self.block(id, held.seq);
+        }
+    }
+}
+
+fn summary(event: &OutboxEvent) -> Summary {
+    Summary {
+        id: event.id(),
+        event_type: event.event_type().into(),
+        key: event.order_key().to_string(),
+    }
+}
+
+/// An error text that every database takes: bounded, and without the NUL that some refuse.
+fn storable(text: &str) -> String {
+    text.chars().map(|c| if c == '\0' { '\u{fffd}' } else { c }).take(ERROR_CHARS_MAX).collect()
+}
