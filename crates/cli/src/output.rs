@@ -29,6 +29,11 @@ impl Output {
         Self { format }
     }
 
+    /// Whether results are read by a program.
+    pub(crate) fn is_json(self) -> bool {
+        self.format == OutputFormat::Json
+    }
+
     /// Writes `value` as JSON, or what `human` makes, as the form demands.
     ///
     /// # Errors

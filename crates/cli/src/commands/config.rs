@@ -39,21 +39,9 @@ fn check(inputs: Inputs, output: Output) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Err(problems) => {
-            let redacted: Vec<_> = problems
-                .0
-                .iter()
-                .map(|problem| {
-                    json!({
-                        "path": problem.path,
-                        "place": problem.place,
-                        "message": secrets::redact(&problem.message),
-                        "help": problem.help,
-                    })
-                })
-                .collect();
-            output.write(&json!({ "ok": false, "problems": redacted }), || {
-                format!("not ok: {} (see standard error)", redacted.len())
-            })?;
+            if output.is_json() {
+                output.write(&problems_json(&problems), String::new)?;
+            }
             Ok(exit::report(&problems.into()))
         }
     }
@@ -84,4 +72,20 @@ fn show(config: &Config, output: Output) -> anyhow::Result<()> {
         }
         format!("{table}\n\ndatabase: {}", config.database.address())
     })
+}
+
+fn problems_json(problems: &Problems) -> serde_json::Value {
+    let problems: Vec<_> = problems
+        .0
+        .iter()
+        .map(|problem| {
+            json!({
+                "path": problem.path,
+                "place": problem.place,
+                "message": secrets::redact(&problem.message),
+                "help": problem.help,
+            })
+        })
+        .collect();
+    json!({ "ok": false, "problems": problems })
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// One thing that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Problem {
     /// The dotted path of the key; empty where the whole file is meant.
     pub(crate) path: String,

@@ -1,0 +1,178 @@
+//! With a real PostgreSQL and a real NATS JetStream.
+
+mod common;
+
+use std::env;
+
+use common::{AGGREGATE, Cli};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, PgConnection};
+
+fn skip(why: &str) {
+    let required = env::var("POSTHASTE_TEST_REQUIRE_SERVICES").as_deref() == Ok("1");
+    assert!(!required, "a service is missing: {why}");
+    eprintln!("skipped: {why}");
+}
+
+/// A database of one test.
+struct Database {
+    server: PgConnectOptions,
+    name: String,
+    url: String,
+}
+
+impl Database {
+    async fn create() -> Option<Self> {
+        let url = env::var("POSTHASTE_TEST_POSTGRES_URL")
+            .unwrap_or_else(|_| "postgres://root@127.0.0.1:5432/test".into());
+        let server: PgConnectOptions = url.parse().unwrap();
+        let name = format!("posthaste_test_{}", uuid::Uuid::now_v7().simple());
+        let mut connection = match server.connect().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                skip(&format!("no PostgreSQL: {error}"));
+                return None;
+            }
+        };
+        execute(&mut connection, &format!("create database {name}")).await;
+        let (before, _) = url.rsplit_once('/').unwrap();
+        let url = format!("{before}/{name}");
+        Some(Self { server, name, url })
+    }
+
+    async fn connect(&self) -> PgConnection {
+        self.server.clone().database(&self.name).connect().await.unwrap()
+    }
+
+    async fn drop(self) {
+        let mut connection = self.server.connect().await.unwrap();
+        execute(&mut connection, &format!("drop database {} with (force)", self.name)).await;
+    }
+}
+
+async fn execute(connection: &mut PgConnection, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.unwrap();
+}
+
+#[tokio::test]
+async fn rows_that_plain_sql_inserted_are_delivered() {
+    let Some(database) = Database::create().await else { return };
+    let cli = Cli::new().env("DATABASE_URL", &database.url);
+    cli.run(&["migrate", "up"]).succeeded();
+    let mut connection = database.connect().await;
+    let insert = format!(
+        "insert into outbox_events (aggregate_id, event_type, event_data) \
+         values ('{AGGREGATE}', 'order.placed', '{{\"total\": 42}}')"
+    );
+    execute(&mut connection, &insert).await;
+    cli.publish("order.paid", "{}");
+    let events = cli.run(&["run", "--drain"]).succeeded().events();
+    assert_eq!(events.len(), 2, "{events:?}");
+    assert_eq!(events[0]["data"]["total"], 42);
+    assert_eq!(events[1]["type"], "order.paid");
+    assert_eq!(cli.pending(), 0);
+    drop(connection);
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn the_schema_is_asked_for_by_name_where_it_may_not_be_created() {
+    let Some(database) = Database::create().await else { return };
+    let cli =
+        Cli::new().env("DATABASE_URL", &database.url).env("POSTHASTE_DATABASE__MIGRATE", "false");
+    for command in [&["status"][..], &["events", "list"], &["run", "--once"]] {
+        cli.run(command).failed(1, &["no outbox in this database", "posthaste migrate up"]);
+    }
+    cli.run(&["migrate", "up"]).succeeded();
+    cli.run(&["run", "--once"]).succeeded();
+    let mut connection = database.connect().await;
+    let newer = "insert into outbox_migrations (version, name) values (999, 'from the future')";
+    execute(&mut connection, newer).await;
+    for command in [&["status"][..], &["run", "--once"], &["migrate", "up"]] {
+        cli.run(command).failed(1, &["999"]);
+    }
+    drop(connection);
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_table_of_ones_own_is_adopted() {
+    let Some(database) = Database::create().await else { return };
+    let cli = Cli::new().env("DATABASE_URL", &database.url);
+    let mut connection = database.connect().await;
+    let table = "create table outbox_events (id uuid primary key default gen_random_uuid(), \
+                 aggregate_id uuid not null, event_type varchar(100) not null, event_data jsonb \
+                 not null, created_at timestamptz default now(), processed_at timestamptz, \
+                 retry_count integer default 0, max_retries integer default 3, error_message text)";
+    execute(&mut connection, table).await;
+    let insert = format!(
+        "insert into outbox_events (aggregate_id, event_type, event_data) \
+         values ('{AGGREGATE}', 'old', '1')"
+    );
+    execute(&mut connection, &insert).await;
+    cli.run(&["migrate", "up"]).failed(1, &["posthaste migrate adopt"]);
+    assert_eq!(cli.json(&["migrate", "adopt"])["pending"], 1);
+    assert_eq!(cli.run(&["run", "--drain"]).succeeded().events()[0]["type"], "old");
+    drop(connection);
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_missing_database_is_named_and_an_unreachable_server_too() {
+    let Some(database) = Database::create().await else { return };
+    let missing = format!("{}_missing", database.url);
+    let ended = Cli::new().run(&["--database-url", &missing, "status"]);
+    ended.failed(78, &["does not exist", &format!("{}_missing", database.name)]);
+    let unreachable = "postgres://joe:hunter2hunter2@127.0.0.1:1/x";
+    let ended = Cli::new().run(&["--database-url", unreachable, "status"]);
+    let ended = ended.failed(1, &["127.0.0.1:1/x"]);
+    assert!(!ended.stderr.contains("hunter2"), "{ended:?}");
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn the_standard_variables_choose_the_database() {
+    let Some(database) = Database::create().await else { return };
+    let cli = Cli::new()
+        .env("PGHOST", database.server.get_host())
+        .env("PGPORT", &database.server.get_port().to_string())
+        .env("PGUSER", database.server.get_username())
+        .env("PGDATABASE", &database.name);
+    cli.run(&["migrate", "up"]).succeeded();
+    let status = cli.json(&["status"]);
+    let address = status["database"]["address"].as_str().unwrap();
+    assert!(address.contains(&database.name) && address.contains("PG*"), "{address}");
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_missing_costs_no_attempt_and_delivery_begins_when_it_is_there() {
+    let server =
+        env::var("POSTHASTE_TEST_NATS_URL").unwrap_or_else(|_| "nats://127.0.0.1:4222".into());
+    let client = match async_nats::connect(&server).await {
+        Ok(client) => client,
+        Err(error) => return skip(&format!("no NATS: {error}")),
+    };
+    let jetstream = async_nats::jetstream::new(client);
+    let name = format!("posthaste_test_{}", uuid::Uuid::now_v7().simple());
+    let cli = Cli::migrated()
+        .env("POSTHASTE_OPS__LISTEN", "off")
+        .env("POSTHASTE_DESTINATIONS__DEFAULT__TYPE", "nats")
+        .env("POSTHASTE_DESTINATIONS__DEFAULT__URL", &server)
+        .env("POSTHASTE_DESTINATIONS__DEFAULT__SUBJECT", &format!("{name}.{{event_type}}"));
+    cli.publish("order.placed", r#"{"total":42}"#);
+    let mut running = cli.start(&["run", "--drain"]);
+    running.wait_for_log("destination is unavailable");
+    let event = &cli.json(&["events", "list"])["events"][0];
+    assert_eq!(event["retry_count"], 0, "{event}");
+    let stream = async_nats::jetstream::stream::Config {
+        name: name.clone(),
+        subjects: vec![format!("{name}.>")],
+        ..Default::default()
+    };
+    let stream = jetstream.create_stream(stream).await.unwrap();
+    assert_eq!(running.child.wait().unwrap().code(), Some(0));
+    let message = stream.get_last_raw_message_by_subject(&format!("{name}.order.placed")).await;
+    assert_eq!(&message.unwrap().payload[..], br#"{"total":42}"#);
+    jetstream.delete_stream(&name).await.unwrap();
+}
