@@ -34,6 +34,12 @@ pub trait BusHarness: Send + Sync {
     async fn unreachable(&self) -> anyhow::Result<Option<Self::Bus>> {
         Ok(None)
     }
+
+    /// Why the check of this name is not to run, where it is not. It is reported as skipped.
+    /// Default: `None`, and all run.
+    fn skips(&self, _check: &str) -> Option<String> {
+        None
+    }
 }
 
 /// An event as a consumer meets it.

@@ -146,10 +146,16 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         .unwrap_or("(no text)")
 }
 
-/// Runs each named function on the harness under its own name.
+/// Runs each named function on the harness under its own name, unless the harness skips it.
 macro_rules! run_checks {
     ($suite:ident, $harness:ident: $($($path:ident)::+),+ $(,)?) => {
-        $( $suite.run($crate::report::last_segment(stringify!($($path)::+)), $($path)::+($harness)).await; )+
+        $({
+            let name = $crate::report::last_segment(stringify!($($path)::+));
+            match $harness.skips(name) {
+                Some(reason) => $suite.run(name, async { Err($crate::skip(reason)) }).await,
+                None => $suite.run(name, $($path)::+($harness)).await,
+            }
+        })+
     };
 }
 pub(crate) use run_checks;

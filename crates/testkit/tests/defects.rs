@@ -9,8 +9,9 @@ use defective_bus::{BusDefect, DefectiveBusHarness};
 use defective_repository::{RepositoryDefect, RepositoryHarnessWith};
 use posthaste_testkit::{bus_suite, repository_suite};
 
-async fn repository_defect_is_found(defect: RepositoryDefect, check: &str) {
-    let report = repository_suite(&RepositoryHarnessWith(defect)).await;
+async fn repository_defect_is_found(defect: RepositoryDefect, check: &'static str) {
+    let harness = RepositoryHarnessWith { defect, only: Some(check) };
+    let report = repository_suite(&harness).await;
     assert!(report.has_failed(check), "{defect:?} went through {check}\n{report}");
 }
 
@@ -81,7 +82,8 @@ async fn defects_of_administration_and_upkeep_are_found() {
 
 #[tokio::test]
 async fn a_repository_without_defect_passes() {
-    repository_suite(&RepositoryHarnessWith(RepositoryDefect::None)).await.assert_passed();
+    let harness = RepositoryHarnessWith { defect: RepositoryDefect::None, only: None };
+    repository_suite(&harness).await.assert_passed();
 }
 
 #[tokio::test]

@@ -47,6 +47,12 @@ pub trait RepositoryHarness: Send + Sync {
     ) -> anyhow::Result<bool> {
         Ok(false)
     }
+
+    /// Why the check of this name is not to run, where it is not. It is reported as skipped.
+    /// Default: `None`, and all run.
+    fn skips(&self, _check: &str) -> Option<String> {
+        None
+    }
 }
 
 /// Checks all that the documentation of [`OutboxRepository`] and [`OutboxAdmin`] promises.

@@ -238,7 +238,11 @@ impl OutboxAdmin for Defective {
     }
 }
 
-pub(crate) struct RepositoryHarnessWith(pub(crate) Defect);
+pub(crate) struct RepositoryHarnessWith {
+    pub(crate) defect: Defect,
+    /// The one check to run.
+    pub(crate) only: Option<&'static str>,
+}
 
 #[async_trait]
 impl RepositoryHarness for RepositoryHarnessWith {
@@ -247,9 +251,13 @@ impl RepositoryHarness for RepositoryHarnessWith {
     async fn fresh(&self) -> anyhow::Result<Defective> {
         Ok(Defective {
             inner: MemoryRepository::new(),
-            defect: self.0,
+            defect: self.defect,
             stored: Arc::default(),
             retries: Arc::default(),
         })
+    }
+
+    fn skips(&self, check: &str) -> Option<String> {
+        self.only.is_some_and(|only| only != check).then(|| "another defect's".to_owned())
     }
 }
