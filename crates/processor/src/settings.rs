@@ -6,12 +6,17 @@ use posthaste_core::{Error, ErrorKind, Result, RetryPolicy};
 /// How a processor works. Every field has a default that suits a service of moderate load.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProcessorSettings {
-    /// The most events fetched by one query. Default 100.
+    /// The most events fetched by one query. Default 500: with 100, a drain into JetStream was a
+    /// fifth slower; more brought nothing.
     pub batch_size: usize,
     /// The longest wait between two looks at an idle outbox when no wake-up comes: the worst
-    /// latency for a writer that sends none. Default 5 s.
+    /// latency for a writer that sends none. Default 100 ms: then an idle relay costs less than
+    /// 1 % of a core, and the database about 1 %. (5 s would cost nothing, but plain SQL writers
+    /// send no wake-up.)
     pub poll_interval: Duration,
-    /// The most events published and not yet acknowledged, over all destinations. Default 10.
+    /// The most events published and not yet acknowledged, over all destinations; with what is
+    /// acknowledged and not yet settled, it bounds what a crash can send twice. Default 500: with
+    /// 10, a drain into JetStream took more than twice as long.
     pub max_concurrent_events: usize,
     /// When a failed event is tried again.
     pub retry_policy: RetryPolicy,
@@ -28,9 +33,9 @@ pub struct ProcessorSettings {
 impl Default for ProcessorSettings {
     fn default() -> Self {
         Self {
-            batch_size: 100,
-            poll_interval: Duration::from_secs(5),
-            max_concurrent_events: 10,
+            batch_size: 500,
+            poll_interval: Duration::from_millis(100),
+            max_concurrent_events: 500,
             retry_policy: RetryPolicy::default(),
             rate_limit_events_per_second: None,
             buffer_bytes_max: 64 * 1024 * 1024,
