@@ -37,7 +37,11 @@ impl RepositoryHarness for Harness {
                 "create schema {schema}; create table {schema}.app_rows (id uuid primary key)"
             ))
             .await;
-        let options = self.0.connect_options().options([("search_path", schema)]);
+        // The suite crashes no server, so nothing need wait for the disk.
+        let options = self
+            .0
+            .connect_options()
+            .options([("search_path", schema.as_str()), ("synchronous_commit", "off")]);
         let outbox = PostgresOutbox::from_pool(PgPool::connect_with(options).await?);
         outbox.migrate().await?;
         Ok(outbox)

@@ -4,8 +4,11 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use posthaste_core::{ErrorKind, OutboxAdmin, OutboxMigrations, OutboxRepository};
 use posthaste_postgres::PostgresOutbox;
+use tokio::sync::Barrier;
 
 use common::{TestDatabase, insert, pending, pending_types};
 
@@ -45,12 +48,16 @@ async fn migrate_is_idempotent_and_safe_when_several_start_at_once() {
     let status = outbox.migration_status().await.unwrap();
     assert_eq!((status.current, status.pending.len()), (0, 1));
 
-    let starts: Vec<_> = (0..4)
-        .map(|_| {
-            let outbox = outbox.clone();
-            tokio::spawn(async move { outbox.migrate().await.unwrap().len() })
-        })
-        .collect();
+    let mut starts = Vec::new();
+    let together = Arc::new(Barrier::new(4));
+    for _ in 0..4 {
+        let outbox = PostgresOutbox::connect(&database.options()).await.unwrap();
+        let together = Arc::clone(&together);
+        starts.push(tokio::spawn(async move {
+            together.wait().await;
+            outbox.migrate().await.unwrap().len()
+        }));
+    }
     let mut applied = 0;
     for start in starts {
         applied += start.await.unwrap();
