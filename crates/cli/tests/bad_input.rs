@@ -1,5 +1,7 @@
 //! Whoever gets something wrong gets one clear message, and nothing is lost.
 
+#![allow(clippy::unwrap_used, reason = "a failed expectation should panic there")]
+
 mod common;
 
 use common::{AGGREGATE, Cli};

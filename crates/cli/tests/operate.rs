@@ -1,5 +1,7 @@
 //! What an operator does: bulk publishing, status, events, cleanup, configuration.
 
+#![allow(clippy::unwrap_used, reason = "a failed expectation should panic there")]
+
 mod common;
 
 use common::{AGGREGATE, Cli};
@@ -178,5 +180,47 @@ fn completions_are_written_for_each_shell() {
     for shell in ["bash", "zsh", "fish"] {
         let script = Cli::new().run(&["completions", shell]).succeeded().stdout;
         assert!(script.contains("posthaste"), "{shell}");
+    }
+}
+
+#[test]
+fn every_json_field_is_documented() {
+    let docs = include_str!("../../../docs/commands.md");
+    let cli = Cli::migrated();
+    cli.publish("a", "1");
+    let id = cli.json(&["events", "list"])["events"][0]["id"].as_str().unwrap().to_owned();
+    let results = [
+        cli.json(&["status"]),
+        cli.json(&["events", "list"]),
+        cli.json(&["events", "show", &id]),
+        cli.json(&["migrate", "up"]),
+        cli.json(&["migrate", "status"]),
+        cli.json(&["config", "check"]),
+        cli.json(&["config", "show"]),
+        cli.json(&["publish", "t", "--aggregate-id", AGGREGATE, "--data", "1"]),
+        cli.json(&["events", "discard", &id]),
+        cli.json(&["cleanup", "--older-than", "1d"]),
+    ];
+    let mut fields = Vec::new();
+    for result in &results {
+        collect_fields(result, &mut fields);
+    }
+    for field in fields {
+        assert!(docs.contains(&format!("`{field}`")), "{field} is not in docs/commands.md");
+    }
+}
+
+fn collect_fields(value: &serde_json::Value, fields: &mut Vec<String>) {
+    match value {
+        serde_json::Value::Object(object) => {
+            for (name, value) in object {
+                fields.push(name.clone());
+                collect_fields(value, fields);
+            }
+        }
+        serde_json::Value::Array(values) => {
+            values.iter().for_each(|value| collect_fields(value, fields));
+        }
+        _ => {}
     }
 }

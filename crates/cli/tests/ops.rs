@@ -1,5 +1,7 @@
 //! Health and metrics over HTTP.
 
+#![allow(clippy::unwrap_used, reason = "a failed expectation should panic there")]
+
 mod common;
 
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
 //! `posthaste run`, with SQLite and files.
 
+#![allow(clippy::unwrap_used, reason = "a failed expectation should panic there")]
+
 mod common;
 
 use std::io::{BufRead, BufReader};
@@ -88,6 +90,24 @@ fn a_signal_drains_and_ends_with_zero() {
         assert_eq!(running.child.wait().unwrap().code(), Some(0));
         assert_eq!(cli.pending(), 0, "what was acknowledged is settled");
     }
+}
+
+#[test]
+fn a_second_signal_exits_at_once() {
+    // A pipe that nobody reads holds the write, and with it the drain.
+    let cli = Cli::migrated().env("POSTHASTE_OPS__LISTEN", "off");
+    let body = format!("\"{}\"", "x".repeat(100_000));
+    cli.write("body", &body);
+    cli.run(&["publish", "t", "--aggregate-id", AGGREGATE, "-f", "body"]).succeeded();
+    let mut running = cli.start(&["run"]);
+    let output = running.child.stdout.as_mut().unwrap();
+    std::io::Read::read_exact(output, &mut [0; 10]).unwrap();
+    running.signal("TERM");
+    running.wait_for_log("a second signal exits at once");
+    running.signal("TERM");
+    running.wait_for_log("stopped at once");
+    assert_eq!(running.child.wait().unwrap().code(), Some(1));
+    assert_eq!(cli.pending(), 1);
 }
 
 /// A relay that has its outbox: it has delivered an event.

@@ -1,5 +1,7 @@
 //! With a real PostgreSQL and a real NATS JetStream.
 
+#![allow(clippy::unwrap_used, reason = "a failed expectation should panic there")]
+
 mod common;
 
 use std::env;

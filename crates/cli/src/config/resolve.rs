@@ -200,10 +200,10 @@ fn refuse_unknown(
     sections.extend(values.routes.iter().cloned());
     let mut refused: Vec<&str> = Vec::new();
     for (path, entry) in entries {
-        let below = |parent: &&str| {
-            path.strip_prefix(*parent).is_some_and(|rest| rest.starts_with(['.', '[']))
+        let below = |parent: &str| {
+            path.strip_prefix(parent).is_some_and(|rest| rest.starts_with(['.', '[']))
         };
-        if refused.iter().any(|parent| below(&parent)) {
+        if refused.iter().any(|parent| below(parent)) {
             continue;
         }
         let is_section = entry.raw == Raw::Section;

@@ -6,7 +6,7 @@
 /// One key of the configuration.
 #[derive(Debug)]
 pub(crate) struct Key {
-    /// Its dotted path; within [`DESTINATION_TYPES`] only the last part.
+    /// Its dotted path; within a type of destination only the last part.
     pub(crate) path: &'static str,
     /// What values it takes.
     pub(crate) kind: Kind,
@@ -172,20 +172,20 @@ pub(crate) const SECTIONS: &[Section] = &[
             key(
                 "relay.batch_size",
                 Kind::Integer { min: 1, max: 100_000 },
-                Default::Value("100"),
+                Default::Value("500"),
                 "The most events fetched by one query.",
             ),
             key(
                 "relay.poll_interval",
                 duration(1),
-                Default::Value("5s"),
+                Default::Value("100ms"),
                 "The longest wait between two looks at an idle outbox when no wake-up comes: the \
                  worst latency for a writer that sends none.",
             ),
             key(
                 "relay.max_concurrent_events",
                 Kind::Integer { min: 1, max: ANY_COUNT },
-                Default::Value("10"),
+                Default::Value("500"),
                 "The most events published and not yet acknowledged, over all destinations. It \
                  bounds the repeated deliveries after a crash, too.",
             ),

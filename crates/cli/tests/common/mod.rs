@@ -1,7 +1,6 @@
 //! Runs the real binary in a folder of its own.
 
-// Each test binary uses its own part of this.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
