@@ -1,0 +1,102 @@
+//! Very many events waiting.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{
+    Database, Figures, PrivateNats, Relay, RelayConfig, Stream, Verdict, eventually, is_long,
+    read_back, sized,
+};
+
+/// What the project states.
+const MEMORY_MAX_MB: f64 = 150.0;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_great_backlog_costs_neither_memory_nor_answers() {
+    let events: u64 = sized(50_000, 1_000_000);
+    let down_for = sized(Duration::from_secs(3), Duration::from_secs(30));
+    let Some(mut nats) = PrivateNats::start("").await else { return };
+    let Some(database) = Database::create().await else { return };
+    let mut figures = Figures::of("backlog");
+    let stream = Stream::create(&nats.url()).await;
+    fill(&database, events).await;
+
+    nats.kill();
+    let config =
+        RelayConfig { batch_size: 1_000, max_concurrent_events: 1_000, ..RelayConfig::default() };
+    let mut relay = Relay::started(&database, &stream, &config);
+    eventually("an ops listener", async || relay.get("/livez").await.is_some()).await;
+    let down = Instant::now();
+    let mut answers = Answers::default();
+    while down.elapsed() < down_for {
+        answers.ask(&relay).await;
+    }
+    let waiting_peak_mb = relay.peak_memory_mb();
+
+    nats.restart().await;
+    let jetstream = stream.jetstream().await;
+    eventually("deliveries", async || stream.messages(&jetstream).await > 0).await;
+    let begun = Instant::now();
+    // Asked of the stream: counting a million rows again and again would slow the database down.
+    while stream.messages(&jetstream).await < events {
+        answers.ask(&relay).await;
+        assert!(begun.elapsed() < Duration::from_secs(900), "it does not get through");
+    }
+    let rate = events as f64 / begun.elapsed().as_secs_f64();
+    eventually("an empty outbox", async || database.pending().await == 0).await;
+    let peak_mb = relay.peak_memory_mb();
+    assert_eq!(relay.terminate().await.0, Some(0));
+
+    let verdict = Verdict::of(&database.committed().await, &read_back(&stream).await);
+    verdict.add_to(&mut figures);
+    figures
+        .add("peak MB while NATS is down", format!("{waiting_peak_mb:.0}"))
+        .add("peak MB", format!("{peak_mb:.0}"))
+        .add("events/s", format!("{rate:.0}"))
+        .add("requests", answers.count)
+        .add("slowest /metrics in ms", answers.slowest_metrics.as_millis())
+        .add("slowest /readyz in ms", answers.slowest_readyz.as_millis())
+        .print();
+    assert_eq!(verdict.committed as u64, events);
+    verdict.assert_kept(0);
+    assert_eq!(database.blamed().await, 0);
+    assert!(peak_mb < MEMORY_MAX_MB, "{peak_mb:.0} MB");
+    // A short run shares the machine with other tests: it only shows that nothing waits for the
+    // backlog.
+    let limit = if is_long() { Duration::from_millis(100) } else { Duration::from_secs(1) };
+    let slowest = answers.slowest_metrics.max(answers.slowest_readyz);
+    assert!(slowest < limit, "an answer took {slowest:?}");
+}
+
+/// Events of about 200 bytes, of 10,000 keys.
+async fn fill(database: &Database, events: u64) {
+    database
+        .run(&format!(
+            "insert into outbox_events (aggregate_id, event_type, event_data)
+             select md5((n % 10000)::text)::uuid, 'account.changed',
+                    jsonb_build_object('number', n / 10000 + 1, 'note', repeat('x', 150))
+               from generate_series(0, {} - 1) as n",
+            events
+        ))
+        .await;
+}
+
+/// What the ops listener answered.
+#[derive(Default)]
+struct Answers {
+    count: usize,
+    slowest_metrics: Duration,
+    slowest_readyz: Duration,
+}
+
+impl Answers {
+    async fn ask(&mut self, relay: &Relay) {
+        let metrics = relay.get("/metrics").await.expect("an answer");
+        assert_eq!(metrics.status, 200);
+        assert!(metrics.body.contains("outbox_relay_state"), "{}", metrics.body);
+        self.slowest_metrics = self.slowest_metrics.max(metrics.took);
+        let readyz = relay.get("/readyz").await.expect("an answer");
+        self.slowest_readyz = self.slowest_readyz.max(readyz.took);
+        self.count += 2;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,63 @@
+//! `kill -9` of the relay.
+
+use std::time::Duration;
+
+use rand::RngExt as _;
+
+use crate::support::{
+    Database, Figures, Plan, Relay, RelayConfig, Stream, Verdict, create_accounts, eventually,
+    read_back, shared_nats, sized, write,
+};
+
+/// JetStream forgets ids after a tenth of a second here, and a relay starts later than that after
+/// the one before: so each event that a crash delivers twice is in the stream twice, and is
+/// counted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn crashes_of_the_relay_lose_nothing_invent_nothing_and_keep_order() {
+    let (events, kills) = sized((6_000, 5), (50_000, 20));
+    let Some(nats) = shared_nats().await else { return };
+    let Some(database) = Database::create().await else { return };
+    let mut figures = Figures::of("relay killed");
+    let stream = Stream::create_forgetful(&nats).await;
+    let jetstream = stream.jetstream().await;
+    let config = RelayConfig::default();
+    let mut relay = Relay::new(&database, &stream, &config);
+    let plan = Plan { writers: 8, ..Plan::of(events) };
+    create_accounts(&database, plan.accounts).await;
+    let writers = write(&database, &plan);
+
+    let mut moments: Vec<u64> =
+        (0..kills).map(|_| rand::rng().random_range(0..events * 9 / 10)).collect();
+    moments.sort_unstable();
+    for moment in moments {
+        relay.start();
+        // Some are killed while they start.
+        eventually("deliveries", async || stream.messages(&jetstream).await >= moment).await;
+        let further = Duration::from_millis(rand::rng().random_range(0..50));
+        tokio::time::sleep(further).await;
+        relay.kill();
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    relay.start();
+    let written = writers.await.unwrap();
+    eventually("an empty outbox", async || database.pending().await == 0).await;
+    assert_eq!(relay.terminate().await.0, Some(0));
+
+    let committed = database.committed().await;
+    let deliveries = read_back(&stream).await;
+    let verdict = Verdict::of(&committed, &deliveries);
+    let duplicates_max = kills * config.repeats_per_crash_max();
+    figures.add("kills", kills);
+    verdict.add_to(&mut figures);
+    figures
+        .add("allowed duplicates", duplicates_max)
+        .add("rolled back", written.rolled_back.len())
+        .print();
+    assert_eq!(written.failed, 0);
+    assert_eq!(written.committed.len(), committed.len(), "the outbox holds what was committed");
+    assert!(written.committed.iter().all(|(id, _)| committed.contains_key(id)));
+    assert!(!written.rolled_back.is_empty());
+    assert!(written.rolled_back.iter().all(|id| !committed.contains_key(id)));
+    verdict.assert_kept(duplicates_max);
+    assert_eq!(database.blamed().await, 0, "a crash costs no event an attempt");
+}

@@ -1,0 +1,60 @@
+//! PostgreSQL crashing and coming back.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::support::{
+    Database, Figures, Plan, PrivatePostgres, Relay, RelayConfig, Stream, Verdict,
+    create_accounts, eventually, read_back, shared_nats, sized, write,
+};
+
+/// The broker may have acknowledged what the crash kept from being recorded: that is delivered
+/// again. JetStream's memory is short here, so that such events are counted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_crashes_is_waited_for_and_loses_nothing() {
+    let (crashes, down_for) = sized((2, Duration::from_secs(1)), (5, Duration::from_secs(10)));
+    let Some(nats) = shared_nats().await else { return };
+    let Some(mut server) = PrivatePostgres::start().await else { return };
+    let database = Database::create_at(&server).await;
+    let mut figures = Figures::of("PostgreSQL crashed");
+    let stream = Stream::create_forgetful(&nats).await;
+    let jetstream = stream.jetstream().await;
+    let plan = Plan::of(u64::MAX);
+    create_accounts(&database, plan.accounts).await;
+    let config = RelayConfig::default();
+    let mut relay = Relay::started(&database, &stream, &config);
+    let writers = write(&database, &plan);
+    for _ in 0..crashes {
+        let before = stream.messages(&jetstream).await;
+        eventually("deliveries", async || stream.messages(&jetstream).await > before + 200).await;
+        server.crash();
+        tokio::time::sleep(down_for).await;
+        let ready = relay.get("/readyz").await.unwrap();
+        assert_eq!(ready.status, 503, "{}", ready.body);
+        assert!(ready.body.contains("database"), "{}", ready.body);
+        assert_eq!(relay.get("/livez").await.unwrap().status, 200);
+        server.launch().await;
+    }
+    let before = stream.messages(&jetstream).await;
+    eventually("deliveries", async || stream.messages(&jetstream).await > before + 200).await;
+    plan.stop.store(true, Ordering::Relaxed);
+    let written = writers.await.unwrap();
+    eventually("an empty outbox", async || database.pending().await == 0).await;
+    assert!(!relay.has_ended(), "the same relay all the time");
+    assert_eq!(relay.terminate().await.0, Some(0));
+
+    let committed = database.committed().await;
+    let verdict = Verdict::of(&committed, &read_back(&stream).await);
+    let duplicates_max = crashes * config.repeats_per_crash_max();
+    figures.add("crashes", crashes);
+    verdict.add_to(&mut figures);
+    figures
+        .add("allowed duplicates", duplicates_max)
+        .add("transactions of unknown outcome", written.failed)
+        .print();
+    // What the service knows to be committed; a commit whose answer was lost may be there, too.
+    assert!(written.committed.iter().all(|(id, _)| committed.contains_key(id)));
+    assert!(written.rolled_back.iter().all(|id| !committed.contains_key(id)));
+    verdict.assert_kept(duplicates_max);
+    assert_eq!(database.blamed().await, 0);
+}

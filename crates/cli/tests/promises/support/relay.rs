@@ -1,0 +1,143 @@
+//! The real program, delivering to a stream.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::{Database, Stream, free_port};
+use crate::common::{Cli, Running};
+
+/// What a test says about the relay; the rest are defaults.
+pub(crate) struct RelayConfig {
+    pub(crate) batch_size: usize,
+    pub(crate) max_concurrent_events: usize,
+    /// Lines of `[relay]`.
+    pub(crate) relay: &'static str,
+    /// Lines of `[ops]`.
+    pub(crate) ops: &'static str,
+    /// Lines of the destination.
+    pub(crate) destination: &'static str,
+    /// Whole tables.
+    pub(crate) more: String,
+}
+
+impl Default for RelayConfig {
+    fn default() -> Self {
+        Self {
+            batch_size: 100,
+            max_concurrent_events: 100,
+            relay: "",
+            ops: "",
+            destination: "",
+            more: String::new(),
+        }
+    }
+}
+
+impl RelayConfig {
+    /// The most events that one crash can deliver twice: all that the relay may hold. It holds
+    /// `2 * batch_size + 2 * max_concurrent_events` at most, waiting, in flight and acknowledged
+    /// but not yet recorded together; only the last two kinds can be repeated.
+    pub(crate) const fn repeats_per_crash_max(&self) -> usize {
+        2 * self.batch_size + 2 * self.max_concurrent_events
+    }
+}
+
+/// A relay that is started, broken and started again. Killed when dropped.
+pub(crate) struct Relay {
+    pub(crate) cli: Cli,
+    address: SocketAddr,
+    running: Option<Running>,
+}
+
+/// What an HTTP request met.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+    pub(crate) took: Duration,
+}
+
+impl Relay {
+    /// Not started yet.
+    pub(crate) fn new(database: &Database, stream: &Stream, config: &RelayConfig) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let RelayConfig { batch_size, max_concurrent_events, relay, ops, destination, more } =
+            config;
+        let text = format!(
+            "[database]\nurl = \"{}\"\n\
+             [relay]\nbatch_size = {batch_size}\nmax_concurrent_events = {max_concurrent_events}\n\
+             {relay}\n\
+             [ops]\nlisten = \"{address}\"\n{ops}\n\
+             [destinations.default]\ntype = \"nats\"\nurl = \"{}\"\nstream = \"{}\"\n\
+             subject = \"{}\"\n{destination}\n{more}",
+            database.url(),
+            stream.url,
+            stream.name,
+            stream.subject(),
+        );
+        let cli = Cli::new();
+        cli.write("posthaste.toml", text);
+        Self { cli, address, running: None }
+    }
+
+    pub(crate) fn start(&mut self) -> &Running {
+        self.running.insert(self.cli.start(&["run"]))
+    }
+
+    pub(crate) fn started(database: &Database, stream: &Stream, config: &RelayConfig) -> Self {
+        let mut relay = Self::new(database, stream, config);
+        relay.start();
+        relay
+    }
+
+    pub(crate) fn running(&self) -> &Running {
+        self.running.as_ref().expect("a relay that was started")
+    }
+
+    /// `kill -9`, in whatever it is doing.
+    pub(crate) fn kill(&mut self) {
+        self.running = None;
+    }
+
+    /// Asks it to stop; returns its exit code and how long it took.
+    pub(crate) async fn terminate(&mut self) -> (Option<i32>, Duration) {
+        let mut running = self.running.take().expect("a relay that was started");
+        let begun = Instant::now();
+        running.signal("TERM");
+        while begun.elapsed() < Duration::from_secs(60) {
+            if let Some(status) = running.child.try_wait().unwrap() {
+                return (status.code(), begun.elapsed());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("the relay did not end within a minute of SIGTERM");
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        let running = self.running.as_mut().expect("a relay that was started");
+        running.child.try_wait().unwrap().is_some()
+    }
+
+    /// Asks the ops listener; `None` while it does not listen.
+    pub(crate) async fn get(&self, path: &str) -> Option<Answer> {
+        let begun = Instant::now();
+        let answer = reqwest::get(format!("http://{}{path}", self.address)).await.ok()?;
+        let status = answer.status().as_u16();
+        let body = answer.text().await.ok()?;
+        Some(Answer { status, body, took: begun.elapsed() })
+    }
+
+    /// Whether it says that events are being delivered.
+    pub(crate) async fn is_ready(&self) -> bool {
+        self.get("/readyz").await.is_some_and(|answer| answer.status == 200)
+    }
+
+    /// The most memory it has ever held in RAM, in MB (10^6 bytes).
+    pub(crate) fn peak_memory_mb(&self) -> f64 {
+        let id = self.running().child.id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+        kibibytes * 1024.0 / 1e6
+    }
+}
