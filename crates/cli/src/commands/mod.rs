@@ -24,7 +24,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Arguments { global, command } = arguments;
     let output = Output::new(global.output);
     match command {
-        Command::Demo(args) => return demo::run(args).await,
+        Command::Demo(args) => return demo::run(args, output).await,
         Command::Completions { shell } => completions::run(shell)?,
         Command::Config { command } => return config::run(command, inputs(global), output),
         Command::Run(args) => {

@@ -24,6 +24,7 @@ use self::display::Display;
 use self::relay::Relay;
 use self::shop::Shop;
 use self::verdict::Verdict;
+use crate::output::Output;
 
 /// Options of `posthaste demo`.
 #[derive(Debug, Clone, clap::Args)]
@@ -31,7 +32,7 @@ pub(crate) struct DemoArgs {
     /// How many orders the shop takes; each stores one to three events.
     #[arg(long, default_value_t = 3_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     orders: u32,
-    /// Orders taken at the same time.
+    /// Customers who order at the same time.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
     writers: u32,
     /// Decides who orders what and what fails; equal seeds make equal shops.
@@ -48,7 +49,7 @@ const OUTAGE: Duration = Duration::from_millis(1_500);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the demo and reports its verdict.
-pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: DemoArgs, output: Output) -> anyhow::Result<ExitCode> {
     let throwaway = tempfile::tempdir().context("make a folder for the demo")?;
     let folder = match &args.keep {
         Some(folder) => {
@@ -99,7 +100,7 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     display.finish();
 
     let verdict = Verdict::reach(&shop, &broker, &outbox, statistics, took).await?;
-    print!("{verdict}");
+    output.write(&verdict, || verdict.to_string())?;
     if args.keep.is_some() {
         eprintln!("the database is kept at {}", path.display());
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use posthaste_core::{OutboxEvent, Payload};
 use posthaste_sqlite::SqliteOutbox;
@@ -16,7 +17,9 @@ use super::DemoArgs;
 
 /// Customers: the aggregates whose events must stay in order.
 const CUSTOMERS: u128 = 200;
-/// The order whose event no consumer can digest, as a share of all orders.
+/// Between two orders of a customer: without it the shop would close during the outage.
+const THINKING: Duration = Duration::from_millis(8);
+/// The order whose event no consumer can digest comes after this part of all orders.
 const POISON_AT: u32 = 3;
 
 /// What the shop itself knows of its business.
@@ -67,6 +70,7 @@ impl Shop {
                         let poison = order == orders / POISON_AT;
                         shop.take_order(&mut random, poison).await?;
                         shop.taken.fetch_add(1, Ordering::Relaxed);
+                        tokio::time::sleep(THINKING).await;
                     }
                     anyhow::Ok(())
                 });

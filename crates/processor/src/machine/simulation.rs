@@ -3,7 +3,7 @@
 //!
 //! What is checked after each run: every event of a committed transaction was delivered, none of
 //! an aborted one was; within a key, first deliveries are in the order of the numbers; no event
-//! lost an attempt to an outage.
+//! lost an attempt to an outage; a relay that lives sends nothing again that was acknowledged.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -81,6 +81,8 @@ struct World {
     first_deliveries: Vec<Seq>,
     written: HashSet<Uuid>,
     places: HashMap<Uuid, Seq>,
+    /// Acknowledged to the relay that is running now.
+    acknowledged: HashSet<Uuid>,
     /// Failed attempts the broker blamed on the event itself.
     blamed: HashMap<Uuid, u32>,
     faults: bool,
@@ -108,6 +110,7 @@ impl World {
             first_deliveries: Vec::new(),
             written: HashSet::new(),
             places: HashMap::new(),
+            acknowledged: HashSet::new(),
             blamed: HashMap::new(),
             faults: true,
             outage: false,
@@ -307,6 +310,10 @@ impl World {
         for event in &batch.events {
             let key = event.aggregate_id();
             assert!(
+                !self.acknowledged.contains(&event.id()),
+                "sent again after its acknowledgement"
+            );
+            assert!(
                 self.pipelining == KeyPipelining::SuffixFails
                     || batch.events.iter().filter(|other| other.aggregate_id() == key).count() == 1,
                 "two events of a key in one call"
@@ -380,6 +387,7 @@ fn simulate(seed: u64) {
                 // A crash: what is in effect stays so, no answer comes, memory is gone.
                 machine = world.machine();
                 way.clear();
+                world.acknowledged.clear();
             }
             43..50 => machine.handle(Input::Wake, world.now),
             50..60 => world.now += Duration::from_millis(world.random.random_range(0..3_000)),
@@ -436,7 +444,14 @@ fn advance(world: &mut World, machine: &mut Machine, way: &mut Vec<OnItsWay>) {
                 way.push(OnItsWay::InEffect(input));
             }
         }
-        OnItsWay::InEffect(input) => machine.handle(input, world.now),
+        OnItsWay::InEffect(input) => {
+            if let Input::Published { batch, results, .. } = &input {
+                let answered =
+                    batch.events.iter().zip(results).filter(|(_, result)| result.is_ok());
+                world.acknowledged.extend(answered.map(|(event, _)| event.id()));
+            }
+            machine.handle(input, world.now);
+        }
     }
 }
 

@@ -1,0 +1,18 @@
+//! What `OutboxProcessor` promises, through its public API, on repositories and buses that fail on
+//! purpose.
+//!
+//! Time is paused in nearly every test: a clock that jumps to the next deadline makes hours of an
+//! outage pass at once, and makes no test depend on how fast the machine is.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
+
+mod failures;
+mod health;
+mod lifecycle;
+mod limits;
+mod metrics;
+mod ordering;
+mod outages;
+mod routing;
+mod storage;
+mod support;

@@ -1,0 +1,174 @@
+//! A destination that is down is nobody's fault: it is paused, probed, and resumes by itself.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use posthaste_core::memory::MemoryBus;
+use posthaste_core::{
+    BusCapabilities, Error, ErrorKind, EventBus, OutboxEvent, PublishResult, Result,
+};
+use posthaste_processor::{Destination, OutboxProcessor, Route};
+use posthaste_testkit::faults::{Fault, FaultyBus};
+use tokio::time::Instant;
+
+use crate::support::{
+    HOUR, MINUTE, SECOND, World, assert_first_deliveries_in_order, interleaved, singles, until,
+};
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_counts_no_attempt_however_long_and_delivery_resumes_by_itself() {
+    let world = World::with(&interleaved(20, 10)).await;
+    world.script.set(Some(Fault::Unavailable));
+    let processor = world.started().await;
+    tokio::time::sleep(24 * HOUR).await;
+
+    for event in world.outbox.events() {
+        assert!(event.is_pending());
+        assert_eq!((event.retry_count(), event.error_message()), (0, None));
+        assert_eq!(event.available_at(), None);
+    }
+    let statistics = processor.statistics();
+    assert!(statistics.interrupted > 0);
+    assert_eq!((statistics.retried, statistics.dead_lettered), (0, 0));
+    assert!(statistics.destinations[0].paused_for.as_ref().unwrap().contains("on purpose"));
+
+    world.script.clear();
+    let ended = Instant::now();
+    world.until_nothing_pending().await;
+    assert!(ended.elapsed() < MINUTE, "pauses are short enough to resume soon");
+    world.assert_all_delivered_once();
+    assert_first_deliveries_in_order(&world.delivered.published());
+    assert_eq!(processor.statistics().destinations[0].paused_for, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn during_an_outage_only_single_probes_are_sent_and_ever_more_rarely() {
+    let world = World::with(&interleaved(50, 4)).await;
+    world.script.set(Some(Fault::Unavailable));
+    let _processor = world.builder().max_concurrent_events(40).build().unwrap();
+    _processor.start().await.unwrap();
+    tokio::time::sleep(HOUR).await;
+
+    let calls = world.script.calls();
+    let probes = calls.iter().skip_while(|call| call.len() > 1).collect::<Vec<_>>();
+    assert!(probes.iter().all(|call| call.len() == 1), "a probe is one event");
+    // Pauses of 2.5 to 5 seconds in the long run: 720 to 1440 an hour, and the short first ones.
+    assert!((720..1_450).contains(&probes.len()), "{} probes", probes.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_a_probe_is_unanswered_nothing_else_is_sent() {
+    let world = World::with(&singles(30)).await;
+    world.script.fail_next(10, Fault::Unavailable);
+    world.script.plan(|_, _| Some(Fault::HoldResponse));
+    let _processor = world.started().await;
+    world.script.until_held(1).await;
+    let calls = world.script.calls().len();
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(world.script.calls().len(), calls);
+    assert_eq!(world.delivered.published().len(), 1, "the probe");
+    world.script.clear();
+    world.until_nothing_pending().await;
+}
+
+/// A bus that asks to be left alone, and notes when it was called.
+#[derive(Clone)]
+struct Throttling {
+    retry_after: Duration,
+    refusals: usize,
+    calls: Arc<Mutex<Vec<Instant>>>,
+}
+
+#[async_trait]
+impl EventBus for Throttling {
+    fn capabilities(&self) -> BusCapabilities {
+        BusCapabilities::new("throttling")
+    }
+
+    async fn publish(&self, events: &[OutboxEvent]) -> Vec<PublishResult> {
+        let mut calls = self.calls.lock().unwrap();
+        calls.push(Instant::now());
+        let answer = || -> Result<()> {
+            if calls.len() > self.refusals {
+                return Ok(());
+            }
+            let error = Error::new(ErrorKind::Throttled, "publish", "slow down");
+            Err(error.with_retry_after(self.retry_after))
+        };
+        events.iter().map(|_| answer()).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_after_is_respected() {
+    let world = World::with(&singles(1)).await;
+    let bus = Throttling { retry_after: 2 * MINUTE, refusals: 3, calls: Arc::default() };
+    let processor =
+        OutboxProcessor::builder(world.outbox.clone()).bus(bus.clone()).build().unwrap();
+    processor.drain(SECOND).await.unwrap();
+    let calls = bus.calls.lock().unwrap();
+    assert_eq!(calls.len(), 4);
+    assert!(calls.windows(2).all(|pair| pair[1] - pair[0] >= 2 * MINUTE), "{calls:?}");
+    assert_eq!((world.pending(), world.outbox.events()[0].retry_count()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_one_destination_leaves_the_others_alone() {
+    let mut events = Vec::new();
+    for number in 0..200 {
+        let kind = if number % 2 == 0 { "down.event" } else { "up.event" };
+        let event = OutboxEvent::new(uuid::Uuid::now_v7(), kind, &number).unwrap();
+        events.push(event);
+    }
+    let world = World::with(&events).await;
+    let down = FaultyBus::new(MemoryBus::new());
+    down.script().set(Some(Fault::Unavailable));
+    let processor = OutboxProcessor::builder(world.outbox.clone())
+        .destination(Destination::new("up", Arc::new(world.delivered.clone())))
+        .destination(Destination::new("down", Arc::new(down.clone())))
+        .route(Route {
+            event_type: posthaste_processor::Pattern::new("down.*"),
+            destination: "down".into(),
+        })
+        .build()
+        .unwrap();
+    processor.start().await.unwrap();
+    until("the other destination has all of its events", || {
+        world.delivered.published().len() == 100
+    })
+    .await;
+    assert_eq!(world.pending(), 100);
+    let destinations = processor.statistics().destinations;
+    assert_eq!((&*destinations[0].name, &destinations[0].paused_for), ("up", &None));
+    assert!(destinations[1].paused_for.is_some());
+
+    down.script().clear();
+    world.until_nothing_pending().await;
+    assert_eq!(down.inner().published().len(), 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_is_down_does_not_fill_the_memory_of_one_that_works() {
+    let kinds = (0..2_000).map(|number| if number < 1_900 { "down.event" } else { "up.event" });
+    let events: Vec<OutboxEvent> = kinds
+        .map(|kind| OutboxEvent::new(uuid::Uuid::now_v7(), kind, &1).unwrap())
+        .collect();
+    let world = World::with(&events).await;
+    let down = FaultyBus::new(MemoryBus::new());
+    down.script().set(Some(Fault::Unavailable));
+    let processor = OutboxProcessor::builder(world.outbox.clone())
+        .destination(Destination::new("up", Arc::new(world.delivered.clone())))
+        .destination(Destination::new("down", Arc::new(down.clone())))
+        .route(Route {
+            event_type: posthaste_processor::Pattern::new("down.*"),
+            destination: "down".into(),
+        })
+        .build()
+        .unwrap();
+    processor.start().await.unwrap();
+    until("events behind many of a dead destination flow", || {
+        world.delivered.published().len() == 100
+    })
+    .await;
+}

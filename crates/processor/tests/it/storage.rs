@@ -1,0 +1,233 @@
+//! A database that fails: nothing is lost, nothing dies of it, delivery resumes by itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use posthaste_core::memory::MemoryRepository;
+use posthaste_core::{
+    Backlog, DeadHead, OutboxEvent, OutboxRepository, PendingPage, PendingQuery,
+    RepositoryCapabilities, Result, Seq, Settlement, Watermark,
+};
+use posthaste_processor::{OutboxProcessor, RelayState};
+use posthaste_testkit::faults::{Fault, Operation};
+
+use crate::support::{
+    HOUR, MINUTE, SECOND, World, assert_first_deliveries_in_order, event, interleaved, singles,
+    until,
+};
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_settlement_is_repeated_and_nothing_is_sent_again() {
+    for fault in [Fault::FailBeforeWrite, Fault::FailAfterWrite, Fault::Unavailable] {
+        let world = World::with(&interleaved(30, 10)).await;
+        world.storage.fail_next(Operation::Settle, 5, fault);
+        let processor = world.started().await;
+        world.until_nothing_pending().await;
+        assert_eq!(world.dead(), 0);
+        world.assert_all_delivered_once();
+        assert_eq!(processor.statistics().unsettled, 0);
+        assert_first_deliveries_in_order(&world.delivered.published());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_whose_record_fails_is_counted_once() {
+    for fault in [Fault::FailBeforeWrite, Fault::FailAfterWrite] {
+        let failing = event("a", 0);
+        let world = World::with(std::slice::from_ref(&failing)).await;
+        world.script.fail_next(1, Fault::FailBeforeWrite);
+        world.storage.fail_next(Operation::Settle, 2, fault);
+        let _processor = world.started().await;
+        world.until_nothing_pending().await;
+        assert_eq!(world.stored(failing.id()).retry_count(), 1);
+        assert_eq!(world.script.attempts(failing.id()), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_outcomes_cannot_be_recorded_little_is_sent_and_none_twice() {
+    let world = World::with(&singles(1_000)).await;
+    world.storage.set(Operation::Settle, Some(Fault::Unavailable));
+    let processor = world.started().await;
+    tokio::time::sleep(HOUR).await;
+    let sent = world.delivered.published().len();
+    assert!((1..=100).contains(&sent), "{sent} would be sent twice after a crash");
+    assert_eq!(world.pending(), 1_000);
+    assert_eq!(processor.statistics().state, RelayState::DatabaseUnavailable);
+
+    world.storage.set(Operation::Settle, None);
+    world.until_nothing_pending().await;
+    world.assert_all_delivered_once();
+    assert_eq!(processor.statistics().state, RelayState::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_read_that_fails_is_tried_again() {
+    for operation in [
+        Operation::Fetch,
+        Operation::Watermark,
+        Operation::DeadLetters,
+        Operation::Backlog,
+        Operation::Upkeep,
+    ] {
+        for fault in [Fault::Unavailable, Fault::FailAfterWrite, Fault::RejectPermanently] {
+            let world = World::with(&interleaved(10, 5)).await;
+            world.storage.fail_next(operation, 3, fault);
+            let processor = world.started().await;
+            world.until_nothing_pending().await;
+            world.assert_all_delivered_once();
+            processor.stop().await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_database_down_for_an_hour_is_waited_for() {
+    let world = World::with(&interleaved(10, 20)).await;
+    world.script.plan(|_, attempt| (attempt == 1).then_some(Fault::FailBeforeWrite));
+    let processor = world.builder().batch_size(10).build().unwrap();
+    processor.start().await.unwrap();
+    for _ in 0..3 {
+        tokio::time::sleep(2 * SECOND).await;
+        world.storage.set_all(Some(Fault::Unavailable));
+        tokio::time::sleep(HOUR).await;
+        assert!(processor.is_running());
+        assert_eq!(processor.statistics().state, RelayState::DatabaseUnavailable);
+        assert!(processor.statistics().database_error.is_some());
+        world.storage.set_all(None);
+    }
+    world.until_nothing_pending().await;
+    assert_eq!(world.dead(), 0);
+    world.assert_all_delivered_once();
+    assert_first_deliveries_in_order(&world.delivered.published());
+    assert_eq!(processor.statistics().database_error, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_down_database_is_asked_ever_more_rarely() {
+    let world = World::with(&singles(1)).await;
+    world.storage.set(Operation::Watermark, Some(Fault::Unavailable));
+    let _processor = world.started().await;
+    tokio::time::sleep(HOUR).await;
+    let calls = world.storage.calls(Operation::Watermark);
+    assert!((700..1_500).contains(&calls), "{calls} calls in an hour");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pass_ends_with_the_databases_error_and_the_next_one_delivers_the_rest() {
+    for operation in [Operation::Fetch, Operation::Watermark, Operation::Settle] {
+        let world = World::with(&singles(20)).await;
+        world.storage.fail_next(operation, 1, Fault::Unavailable);
+        let processor = world.processor();
+        let error = processor.process_events().await.unwrap_err();
+        assert!(error.report().contains("unavailable on purpose"), "{}", error.report());
+        processor.process_events().await.unwrap();
+        assert_eq!((world.pending(), world.dead()), (0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn drain_waits_for_the_database() {
+    let world = World::with(&interleaved(5, 5)).await;
+    world.storage.fail_next(Operation::Fetch, 10, Fault::Unavailable);
+    world.storage.fail_next(Operation::Settle, 10, Fault::FailAfterWrite);
+    assert_eq!(world.processor().drain(SECOND).await.unwrap(), 25);
+    assert_eq!(world.pending(), 0);
+}
+
+/// A repository that panics in its first calls of most methods.
+#[derive(Clone)]
+struct Panicking {
+    inner: MemoryRepository,
+    left: Arc<AtomicUsize>,
+}
+
+impl Panicking {
+    fn maybe_panic(&self) {
+        let left = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            left.checked_sub(1)
+        });
+        assert!(left.is_err(), "a defect of the repository, on purpose");
+    }
+}
+
+#[async_trait]
+impl OutboxRepository for Panicking {
+    fn capabilities(&self) -> RepositoryCapabilities {
+        self.inner.capabilities()
+    }
+
+    async fn check(&self) -> Result<()> {
+        self.inner.check().await
+    }
+
+    async fn store(&self, events: &[OutboxEvent]) -> Result<()> {
+        self.inner.store(events).await
+    }
+
+    async fn fetch_pending(&self, query: &PendingQuery) -> Result<PendingPage> {
+        self.maybe_panic();
+        self.inner.fetch_pending(query).await
+    }
+
+    async fn watermark(&self) -> Result<Watermark> {
+        self.maybe_panic();
+        self.inner.watermark().await
+    }
+
+    async fn settle(&self, settlements: &[Settlement]) -> Result<u64> {
+        self.maybe_panic();
+        let changed = self.inner.settle(settlements).await;
+        self.maybe_panic();
+        changed
+    }
+
+    async fn dead_heads(&self, after: Seq, limit: usize) -> Result<Vec<DeadHead>> {
+        self.maybe_panic();
+        self.inner.dead_heads(after, limit).await
+    }
+
+    async fn failed_events(&self, limit: usize) -> Result<Vec<OutboxEvent>> {
+        self.inner.failed_events(limit).await
+    }
+
+    async fn backlog(&self, from: Seq) -> Result<Backlog> {
+        self.maybe_panic();
+        self.inner.backlog(from).await
+    }
+
+    async fn cleanup_processed(&self, older_than: Duration) -> Result<u64> {
+        self.maybe_panic();
+        self.inner.cleanup_processed(older_than).await
+    }
+
+    async fn maintain(&self) -> Result<()> {
+        self.maybe_panic();
+        self.inner.maintain().await
+    }
+
+    async fn wait_for_events(&self) {
+        self.inner.wait_for_events().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repository_that_panics_hangs_nothing_and_loses_nothing() {
+    let world = World::with(&interleaved(10, 10)).await;
+    let left = Arc::new(AtomicUsize::new(5));
+    let repository = Panicking { inner: world.outbox.clone(), left: left.clone() };
+    let processor = OutboxProcessor::builder(repository).bus(world.bus.clone()).build().unwrap();
+    processor.start().await.unwrap();
+    // Panics while it starts, and again in the middle of its work.
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        left.store(2, Ordering::Relaxed);
+        world.store(&singles(20)).await;
+    }
+    tokio::time::sleep(MINUTE).await;
+    assert!(processor.is_running());
+    until("nothing is pending", || world.pending() == 0).await;
+    world.assert_all_delivered_once();
+}
