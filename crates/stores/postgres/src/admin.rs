@@ -81,16 +81,19 @@ async fn list(
         read_into(&mut events, &mut session, query).await?;
     }
     if matches!(filter.state, None | Some(EventState::Delivered)) && events.len() < limit {
-        // Latest first, partition by partition, the default one (rows out of their day) first:
-        // no sorting of the whole history.
-        let (partitions, _) = history::partitions(&mut session, LIST).await?;
-        for partition in partitions.iter().rev() {
+        // Latest first, day by day: no sorting of the whole history.
+        for (from, until) in history::spans(&mut session, LIST).await? {
             let left = limit - events.len();
             if left == 0 {
                 break;
             }
-            let mut query = select(&partition.table);
-            query.push(" where true");
+            let mut query = select("outbox_events_processed where true");
+            if let Some(from) = from {
+                query.push(" and processed_at >= ").push_bind(Instant(from));
+            }
+            if let Some(until) = until {
+                query.push(" and processed_at < ").push_bind(Instant(until));
+            }
             push_filter(&mut query, filter);
             query.push(" order by processed_at desc, seq desc limit ").push_bind(sql_limit(left));
             read_into(&mut events, &mut session, query).await?;

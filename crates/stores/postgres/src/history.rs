@@ -50,9 +50,9 @@ const PARTITIONS: &str = "\
     order by pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT', c.relname";
 
 /// A partition of the history.
-pub(crate) struct Partition {
+struct Partition {
     /// Quoted and, where needed, qualified: ready for use in a statement.
-    pub(crate) table: String,
+    table: String,
     /// Its UTC day; none for the default partition and for what someone else attached.
     day: Option<Date>,
     pages: i64,
@@ -101,7 +101,7 @@ async fn try_lock(session: &mut Session, operation: &'static str) -> Result<bool
     })
 }
 
-pub(crate) async fn partitions(
+async fn partitions(
     session: &mut Session,
     operation: &'static str,
 ) -> Result<(Vec<Partition>, Timestamp)> {
@@ -125,6 +125,29 @@ pub(crate) async fn partitions(
         partitions.push(partition);
     }
     Ok((partitions, now))
+}
+
+/// Spans of time that together are all of it, latest first, none wider than a partition that
+/// already has events: what is read span by span need not be sorted as a whole. Each is
+/// `from <= processed_at < until`.
+pub(crate) async fn spans(
+    session: &mut Session,
+    operation: &'static str,
+) -> Result<Vec<(Option<Timestamp>, Option<Timestamp>)>> {
+    let (partitions, now) = partitions(session, operation).await?;
+    let days = partitions.iter().filter_map(|partition| partition.day);
+    let ends = days.flat_map(|day| [Some(day), day.tomorrow().ok()]).flatten().filter_map(start_of);
+    let mut ends: Vec<Timestamp> = ends.filter(|end| *end <= now).collect();
+    ends.sort_unstable();
+    ends.dedup();
+    let mut spans = Vec::with_capacity(ends.len() + 1);
+    let mut until = None;
+    for from in ends.into_iter().rev() {
+        spans.push((Some(from), until));
+        until = Some(from);
+    }
+    spans.push((None, until));
+    Ok(spans)
 }
 
 /// The day in a partition's name, `outbox_events_processed_y2026m01d31`.

@@ -22,9 +22,10 @@ const ANSWER_GRACE: Duration = Duration::from_secs(5);
 /// An outbox in PostgreSQL. Clones share one pool.
 ///
 /// Its tables are those the connection's `search_path` finds. A producer needs the right to insert
-/// into `outbox_events` and nothing else. A relay that is not the tables' owner needs `select` and
-/// `update` (`delete`, to discard events) on `outbox_events` and `outbox_events_pending`, and the
-/// same on `outbox_signal`; creating and dropping days of the history is the owner's alone.
+/// into `outbox_events` and nothing else. A relay that is not the tables' owner needs `select`,
+/// `update` and, to discard events, `delete` on `outbox_events` and `outbox_events_pending`;
+/// `select` and `update` on `outbox_signal`; `select` on `outbox_migrations`, `outbox_events_seq`
+/// and `outbox_events_processed`. Creating and dropping days of the history is the owner's alone.
 #[derive(Clone)]
 pub struct PostgresOutbox(Arc<Inner>);
 

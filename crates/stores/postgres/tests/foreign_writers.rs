@@ -10,6 +10,8 @@ use posthaste_core::{
     EventFilter, EventState, OutboxAdmin, OutboxEvent, OutboxRepository, Payload, PendingQuery,
     PendingSelection, Settlement, SettlementOutcome,
 };
+use posthaste_postgres::PostgresOutbox;
+use sqlx::PgPool;
 use uuid::Uuid;
 
 use common::{TestDatabase, event, insert, pending, pending_types, run};
@@ -163,4 +165,45 @@ async fn an_operators_own_sql_is_noticed() {
         outbox.count_events(&EventFilter::in_state(EventState::Delivered), 10).await.unwrap(),
         1
     );
+}
+
+#[tokio::test]
+async fn a_relay_needs_no_more_rights_than_documented() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let owner = database.outbox().await;
+    let role = format!("relay_{}", Uuid::now_v7().simple());
+    database
+        .run(&format!(
+            "create role {role}; \
+             grant select, update, delete on outbox_events, outbox_events_pending to {role}; \
+             grant select, update on outbox_signal to {role}; \
+             grant select on outbox_migrations, outbox_events_seq, outbox_events_processed to {role}"
+        ))
+        .await;
+    let options = database.connect_options().options([("role", role.as_str())]);
+    let relay = PostgresOutbox::from_pool(PgPool::connect_with(options).await.unwrap());
+    owner.store(&[event(Uuid::now_v7()), event(Uuid::now_v7())]).await.unwrap();
+
+    relay.check().await.unwrap();
+    relay.maintain().await.unwrap();
+    relay.watermark().await.unwrap();
+    assert_eq!(relay.backlog(0).await.unwrap().pending(), 2);
+    let found = pending(&relay).await;
+    let outcomes = [
+        SettlementOutcome::Delivered,
+        SettlementOutcome::Dead { retry_count: 1, reason: "rejected", error: "no".into() },
+    ];
+    let settle = |(found, outcome): (&posthaste_core::PendingEvent, _)| Settlement {
+        seq: found.seq,
+        id: found.event.id(),
+        outcome,
+    };
+    let settlements: Vec<_> = found.iter().zip(outcomes).map(settle).collect();
+    assert_eq!(relay.settle(&settlements).await.unwrap(), 2);
+    assert_eq!(relay.dead_heads(0, 10).await.unwrap().len(), 1);
+    assert_eq!(relay.list_events(&EventFilter::default(), 10).await.unwrap().len(), 2);
+    assert_eq!(relay.retry_events(&EventFilter::default()).await.unwrap(), 1);
+    assert_eq!(relay.discard_events(&EventFilter::default()).await.unwrap(), 1);
+    drop(relay);
+    database.run(&format!("drop owned by {role}; drop role {role}")).await;
 }

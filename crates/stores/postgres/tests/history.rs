@@ -6,7 +6,9 @@ mod common;
 
 use std::time::Duration;
 
-use posthaste_core::{OutboxRepository, Settlement, SettlementOutcome};
+use posthaste_core::{
+    EventFilter, EventState, OutboxAdmin, OutboxRepository, Settlement, SettlementOutcome,
+};
 use posthaste_postgres::PostgresOutbox;
 use uuid::Uuid;
 
@@ -100,6 +102,29 @@ async fn cleanup_drops_whole_days_and_never_touches_what_is_pending_or_dead() {
     assert_eq!(outbox.cleanup_processed(Duration::ZERO).await.unwrap(), 3);
     assert_eq!(database.value::<String>(left).await, "dead pending");
     assert_eq!(outbox.cleanup_processed(Duration::MAX).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn delivered_events_are_listed_latest_first_across_days_and_the_default_partition() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    for days in [3, 5] {
+        database.run(&old_partition(days)).await;
+    }
+    deliver(&outbox, 1).await;
+    // Of days without a partition: before, between and after those that have one.
+    for days in [90, 4, -30] {
+        let sql = insert(&format!("day {days}"))
+            .replace("event_data)", "event_data, processed_at)")
+            .replace("'{}')", &format!("'{{}}', now() - interval '{days} days')"));
+        database.run(&sql).await;
+    }
+    let filter = EventFilter::in_state(EventState::Delivered);
+    let listed = outbox.list_events(&filter, 10).await.unwrap();
+    let types: Vec<_> = listed.iter().map(|event| event.event_type()).collect();
+    assert_eq!(types, ["day -30", "test.happened", "old", "day 4", "old", "day 90"]);
+    let listed = outbox.list_events(&filter, 3).await.unwrap();
+    assert_eq!(listed.len(), 3);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use posthaste_core::{
     OutboxEvent, OutboxMigrations, OutboxRepository, PendingEvent, PendingQuery, PendingSelection,
 };
 use posthaste_postgres::{PostgresOptions, PostgresOutbox};
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use uuid::Uuid;
 
@@ -36,6 +36,9 @@ impl TestDatabase {
     pub async fn create() -> Option<Self> {
         let url = env::var("POSTHASTE_TEST_POSTGRES_URL").unwrap_or_else(|_| DEFAULT_URL.into());
         let server: PgConnectOptions = url.parse().expect("POSTHASTE_TEST_POSTGRES_URL is a URL");
+        // A handshake per connection is most of what these tests would do.
+        let plain = !url.contains("sslmode");
+        let server = if plain { server.ssl_mode(PgSslMode::Disable) } else { server };
         match server.connect().await {
             Ok(connection) => Some(Self::create_on(connection, server).await),
             Err(error) => {
