@@ -83,11 +83,6 @@ impl Gaps {
         self.ranges.is_empty()
     }
 
-    /// The lowest place where an event may still turn up.
-    pub(super) fn lowest(&self) -> Option<Seq> {
-        self.ranges.first_key_value().map(|(low, _)| *low)
-    }
-
     /// Everything above `after` will be read again.
     pub(super) fn rewind(&mut self, after: Seq) {
         self.ranges.split_off(&(after + 1));

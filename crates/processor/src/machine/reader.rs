@@ -153,7 +153,7 @@ impl Reader {
                     self.rewind(first - 1);
                 }
             } else if let Some(catch_up) = keys.next_catch_up(events_max) {
-                return fetch(self.selection_of(&catch_up), Purpose::CatchUp(catch_up));
+                return fetch(selection_of(&catch_up), Purpose::CatchUp(catch_up));
             }
         }
         if self.forward_is_due(now) {
@@ -165,20 +165,6 @@ impl Reader {
 
     fn forward_is_due(&self, now: Duration) -> bool {
         !self.end_reached || now >= self.poll_at
-    }
-
-    fn selection_of(&self, catch_up: &CatchUp) -> PendingSelection {
-        match catch_up {
-            CatchUp::At(places) => {
-                PendingSelection::At(places.iter().map(|(_, seq)| *seq).collect())
-            }
-            CatchUp::Key { name, range, .. } => {
-                // An event of the key in a gap may have become visible together with one inside
-                // the range: both must come out of one snapshot.
-                let first = self.gaps.lowest().map_or(range.first, |gap| gap.min(range.first));
-                PendingSelection::Key { key: name.clone(), after: first - 1, up_to: range.last }
-            }
-        }
     }
 
     /// Reads everything above `after` again.
@@ -382,4 +368,15 @@ impl Reader {
 pub(super) struct Blocked {
     pub(super) id: KeyId,
     pub(super) name: OrderKey,
+}
+
+/// One snapshot of the range is enough, gaps below it or not: an event of the key that is still to
+/// turn up below one already seen would have been drawn without holding the key.
+fn selection_of(catch_up: &CatchUp) -> PendingSelection {
+    match catch_up {
+        CatchUp::At(places) => PendingSelection::At(places.iter().map(|(_, seq)| *seq).collect()),
+        CatchUp::Key { name, range, .. } => {
+            PendingSelection::Key { key: name.clone(), after: range.first - 1, up_to: range.last }
+        }
+    }
 }

@@ -253,6 +253,11 @@ impl World {
     }
 
     fn fetch(&self, query: &PendingQuery, ticket: FetchTicket) -> Input {
+        if let PendingSelection::Forward { gaps, after } = &query.selection {
+            let ascending = gaps.windows(2).all(|pair| pair[0].1 < pair[1].0);
+            let below = gaps.iter().all(|(low, high)| low <= high && high <= after);
+            assert!(ascending && below, "gaps {gaps:?} are not disjoint and below {after}");
+        }
         let mut page = PendingPage::default();
         for (seq, row) in &self.rows {
             let selected = match &query.selection {
