@@ -20,7 +20,7 @@ pub(crate) use nats::{PrivateNats, Stream, shared_nats};
 pub(crate) use postgres_server::PrivatePostgres;
 pub(crate) use relay::{Relay, RelayConfig};
 pub(crate) use verdict::Verdict;
-pub(crate) use writers::{Plan, account_id, create_accounts, write};
+pub(crate) use writers::{Plan, create_accounts, write};
 
 /// Whether the sizes and times that the project states are wanted.
 pub(crate) fn is_long() -> bool {

@@ -49,13 +49,14 @@ pub(crate) struct Written {
 
 /// The data that the events tell of.
 pub(crate) async fn create_accounts(database: &Database, accounts: u128) {
-    database.run("create table accounts (id uuid primary key, version bigint not null)").await;
-    for account in 0..accounts {
-        database.run(&format!("insert into accounts values ('{}', 0)", account_id(account))).await;
-    }
+    let rows: Vec<String> =
+        (0..accounts).map(|account| format!("('{}', 0)", account_id(account))).collect();
+    let insert = format!("insert into accounts values {}", rows.join(","));
+    let create = "create table accounts (id uuid primary key, version bigint not null)";
+    database.run(&format!("{create}; {insert}")).await;
 }
 
-pub(crate) fn account_id(account: u128) -> Uuid {
+fn account_id(account: u128) -> Uuid {
     Uuid::from_u128(account + 1)
 }
 
