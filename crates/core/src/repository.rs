@@ -37,7 +37,8 @@ pub trait OutboxRepository: Send + Sync + 'static {
 
     /// The pending events (neither delivered nor dead) that `query` selects, ordered by `seq`, as
     /// of one snapshot taken after the call began. Events whose time has not come are included,
-    /// with the wait that is left.
+    /// with the wait that is left. A row that cannot be read as an event is made a dead letter and
+    /// reported apart, so that it is seen and stops nobody else.
     async fn fetch_pending(&self, query: &PendingQuery) -> Result<PendingPage>;
 
     /// Which events may still turn up late. See [`Watermark`].
@@ -112,13 +113,6 @@ pub enum PendingSelection {
         /// Exclusive lower end of what was not passed yet.
         after: Seq,
     },
-    /// `after < seq`, and `seq <= up_to` where given.
-    Range {
-        /// Exclusive lower end.
-        after: Seq,
-        /// Inclusive upper end.
-        up_to: Option<Seq>,
-    },
     /// The events at these places.
     At(Vec<Seq>),
     /// The events of one key in `after < seq <= up_to`.
@@ -150,6 +144,9 @@ pub struct PendingPage {
     pub events: Vec<PendingEvent>,
     /// Whether a limit cut the page short, so that more may follow after the last one.
     pub more: bool,
+    /// Rows among these that cannot be read as events, ordered by `seq`: the store has made each a
+    /// dead letter (`corrupt`). What comes after one in its key is the caller's to hold back.
+    pub buried: Vec<DeadHead>,
 }
 
 /// What a store knows of events that may turn up late.

@@ -44,7 +44,7 @@ async fn defects_of_fetching_are_found() {
             "fetch_keeps_to_events_max_and_says_that_there_are_more",
         ),
         (RepositoryDefect::IgnoresBytesMax, "fetch_stops_at_bytes_max_but_gives_at_least_one"),
-        (RepositoryDefect::IgnoresUpTo, "fetch_keeps_to_its_range"),
+        (RepositoryDefect::IgnoresUpTo, "fetch_finds_events_of_a_key"),
         (RepositoryDefect::HidesDelayed, "delayed_events_are_fetched_with_the_wait_that_is_left"),
         (RepositoryDefect::WatermarkLags, "watermark_covers_every_stored_event"),
     ] {

@@ -92,7 +92,7 @@ async fn an_outage_lasts_until_it_is_cleared() {
 }
 
 async fn only_pending(repository: &impl OutboxRepository) -> Option<(i64, Uuid)> {
-    let selection = PendingSelection::Range { after: 0, up_to: None };
+    let selection = PendingSelection::Forward { gaps: Vec::new(), after: 0 };
     let query = PendingQuery { selection, events_max: 10, bytes_max: 1_000_000 };
     let page = repository.fetch_pending(&query).await.unwrap();
     page.events.first().map(|found| (found.seq, found.event.id()))

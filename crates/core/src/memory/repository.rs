@@ -114,9 +114,6 @@ fn selects(selection: &PendingSelection, seq: Seq, event: &OutboxEvent) -> bool 
         PendingSelection::Forward { gaps, after } => {
             seq > *after || gaps.iter().any(|(low, high)| (*low..=*high).contains(&seq))
         }
-        PendingSelection::Range { after, up_to } => {
-            seq > *after && up_to.is_none_or(|up_to| seq <= up_to)
-        }
         PendingSelection::At(places) => places.contains(&seq),
         PendingSelection::Key { key, after, up_to } => {
             seq > *after && seq <= *up_to && event.order_key() == key

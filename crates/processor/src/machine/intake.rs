@@ -15,7 +15,8 @@ impl Machine {
     pub(super) fn room(&self) -> (usize, usize) {
         let capacity = 2 * self.settings.batch_size + 2 * self.settings.max_concurrent_events;
         let used = self.keys.held_events() + self.in_flight + self.settling.unrecorded();
-        let bytes = self.settings.buffer_bytes_max.saturating_sub(self.keys.held_bytes());
+        let bytes_held = self.keys.held_bytes() + self.in_flight_bytes;
+        let bytes = self.settings.buffer_bytes_max.saturating_sub(bytes_held);
         let fitting = bytes / self.payload_bytes_mean.max(1);
         let events = capacity.saturating_sub(used).min(self.settings.batch_size);
         (if bytes == 0 { 0 } else { events.min(fitting.max(1)) }, bytes)
@@ -42,8 +43,8 @@ impl Machine {
         page: PendingPage,
         now: Duration,
     ) {
-        let last = page.events.last().map(|pending| pending.seq);
-        let places: Vec<Seq> = page.events.iter().map(|pending| pending.seq).collect();
+        let places = places_of(&page);
+        let last = places.last().copied();
         let bytes: usize =
             page.events.iter().map(|pending| pending.event.payload().body().len()).sum();
         if !page.events.is_empty() {
@@ -52,7 +53,9 @@ impl Machine {
         if let Purpose::CatchUp(catch_up) = &purpose {
             self.caught_up(catch_up, last.filter(|_| page.more));
         }
-        let mut any_new = false;
+        let mut any_new = !page.buried.is_empty();
+        self.dead_heads_found(&page.buried);
+        self.counts.dead_lettered += page.buried.len() as u64;
         for pending in page.events {
             let seq = pending.seq;
             let id = KeyId::of(pending.event.order_key());
@@ -104,6 +107,18 @@ impl Machine {
     }
 
     pub(super) fn dead_heads_read(&mut self, heads: &[DeadHead], now: Duration) {
+        self.dead_heads_found(heads);
+        let gone = self.reader.dead_heads_read(heads);
+        let ids: FxHashSet<KeyId> = gone.iter().map(|blocked| blocked.id).collect();
+        let remaining = self.reader.still_blocking(&ids);
+        for blocked in gone {
+            let still = remaining.get(&blocked.id).copied();
+            self.keys.unblock(blocked.id, &blocked.name, still, now);
+        }
+    }
+
+    /// Dead letters that the database knows of: they block their keys where the route says so.
+    fn dead_heads_found(&mut self, heads: &[DeadHead]) {
         for head in heads {
             if self.dead_head_policy(head.destination.as_deref(), &head.event_type)
                 == DeadHeadPolicy::Block
@@ -112,13 +127,6 @@ impl Machine {
                 self.reader.blocks(head.seq, id, head.key.clone(), true);
                 self.block(id, head.seq);
             }
-        }
-        let gone = self.reader.dead_heads_read(heads);
-        let ids: FxHashSet<KeyId> = gone.iter().map(|blocked| blocked.id).collect();
-        let remaining = self.reader.still_blocking(&ids);
-        for blocked in gone {
-            let still = remaining.get(&blocked.id).copied();
-            self.keys.unblock(blocked.id, &blocked.name, still, now);
         }
     }
 
@@ -138,4 +146,14 @@ pub(super) fn ids_of(catch_up: &CatchUp) -> Vec<KeyId> {
         CatchUp::Key { id, .. } => vec![*id],
         CatchUp::At(places) => places.iter().map(|(id, _)| *id).collect(),
     }
+}
+
+/// Every place that a page tells of, ascending.
+fn places_of(page: &PendingPage) -> Vec<Seq> {
+    let mut places: Vec<Seq> = page.events.iter().map(|pending| pending.seq).collect();
+    if !page.buried.is_empty() {
+        places.extend(page.buried.iter().map(|head| head.seq));
+        places.sort_unstable();
+    }
+    places
 }

@@ -1,13 +1,12 @@
 //! Reading pending events by place.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use posthaste_core::{
-    ErrorKind, EventRecord, OrderKey, OutboxEvent, PendingEvent, PendingPage, PendingQuery,
-    PendingSelection, Result, Seq, Settlement, SettlementOutcome,
+    DeadHead, ErrorKind, EventRecord, OrderKey, OutboxEvent, PendingEvent, PendingPage,
+    PendingQuery, PendingSelection, Result, Seq, Settlement, SettlementOutcome,
 };
 use sqlx::Row;
 use sqlx::postgres::PgArguments;
@@ -16,7 +15,7 @@ use sqlx::query::Query;
 use crate::error::failed;
 use crate::outbox::PostgresOutbox;
 use crate::row::{StoredEvent, columns};
-use crate::{settle, signal};
+use crate::settle;
 
 const FETCH: &str = "fetch pending events";
 
@@ -55,7 +54,6 @@ macro_rules! pending_where {
 }
 
 const AHEAD: &str = page_of!(pending_where!("seq > $3"));
-const RANGE: &str = page_of!(pending_where!("seq > $3 and seq <= $4"));
 const AT: &str = page_of!(pending_where!("seq = any($3)"));
 const OF_AGGREGATE: &str = page_of!(pending_where!(
     "seq > $3 and seq <= $4 and partition_key is null and aggregate_id = $5"
@@ -79,22 +77,17 @@ const FORWARD: &str = page_of!(
 const BEFORE: usize = 21;
 
 pub(crate) async fn fetch(outbox: &PostgresOutbox, query: &PendingQuery) -> Result<PendingPage> {
-    loop {
-        let (mut page, corrupt) = read_page(outbox, query).await?;
-        if corrupt.is_empty() {
-            return Ok(page);
-        }
+    let (mut page, corrupt) = read_page(outbox, query).await?;
+    if !corrupt.is_empty() {
         bury(outbox, &corrupt).await?;
-        // What is behind a dead head waits for an operator, or is fetched again: the signal that
-        // `bury` gave makes relays read from the start.
-        let keys: HashSet<&OrderKey> =
-            corrupt.iter().map(|(_, record, _)| &record.order_key).collect();
-        page.events.retain(|pending| !keys.contains(pending.event.order_key()));
-        // An empty page with more behind it would look like the end.
-        if !page.events.is_empty() || !page.more {
-            return Ok(page);
-        }
+        page.buried = corrupt.into_iter().map(|(seq, record, _)| head_of(seq, record)).collect();
     }
+    Ok(page)
+}
+
+fn head_of(seq: Seq, record: EventRecord) -> DeadHead {
+    let EventRecord { order_key, event_type, destination, .. } = record;
+    DeadHead { seq, key: order_key, event_type, destination }
 }
 
 type Corrupt = (Seq, EventRecord, String);
@@ -141,8 +134,7 @@ fn bind_selection<'q>(
 ) -> Query<'q, sqlx::Postgres, PgArguments> {
     let sql = match &query.selection {
         PendingSelection::Forward { gaps, .. } if !gaps.is_empty() => FORWARD,
-        PendingSelection::Forward { .. } | PendingSelection::Range { up_to: None, .. } => AHEAD,
-        PendingSelection::Range { .. } => RANGE,
+        PendingSelection::Forward { .. } => AHEAD,
         PendingSelection::At(_) => AT,
         PendingSelection::Key { key: OrderKey::Aggregate(_), .. } => OF_AGGREGATE,
         PendingSelection::Key { key: OrderKey::Named(_), .. } => OF_NAMED_KEY,
@@ -155,10 +147,6 @@ fn bind_selection<'q>(
         PendingSelection::Forward { gaps, after } => {
             let (low, high): (Vec<Seq>, Vec<Seq>) = gaps.iter().copied().unzip();
             statement.bind(*after).bind(low).bind(high)
-        }
-        PendingSelection::Range { after, up_to: None } => statement.bind(*after),
-        PendingSelection::Range { after, up_to: Some(up_to) } => {
-            statement.bind(*after).bind(*up_to)
         }
         PendingSelection::At(places) => statement.bind(places.as_slice()),
         PendingSelection::Key { key, after, up_to } => {
@@ -189,8 +177,7 @@ async fn bury(outbox: &PostgresOutbox, corrupt: &[Corrupt]) -> Result<()> {
             }
         })
         .collect();
-    settle::settle(outbox, &settlements).await?;
-    signal::bump(outbox).await
+    settle::settle(outbox, &settlements).await.map(|_| ())
 }
 
 /// From `now` until `then`; zero when it has passed.

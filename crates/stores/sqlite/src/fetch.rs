@@ -18,33 +18,21 @@ use crate::row;
 pub(crate) const WATERMARK: &str = "select coalesce((select seq from sqlite_sequence \
      where name = 'outbox_events'), 0), (select revision from outbox_signal)";
 
-/// A page that held only rows that cannot be read is replaced by the next one, so many times.
-const CORRUPT_PAGES_MAX: usize = 100;
-
 /// A row that cannot be read as an event.
 struct CorruptRow {
-    seq: Seq,
-    key: OrderKey,
+    head: DeadHead,
     error: Error,
 }
 
 impl SqliteOutbox {
-    /// One page. A row that cannot be read as an event becomes a dead letter, and is left out;
-    /// what follows it in its key is left out until the caller has read the dead heads.
+    /// One page. A row that cannot be read as an event becomes a dead letter.
     pub(crate) async fn fetch_page(&self, query: &PendingQuery) -> Result<PendingPage> {
-        let mut round = 0;
-        loop {
-            let (mut page, corrupt) = self.read_page(query).await?;
-            let was_clean = corrupt.is_empty();
-            if !was_clean {
-                self.bury(corrupt).await?;
-            }
-            self.buried.hold_back(&mut page.events);
-            round += 1;
-            if was_clean || !page.events.is_empty() || round == CORRUPT_PAGES_MAX {
-                return Ok(page);
-            }
+        let (mut page, corrupt) = self.read_page(query).await?;
+        if !corrupt.is_empty() {
+            self.bury(&corrupt).await?;
+            page.buried = corrupt.into_iter().map(|row| row.head).collect();
         }
+        Ok(page)
     }
 
     async fn read_page(&self, query: &PendingQuery) -> Result<(PendingPage, Vec<CorruptRow>)> {
@@ -54,8 +42,10 @@ impl SqliteOutbox {
         let mut transaction = self.readers.begin().await.map_err(fail)?;
         let sizes = sizes(query).build().fetch_all(&mut *transaction).await.map_err(fail)?;
         let (places, more) = cut(&sizes, query);
+        let mut page = PendingPage { more, ..PendingPage::default() };
+        let mut corrupt = Vec::new();
         if places.is_empty() {
-            return Ok((PendingPage { events: Vec::new(), more }, Vec::new()));
+            return Ok((page, corrupt));
         }
         let mut bodies = QueryBuilder::new("select ");
         bodies
@@ -65,27 +55,24 @@ impl SqliteOutbox {
         let rows = bodies.build().fetch_all(&mut *transaction).await.map_err(fail)?;
         transaction.rollback().await.map_err(fail)?;
         let now = Timestamp::now();
-        let mut page = PendingPage { events: Vec::with_capacity(rows.len()), more };
-        let mut corrupt = Vec::new();
+        page.events.reserve_exact(rows.len());
         for row in &rows {
-            let seq = row::seq(row);
             match row::event(row) {
                 Ok(event) => {
                     let wait = until(event.available_at(), now);
-                    page.events.push(PendingEvent { seq, wait, event });
+                    page.events.push(PendingEvent { seq: row::seq(row), wait, event });
                 }
-                Err(error) => corrupt.push(CorruptRow { seq, key: row::key_of(row), error }),
+                Err(error) => corrupt.push(CorruptRow { head: row::head_of(row), error }),
             }
         }
         Ok((page, corrupt))
     }
 
-    /// Dead-letters rows that cannot be read, so that they are seen and stop nobody else.
-    async fn bury(&self, rows: Vec<CorruptRow>) -> Result<()> {
+    /// Dead-letters rows that cannot be read.
+    async fn bury(&self, rows: &[CorruptRow]) -> Result<()> {
         let fail = |error| database("dead-letter corrupt rows", error);
         let mut transaction = self.writer.begin_with("begin immediate").await.map_err(fail)?;
-        for CorruptRow { seq, key, error } in rows {
-            self.buried.add(key, seq);
+        for CorruptRow { head: DeadHead { seq, .. }, error } in rows {
             tracing::error!(seq, error = error.report(), "a stored row cannot be read as an event");
             sqlx::query(
                 "update outbox_events set dead_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), \
@@ -98,11 +85,6 @@ impl SqliteOutbox {
             .await
             .map_err(fail)?;
         }
-        // A dead letter the relay did not make: it must read the dead anew, for its key's sake.
-        sqlx::query("update outbox_signal set revision = revision + 1")
-            .execute(&mut *transaction)
-            .await
-            .map_err(fail)?;
         transaction.commit().await.map_err(fail)
     }
 
@@ -117,8 +99,6 @@ impl SqliteOutbox {
     }
 
     pub(crate) async fn read_dead_heads(&self, after: Seq, limit: usize) -> Result<Vec<DeadHead>> {
-        // Reading from the start will come past all that were buried before.
-        let announced = if after == 0 { self.buried.keys() } else { Vec::new() };
         let rows = sqlx::query(
             "select seq, partition_key, aggregate_id, event_type, destination \
              from outbox_events indexed by outbox_events_dead \
@@ -130,14 +110,7 @@ impl SqliteOutbox {
         .fetch_all(&self.readers)
         .await
         .map_err(|error| database("read dead heads", error))?;
-        let head = |row: &SqliteRow| DeadHead {
-            seq: row.get(0),
-            key: row::key(row, 1, 2),
-            event_type: row::text_at(row, 3).unwrap_or_default(),
-            destination: row::text_at(row, 4).filter(|name| !name.is_empty()),
-        };
-        self.buried.announced(&announced);
-        Ok(rows.iter().map(head).collect())
+        Ok(rows.iter().map(|row| row::dead_head(row, [0, 1, 2, 3, 4])).collect())
     }
 }
 
@@ -161,13 +134,6 @@ fn sizes(query: &PendingQuery) -> QueryBuilder<Sqlite> {
                 sql.push(" and (seq > ").push_bind(*after);
                 sql.push(" or exists (select 1 from json_each(").push_bind(json_pairs(gaps));
                 sql.push(") where seq between value ->> 0 and value ->> 1))");
-            }
-        }
-        PendingSelection::Range { after, up_to } => {
-            sql.push("indexed by outbox_events_pending where ").push(pending);
-            sql.push("and seq > ").push_bind(*after);
-            if let Some(up_to) = up_to {
-                sql.push(" and seq <= ").push_bind(*up_to);
             }
         }
         PendingSelection::At(places) => {
@@ -241,7 +207,7 @@ mod tests {
         let key = OrderKey::Named("k".into());
         for (selection, expected) in [
             (
-                PendingSelection::Range { after: 0, up_to: None },
+                PendingSelection::Forward { gaps: vec![], after: 0 },
                 "SEARCH outbox_events USING INDEX outbox_events_pending (seq>?)",
             ),
             (

@@ -28,7 +28,6 @@
 //! [`SqliteOutbox::try_lock_relay`] before delivering.
 
 mod admin;
-mod buried;
 mod error;
 mod fetch;
 mod migration;

@@ -8,7 +8,6 @@ use posthaste_core::{Result, UnitOfWork};
 use sqlx::SqlitePool;
 use sqlx::sqlite::SqlitePoolOptions;
 
-use crate::buried::Buried;
 use crate::error::{database, is_busy};
 use crate::wake::Wake;
 use crate::{RelayLock, SqliteOptions, SqliteTransaction};
@@ -21,7 +20,6 @@ pub struct SqliteOutbox {
     pub(crate) writer: SqlitePool,
     pub(crate) readers: SqlitePool,
     pub(crate) wake: Arc<Wake>,
-    pub(crate) buried: Arc<Buried>,
 }
 
 impl SqliteOutbox {
@@ -63,7 +61,6 @@ impl SqliteOutbox {
         Ok(Self {
             wake: Arc::new(Wake::new(connect.create_if_missing(false))),
             options: Arc::new(options),
-            buried: Arc::default(),
             writer,
             readers,
         })

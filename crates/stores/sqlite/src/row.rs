@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 use posthaste_core::{
-    DEFAULT_MAX_RETRIES, Error, ErrorKind, EventRecord, Headers, OrderKey, OutboxEvent, Payload,
-    Result, Seq,
+    DEFAULT_MAX_RETRIES, DeadHead, Error, ErrorKind, EventRecord, Headers, OrderKey, OutboxEvent,
+    Payload, Result, Seq,
 };
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Decode, Row, Sqlite, TypeInfo, ValueRef};
@@ -67,14 +67,38 @@ pub(crate) fn shown(row: &SqliteRow) -> Result<OutboxEvent> {
     read(row, Reading::Lenient)
 }
 
-/// The key of a row of [`COLUMNS`], as [`key`] reads it.
-pub(crate) fn key_of(row: &SqliteRow) -> OrderKey {
-    key(row, Column::PartitionKey as usize, Column::AggregateId as usize)
+/// Place and key of a row of [`COLUMNS`], and what routes it.
+pub(crate) fn head_of(row: &SqliteRow) -> DeadHead {
+    dead_head(
+        row,
+        [
+            Column::Seq,
+            Column::PartitionKey,
+            Column::AggregateId,
+            Column::EventType,
+            Column::Destination,
+        ]
+        .map(|column| column as usize),
+    )
+}
+
+/// A dead letter, from the columns `seq`, `partition_key`, `aggregate_id`, `event_type` and
+/// `destination` at these places.
+pub(crate) fn dead_head(
+    row: &SqliteRow,
+    [seq, partition_key, aggregate_id, event_type, destination]: [usize; 5],
+) -> DeadHead {
+    DeadHead {
+        seq: row.get(seq),
+        key: key(row, partition_key, aggregate_id),
+        event_type: text_at(row, event_type).unwrap_or_default(),
+        destination: text_at(row, destination).filter(|name| !name.is_empty()),
+    }
 }
 
 /// The key of a dead letter, from the columns `partition_key` and `aggregate_id` at these places.
 /// A key that cannot be read stands for itself.
-pub(crate) fn key(row: &SqliteRow, partition_key: usize, aggregate_id: usize) -> OrderKey {
+fn key(row: &SqliteRow, partition_key: usize, aggregate_id: usize) -> OrderKey {
     if let Some(key) = bytes_at(row, partition_key).filter(|key| !key.is_empty()) {
         return OrderKey::Named(String::from_utf8_lossy(key).into());
     }
@@ -197,7 +221,7 @@ fn text(row: &SqliteRow, column: Column) -> Option<Box<str>> {
 }
 
 /// Text; what is not UTF-8 in it is replaced.
-pub(crate) fn text_at(row: &SqliteRow, index: usize) -> Option<Box<str>> {
+fn text_at(row: &SqliteRow, index: usize) -> Option<Box<str>> {
     bytes_at(row, index).map(|raw| String::from_utf8_lossy(raw).into())
 }
 

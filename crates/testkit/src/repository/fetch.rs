@@ -32,7 +32,7 @@ pub(super) async fn fetch_keeps_to_events_max_and_says_that_there_are_more<H: Re
     let first = page(&repository, everything(), 2, BYTES_MAX).await?;
     ensure!(places(&first.events) == all[..2], "not the first two");
     ensure!(first.more, "`more` is false though a limit cut the page short");
-    let rest = PendingSelection::Range { after: all[1], up_to: None };
+    let rest = PendingSelection::Forward { gaps: Vec::new(), after: all[1] };
     let rest = page(&repository, rest, 100, BYTES_MAX).await?;
     ensure!(places(&rest.events) == all[2..], "not the rest");
     ensure!(!rest.more, "`more` is true though no limit was met");
@@ -51,27 +51,6 @@ pub(super) async fn fetch_stops_at_bytes_max_but_gives_at_least_one<H: Repositor
         let count = found.events.len();
         ensure!(count == expected, "{count} events of 1,000 bytes for bytes_max {bytes_max}");
         ensure!(found.more == (expected < 3), "bytes_max {bytes_max}: `more` is {}", found.more);
-    }
-    Ok(())
-}
-
-pub(super) async fn fetch_keeps_to_its_range<H: RepositoryHarness>(
-    harness: &H,
-) -> anyhow::Result<()> {
-    let repository = harness.fresh().await?;
-    repository.store(&samples::events(6)?).await?;
-    let all = places(&pending(&repository).await?);
-    for (after, up_to, expected) in [
-        (0, None, &all[..]),
-        (all[1], None, &all[2..]),
-        (all[1], Some(all[3]), &all[2..4]),
-        (0, Some(all[0]), &all[..1]),
-        (all[5], None, &[]),
-        (all[3], Some(all[1]), &[]),
-    ] {
-        let range = PendingSelection::Range { after, up_to };
-        let found = places(&page(&repository, range, 100, BYTES_MAX).await?.events);
-        ensure!(found == expected, "after {after} up to {up_to:?}: {found:?} of {all:?}");
     }
     Ok(())
 }

@@ -76,7 +76,6 @@ pub async fn repository_suite<H: RepositoryHarness>(harness: &H) -> Report {
         fetch::fetch_orders_by_place,
         fetch::fetch_keeps_to_events_max_and_says_that_there_are_more,
         fetch::fetch_stops_at_bytes_max_but_gives_at_least_one,
-        fetch::fetch_keeps_to_its_range,
         fetch::fetch_forward_gives_gaps_and_what_follows_by_place,
         fetch::fetch_finds_events_at_places,
         fetch::fetch_finds_events_of_a_key,
@@ -127,7 +126,7 @@ async fn page<R: OutboxRepository>(
 
 /// All that is after the start.
 const fn everything() -> PendingSelection {
-    PendingSelection::Range { after: 0, up_to: None }
+    PendingSelection::Forward { gaps: Vec::new(), after: 0 }
 }
 
 /// Every pending event, by place.

@@ -130,9 +130,9 @@ impl OutboxRepository for Defective {
             query.bytes_max = usize::MAX;
         }
         if self.has(Defect::IgnoresUpTo)
-            && let PendingSelection::Range { up_to, .. } = &mut query.selection
+            && let PendingSelection::Key { up_to, .. } = &mut query.selection
         {
-            *up_to = None;
+            *up_to = Seq::MAX;
         }
         let mut page = self.inner.fetch_pending(&query).await?;
         if self.has(Defect::FetchesBackwards) {

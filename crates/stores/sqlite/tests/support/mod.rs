@@ -23,7 +23,7 @@ pub(crate) fn event() -> OutboxEvent {
 }
 
 pub(crate) async fn pending(outbox: &SqliteOutbox) -> Vec<PendingEvent> {
-    select(outbox, PendingSelection::Range { after: 0, up_to: None }).await
+    select(outbox, PendingSelection::Forward { gaps: Vec::new(), after: 0 }).await
 }
 
 pub(crate) async fn select(
