@@ -1,9 +1,10 @@
 //! What a running processor does beside delivering: gauges, upkeep, cleanup.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use posthaste_core::OutboxRepository;
+use tokio::time::Instant;
 
 use crate::shared::Shared;
 use crate::telemetry;

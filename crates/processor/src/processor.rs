@@ -115,7 +115,12 @@ impl OutboxProcessor {
     /// `shutdown_timeout`, and leaves the rest pending. Does nothing when it is not running.
     pub async fn stop(&self) -> StopReport {
         let Some(task) = self.inner.signal_stop() else { return StopReport::default() };
-        let report = task.await.unwrap_or_default();
+        let mut stopping = Stopping { inner: &self.inner, task: Some(task) };
+        let report = match &mut stopping.task {
+            Some(task) => task.await.unwrap_or_default(),
+            None => StopReport::default(),
+        };
+        stopping.task = None;
         *self.inner.lock() = None;
         report
     }
@@ -235,6 +240,22 @@ impl Inner {
             settings: self.settings.clone(),
             shared: Arc::clone(&self.shared),
             stop,
+        }
+    }
+}
+
+/// Gives the task back when waiting for its end is given up half way.
+struct Stopping<'a> {
+    inner: &'a Inner,
+    task: Option<JoinHandle<StopReport>>,
+}
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take()
+            && let Some(run) = self.inner.lock().as_mut()
+        {
+            run.task = Some(task);
         }
     }
 }

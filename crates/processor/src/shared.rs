@@ -1,9 +1,10 @@
 //! What the running loop tells everyone who asks.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use posthaste_core::{Backlog, Seq};
+use tokio::time::Instant;
 
 use crate::machine::{Counts, Machine};
 use crate::{DestinationState, ProcessorStatistics, RelayState};

@@ -1,11 +1,12 @@
 //! The tokio shell around the machine: runs its commands, brings it the answers.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use posthaste_core::{Error, ErrorKind, OutboxRepository, Result};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::machine::{Command, Input, Machine, Report};
 use crate::routes::Routes;
@@ -55,12 +56,13 @@ impl Shell {
         let mut error = None;
 
         loop {
+            // One moment for all questions: what falls due after it is a deadline, and nothing can
+            // fall due between two of them unseen.
             let now = started.elapsed();
             for command in machine.commands(now) {
                 self.execute(command, &mut answers, &mut error, until);
             }
             self.shared.observe(&machine);
-            let now = started.elapsed();
             let ended = match (stop_by, until) {
                 (Some(deadline), _) => machine.is_settled() || now >= deadline,
                 (None, _) if error.is_some() => true,
@@ -212,8 +214,9 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 async fn sleep_until(started: Instant, deadline: Option<Duration>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until((started + deadline).into()).await,
+    // A deadline past the end of the clock, as `Duration::MAX` gives, never comes.
+    match deadline.and_then(|deadline| started.checked_add(deadline)) {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
 }

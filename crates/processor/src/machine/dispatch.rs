@@ -58,6 +58,7 @@ impl Machine {
             places: Vec::with_capacity(taken.len()),
         };
         for (id, held) in taken {
+            self.in_flight_bytes += held.event.payload().body().len();
             batch.places.push((held.seq, id));
             batch.events.push(held.event);
         }

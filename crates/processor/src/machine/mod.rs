@@ -146,6 +146,8 @@ pub(crate) struct Machine {
     limited_until: Option<Duration>,
     random: SmallRng,
     in_flight: usize,
+    /// Payload bytes of the events in flight: they are in memory like those that wait.
+    in_flight_bytes: usize,
     stopping: bool,
     /// Mean payload size of what was fetched, in bytes: keeps a page of large events small.
     payload_bytes_mean: usize,
@@ -174,6 +176,7 @@ impl Machine {
             limited_until: None,
             random: SmallRng::seed_from_u64(seed),
             in_flight: 0,
+            in_flight_bytes: 0,
             stopping: false,
             payload_bytes_mean: 0,
             reports: Vec::new(),

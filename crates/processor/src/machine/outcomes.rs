@@ -34,6 +34,7 @@ impl Machine {
         for ((event, (seq, id)), result) in batch.events.into_iter().zip(batch.places).zip(results)
         {
             keys_of_batch.push(id);
+            self.in_flight_bytes -= event.payload().body().len();
             let held = Held { seq, due: Duration::ZERO, destination, event };
             match result {
                 Ok(()) => {

@@ -21,6 +21,8 @@ const CATCH_UP_KEYS_MAX: usize = 64;
 const DEAD_HEADS_MAX: usize = 1_000;
 /// The first wait when nothing is pending; it doubles up to the poll interval.
 const IDLE_WAIT_MIN: Duration = Duration::from_millis(5);
+/// Before the last look, that is to find nothing, when an outbox is drained.
+const CONFIRM_WAIT: Duration = Duration::from_millis(1);
 /// Between two watermarks while there are gaps to close.
 const GAPS_WAIT: Duration = Duration::from_millis(50);
 /// Between two watermarks otherwise: they tell of retried dead letters, and keep what is proven
@@ -347,9 +349,10 @@ impl Reader {
         self.end_reached() && self.quiet && !self.under_way
     }
 
-    /// Nothing is left to do but to make sure: looks again at once.
+    /// Nothing is left to do but to make sure: looks again at once. In the future all the same: a
+    /// time that has come is no deadline to wait for.
     pub(super) fn confirm_quiet(&mut self, now: Duration) {
-        self.poll_at = now;
+        self.poll_at = self.poll_at.min(now + CONFIRM_WAIT);
     }
 
     /// Whether an operator may have changed the event at this place since it was read first.

@@ -17,7 +17,7 @@ use crate::support::{
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_answer_repeats_the_same_id_key_and_bytes_and_loses_nothing() {
-    let world = World::with(&interleaved(3, 4)).await;
+    let world = World::with(&singles(12)).await;
     world.script.plan(|_, attempt| (attempt == 1).then_some(Fault::FailAfterWrite));
     assert_eq!(world.processor().drain(HOUR).await.unwrap(), 12);
 

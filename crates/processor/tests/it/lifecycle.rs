@@ -7,7 +7,7 @@ use posthaste_core::{ErrorKind, OutboxRepository};
 use posthaste_processor::{ProcessorSettings, RelayState, StopReport};
 use posthaste_testkit::faults::{Fault, Operation};
 
-use crate::support::{HOUR, MINUTE, SECOND, World, builder, event, ids, singles, until};
+use crate::support::{HOUR, MINUTE, SECOND, World, builder, event, ids, settings, singles, until};
 
 fn in_an_hour() -> Timestamp {
     Timestamp::now() + HOUR
@@ -90,8 +90,7 @@ async fn a_database_that_fails_its_check_refuses_the_start_and_leaves_it_startab
 async fn stop_waits_for_acknowledgements_on_their_way_and_records_them() {
     let world = World::with(&singles(4)).await;
     world.script.set(Some(Fault::HoldResponse));
-    let processor =
-        world.builder().max_concurrent_events(1).poll_interval(SECOND).build().unwrap();
+    let processor = world.builder().max_concurrent_events(1).poll_interval(SECOND).build().unwrap();
     processor.start().await.unwrap();
     world.script.until_held(1).await;
 
@@ -114,12 +113,9 @@ async fn stop_waits_for_acknowledgements_on_their_way_and_records_them() {
 async fn stop_gives_up_at_its_timeout_and_reports_what_it_leaves_pending() {
     let world = World::with(&singles(5)).await;
     world.script.set(Some(Fault::HoldResponse));
-    let settings = ProcessorSettings {
-        max_concurrent_events: 2,
-        shutdown_timeout: 7 * SECOND,
-        ..ProcessorSettings::default()
-    };
-    let processor = world.builder().settings(settings).build().unwrap();
+    let changed =
+        ProcessorSettings { max_concurrent_events: 2, shutdown_timeout: 7 * SECOND, ..settings() };
+    let processor = world.builder().settings(changed).build().unwrap();
     processor.start().await.unwrap();
     world.script.until_held(2).await;
 
@@ -147,9 +143,8 @@ async fn stop_reports_what_was_acknowledged_and_could_not_be_recorded() {
 async fn the_longest_shutdown_timeout_there_is_waits_without_end() {
     let world = World::with(&singles(1)).await;
     world.script.set(Some(Fault::HoldResponse));
-    let settings =
-        ProcessorSettings { shutdown_timeout: Duration::MAX, ..ProcessorSettings::default() };
-    let processor = world.builder().settings(settings).build().unwrap();
+    let changed = ProcessorSettings { shutdown_timeout: Duration::MAX, ..settings() };
+    let processor = world.builder().settings(changed).build().unwrap();
     processor.start().await.unwrap();
     world.script.until_held(1).await;
     let stopping = tokio::spawn(async move { processor.stop().await });
@@ -306,8 +301,8 @@ async fn cleanup_removes_delivered_events_and_never_a_pending_or_dead_one() {
 async fn a_running_processor_cleans_up_past_the_retention_unless_told_to_keep_all() {
     for (retention, left) in [(Some(Duration::ZERO), 0), (None, 1)] {
         let world = World::with(&singles(1)).await;
-        let settings = ProcessorSettings { retention, ..ProcessorSettings::default() };
-        let processor = world.builder().settings(settings).build().unwrap();
+        let changed = ProcessorSettings { retention, ..settings() };
+        let processor = world.builder().settings(changed).build().unwrap();
         processor.start().await.unwrap();
         world.until_nothing_pending().await;
         tokio::time::sleep(HOUR).await;

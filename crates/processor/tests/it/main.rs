@@ -8,6 +8,7 @@
 
 mod failures;
 mod health;
+mod hooked;
 mod lifecycle;
 mod limits;
 mod metrics;

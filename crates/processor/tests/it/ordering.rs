@@ -9,7 +9,7 @@ use posthaste_testkit::faults::{Fault, FaultyBus};
 
 use crate::support::{
     HOUR, MINUTE, SECOND, SlowBus, World, assert_first_deliveries_in_order, builder, event,
-    interleaved, numbers, series, until,
+    interleaved, numbers, series, settings, until,
 };
 
 const QUICK: RetryPolicy = RetryPolicy {
@@ -60,16 +60,16 @@ async fn many_keys_keep_their_order_across_restarts() {
     bus.script().plan(mixed_faults);
     let mut restarts = 0;
     while world.pending() > 0 {
-        let settings = ProcessorSettings {
+        let changed = ProcessorSettings {
             batch_size: 30,
             retry_policy: QUICK,
             // The acknowledgements under way are lost.
             shutdown_timeout: Duration::ZERO,
-            ..ProcessorSettings::default()
+            ..settings()
         };
         let processor = OutboxProcessor::builder(world.outbox.clone())
             .bus(bus.clone())
-            .settings(settings)
+            .settings(changed)
             .build()
             .unwrap();
         processor.start().await.unwrap();
@@ -90,11 +90,11 @@ async fn a_failing_event_holds_back_only_its_key() {
         let failing = numbers(std::slice::from_ref(event), "key-4") == [3];
         failing.then_some(Fault::FailBeforeWrite)
     });
-    let policy = RetryPolicy { base_delay: MINUTE, ..RetryPolicy::default() };
+    let policy = RetryPolicy { base_delay: 20 * SECOND, ..RetryPolicy::default() };
     let processor = world.builder().retry_policy(policy).build().unwrap();
     processor.start().await.unwrap();
     until("all other keys are through", || world.delivered.published().len() == 93).await;
-    tokio::time::sleep(10 * SECOND).await;
+    tokio::time::sleep(5 * SECOND).await;
     assert_eq!(numbers(&world.delivered.published(), "key-4"), [0, 1, 2]);
     assert_eq!(processor.statistics().parked_keys, 1);
 

@@ -12,8 +12,8 @@ use uuid::Uuid;
 use crate::support::{World, ids};
 
 fn typed(event_type: &str, destination: Option<&str>) -> OutboxEvent {
-    let builder = OutboxEvent::builder(Uuid::now_v7(), event_type)
-        .payload(Payload::json_text("{}").unwrap());
+    let builder =
+        OutboxEvent::builder(Uuid::now_v7(), event_type).payload(Payload::json_text("{}").unwrap());
     match destination {
         Some(name) => builder.destination(name),
         None => builder,

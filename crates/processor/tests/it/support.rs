@@ -10,7 +10,7 @@ use posthaste_core::{
     BusCapabilities, EventBus, KeyPipelining, OutboxEvent, OutboxEventBuilder, OutboxRepository,
     Payload, PublishResult,
 };
-use posthaste_processor::{OutboxProcessor, OutboxProcessorBuilder};
+use posthaste_processor::{OutboxProcessor, OutboxProcessorBuilder, ProcessorSettings};
 use posthaste_testkit::faults::{BusScript, FaultyBus, FaultyRepository, RepositoryScript};
 use uuid::Uuid;
 
@@ -50,15 +50,15 @@ impl World {
     }
 
     pub(crate) fn builder(&self) -> OutboxProcessorBuilder {
-        OutboxProcessor::builder(self.repository.clone()).bus(self.bus.clone())
+        OutboxProcessor::builder(self.repository.clone()).bus(self.bus.clone()).settings(settings())
     }
 
-    /// A processor with the default settings.
+    /// A processor with [`settings`].
     pub(crate) fn processor(&self) -> OutboxProcessor {
         self.builder().build().unwrap()
     }
 
-    /// A processor with the default settings, started.
+    /// A processor with [`settings`], started.
     pub(crate) async fn started(&self) -> OutboxProcessor {
         let processor = self.processor();
         processor.start().await.unwrap();
@@ -91,6 +91,16 @@ impl World {
     }
 }
 
+/// Small numbers of the tests' own, so that no default decides what they see.
+pub(crate) fn settings() -> ProcessorSettings {
+    ProcessorSettings {
+        batch_size: 100,
+        max_concurrent_events: 10,
+        poll_interval: 5 * SECOND,
+        ..ProcessorSettings::default()
+    }
+}
+
 /// Waits for a condition, up to two hours of paused time.
 pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     for _ in 0..100_000 {
@@ -120,7 +130,7 @@ pub(crate) fn series(key: &str, count: usize) -> Vec<OutboxEvent> {
 
 /// `count` events of a key each.
 pub(crate) fn singles(count: usize) -> Vec<OutboxEvent> {
-    (0..count).map(|number| event(&format!("key-{number}"), number)).collect()
+    (0..count).map(|number| event(&format!("key-{number}"), 0)).collect()
 }
 
 /// `per_key` events of each of `keys` keys, the keys taking turns.

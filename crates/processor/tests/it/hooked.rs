@@ -1,0 +1,102 @@
+//! A memory repository that tells a test of every call.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use posthaste_core::memory::MemoryRepository;
+use posthaste_core::{
+    Backlog, DeadHead, OutboxEvent, OutboxRepository, PendingPage, PendingQuery,
+    RepositoryCapabilities, Result, Seq, Settlement, Watermark,
+};
+use posthaste_testkit::faults::Operation;
+
+type Around = dyn Fn(Operation) + Send + Sync;
+type Fetched = dyn Fn(&PendingPage) + Send + Sync;
+
+#[derive(Clone)]
+pub(crate) struct Hooked {
+    inner: MemoryRepository,
+    around: Arc<Around>,
+    fetched: Arc<Fetched>,
+}
+
+impl Hooked {
+    pub(crate) fn new(inner: MemoryRepository) -> Self {
+        Self { inner, around: Arc::new(|_| {}), fetched: Arc::new(|_| {}) }
+    }
+
+    /// Called before each call and, for `settle`, once more after it was carried out.
+    pub(crate) fn around(mut self, hook: impl Fn(Operation) + Send + Sync + 'static) -> Self {
+        self.around = Arc::new(hook);
+        self
+    }
+
+    /// Called with every page before it is handed out.
+    pub(crate) fn fetched(mut self, hook: impl Fn(&PendingPage) + Send + Sync + 'static) -> Self {
+        self.fetched = Arc::new(hook);
+        self
+    }
+}
+
+#[async_trait]
+impl OutboxRepository for Hooked {
+    fn capabilities(&self) -> RepositoryCapabilities {
+        self.inner.capabilities()
+    }
+
+    async fn check(&self) -> Result<()> {
+        self.inner.check().await
+    }
+
+    async fn store(&self, events: &[OutboxEvent]) -> Result<()> {
+        self.inner.store(events).await
+    }
+
+    async fn fetch_pending(&self, query: &PendingQuery) -> Result<PendingPage> {
+        (self.around)(Operation::Fetch);
+        let page = self.inner.fetch_pending(query).await?;
+        (self.fetched)(&page);
+        Ok(page)
+    }
+
+    async fn watermark(&self) -> Result<Watermark> {
+        (self.around)(Operation::Watermark);
+        self.inner.watermark().await
+    }
+
+    async fn settle(&self, settlements: &[Settlement]) -> Result<u64> {
+        (self.around)(Operation::Settle);
+        let changed = self.inner.settle(settlements).await;
+        (self.around)(Operation::Settle);
+        changed
+    }
+
+    async fn dead_heads(&self, after: Seq, limit: usize) -> Result<Vec<DeadHead>> {
+        (self.around)(Operation::DeadLetters);
+        self.inner.dead_heads(after, limit).await
+    }
+
+    async fn failed_events(&self, limit: usize) -> Result<Vec<OutboxEvent>> {
+        self.inner.failed_events(limit).await
+    }
+
+    async fn backlog(&self, from: Seq) -> Result<Backlog> {
+        (self.around)(Operation::Backlog);
+        self.inner.backlog(from).await
+    }
+
+    async fn cleanup_processed(&self, older_than: Duration) -> Result<u64> {
+        (self.around)(Operation::Upkeep);
+        self.inner.cleanup_processed(older_than).await
+    }
+
+    async fn maintain(&self) -> Result<()> {
+        (self.around)(Operation::Upkeep);
+        self.inner.maintain().await
+    }
+
+    async fn wait_for_events(&self) {
+        self.inner.wait_for_events().await;
+    }
+}

@@ -1,0 +1,161 @@
+//! The metrics operators rely on: their names, their labels, and that labels stay bounded.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
+use posthaste_core::{OutboxEvent, Payload};
+use posthaste_testkit::faults::Fault;
+use uuid::Uuid;
+
+use crate::support::{SECOND, World, until};
+
+/// Every metric, with its labels.
+const METRICS: [(&str, &[&str]); 15] = [
+    ("outbox_batch_size_events", &[]),
+    ("outbox_build_info", &["version"]),
+    ("outbox_dead_events", &[]),
+    ("outbox_dead_lettered_total", &["reason"]),
+    ("outbox_delivery_latency_seconds", &[]),
+    ("outbox_events_published_total", &["destination"]),
+    ("outbox_inflight_events", &[]),
+    ("outbox_oldest_pending_age_seconds", &[]),
+    ("outbox_pending_events", &["phase"]),
+    ("outbox_pruned_events_total", &[]),
+    ("outbox_publish_duration_seconds", &["destination"]),
+    ("outbox_publish_failures_total", &["destination", "error_class"]),
+    ("outbox_relay_state", &["state"]),
+    ("outbox_retries_total", &[]),
+    ("outbox_storage_op_duration_seconds", &["op"]),
+];
+
+fn recorder() -> PrometheusRecorder {
+    PrometheusBuilder::new().build_recorder()
+}
+
+/// A sample's name, labels and value.
+type Sample = (String, BTreeMap<String, String>, f64);
+
+fn samples(recorder: &PrometheusRecorder) -> Vec<Sample> {
+    let text = recorder.handle().render();
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+            let labels = labels.trim_end_matches('}').split(',').filter(|label| !label.is_empty());
+            let labels = labels.map(|label| {
+                let (name, value) = label.split_once('=').unwrap();
+                (name.to_owned(), value.trim_matches('"').to_owned())
+            });
+            (name.to_owned(), labels.collect(), value.parse().unwrap())
+        })
+        .collect()
+}
+
+fn value(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
+    let labels: BTreeMap<String, String> =
+        labels.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    let found = samples.iter().find(|sample| sample.0 == name && sample.1 == labels);
+    found.unwrap_or_else(|| panic!("no sample of {name} {labels:?}")).2
+}
+
+fn telling(number: u128) -> OutboxEvent {
+    OutboxEvent::builder(Uuid::from_u128(0xfeed_0000 + number), "secret.type")
+        .id(Uuid::from_u128(0xbeef_0000 + number))
+        .order_key(format!("secret-key-{number}"))
+        .topic("secret-topic")
+        .header("secret-header", "secret-value")
+        .payload(Payload::json_text("\"secret-payload\"").unwrap())
+        .build()
+        .unwrap()
+}
+
+/// A run in which everything happens that a metric tells of.
+async fn eventful(world: &World) {
+    world.script.plan(|event, attempt| match (event.id().as_u128() - 0xbeef_0000, attempt) {
+        (1, 1) => Some(Fault::FailBeforeWrite),
+        (2, _) => Some(Fault::RejectPermanently),
+        (3, 1) => Some(Fault::Unavailable),
+        (4, _) => Some(Fault::FailAfterWrite),
+        _ => None,
+    });
+    let processor = world.started().await;
+    world.store(&(0..10).map(telling).collect::<Vec<_>>()).await;
+    until("all is settled", || world.pending() == 0).await;
+    tokio::time::sleep(10 * SECOND).await;
+    while processor.cleanup_processed_events(Duration::ZERO).await.unwrap() == 0 {}
+    processor.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_documented_metric_appears_with_its_labels_and_no_other_does() {
+    let recorder = recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    eventful(&World::new()).await;
+
+    let mut seen: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (name, labels, _) in samples(&recorder) {
+        let family = name.trim_end_matches("_sum").trim_end_matches("_count").to_owned();
+        let names = labels.into_keys().filter(|label| label != "quantile");
+        seen.entry(family).or_default().extend(names);
+    }
+    let documented: BTreeMap<String, BTreeSet<String>> = METRICS
+        .iter()
+        .map(|(name, labels)| {
+            ((*name).to_owned(), labels.iter().map(|label| (*label).to_owned()).collect())
+        })
+        .collect();
+    assert_eq!(seen, documented);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_label_holds_an_id_key_type_or_anything_else_of_an_event() {
+    let recorder = recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    eventful(&World::new()).await;
+    let text = recorder.handle().render();
+    for secret in ["secret", "beef", "feed", "on purpose"] {
+        assert!(!text.contains(secret), "{secret} in {text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn metrics_count_what_happened() {
+    let recorder = recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    eventful(&World::new()).await;
+    let samples = samples(&recorder);
+    let value = |name, labels: &[(&str, &str)]| value(&samples, name, labels) as u64;
+    let to = ("destination", "default");
+    assert_eq!(value("outbox_events_published_total", &[to]), 8);
+    assert_eq!(value("outbox_retries_total", &[]), 1 + 2);
+    assert_eq!(value("outbox_publish_failures_total", &[to, ("error_class", "failed")]), 1 + 3);
+    assert_eq!(value("outbox_publish_failures_total", &[to, ("error_class", "rejected")]), 1);
+    assert_eq!(value("outbox_publish_failures_total", &[to, ("error_class", "unreachable")]), 1);
+    assert_eq!(value("outbox_dead_lettered_total", &[("reason", "rejected")]), 1);
+    assert_eq!(value("outbox_dead_lettered_total", &[("reason", "retries_exhausted")]), 1);
+    assert_eq!(value("outbox_delivery_latency_seconds_count", &[]), 8);
+    assert_eq!(value("outbox_pruned_events_total", &[]), 8);
+    assert_eq!(value("outbox_dead_events", &[]), 2);
+    assert_eq!(value("outbox_pending_events", &[("phase", "ready")]), 0);
+    assert_eq!(value("outbox_inflight_events", &[]), 0);
+    assert_eq!(value("outbox_relay_state", &[("state", "stopped")]), 1);
+    assert_eq!(value("outbox_relay_state", &[("state", "running")]), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn counters_show_zero_before_their_first_event() {
+    let recorder = recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let _processor = World::new().processor();
+    let samples = samples(&recorder);
+    for (name, labels) in [
+        ("outbox_events_published_total", &[("destination", "default")][..]),
+        ("outbox_retries_total", &[]),
+        ("outbox_dead_lettered_total", &[("reason", "retries_exhausted")]),
+        ("outbox_pruned_events_total", &[]),
+    ] {
+        assert_eq!(value(&samples, name, labels) as u64, 0);
+    }
+}
