@@ -7,7 +7,7 @@ mod common;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
-use common::{AGGREGATE, Cli, Running, lines_of};
+use common::{AGGREGATE, Cli, Running, Watchdog, lines_of};
 
 #[test]
 fn what_was_published_is_what_drain_writes_to_standard_output() {
@@ -137,6 +137,7 @@ fn a_closed_pipe_ends_the_relay_and_loses_nothing() {
         .spawn()
         .unwrap();
     drop(child.stdout.take());
+    let _watchdog = Watchdog::over(child.id());
     let ended = child.wait_with_output().unwrap();
     let stderr = String::from_utf8(ended.stderr).unwrap();
     assert_eq!(ended.status.code(), Some(0), "{stderr}");
@@ -155,6 +156,7 @@ fn a_closed_pipe_is_no_failure_of_a_listing() {
         .spawn()
         .unwrap();
     drop(child.stdout.take());
+    let _watchdog = Watchdog::over(child.id());
     let ended = child.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(0));
     assert_eq!(String::from_utf8(ended.stderr).unwrap(), "");

@@ -125,10 +125,10 @@ impl Cli {
 }
 
 /// Kills a program that hangs, so that the test fails instead of hanging, too.
-struct Watchdog(std::sync::mpsc::Sender<()>);
+pub(crate) struct Watchdog(std::sync::mpsc::Sender<()>);
 
 impl Watchdog {
-    fn over(id: u32) -> Self {
+    pub(crate) fn over(id: u32) -> Self {
         let (alive, ended) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             use std::sync::mpsc::RecvTimeoutError::Timeout;
