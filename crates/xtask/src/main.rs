@@ -1,6 +1,8 @@
-//! Developer commands: `cargo xtask services`, `cargo xtask test`, `cargo xtask tidy`.
+//! Developer commands: `cargo xtask services`, `cargo xtask test`, `cargo xtask promises`,
+//! `cargo xtask tidy`.
 
 mod process;
+mod promises;
 mod services;
 mod test;
 mod tidy;
@@ -26,6 +28,8 @@ enum Command {
     },
     /// Starts the services, then runs everything that CI runs.
     Test(test::TestArguments),
+    /// Breaks things around the released program and shows what its promises come to.
+    Promises(promises::PromisesArguments),
     /// Checks dependency direction, TLS providers, file lengths and forbidden text.
     Tidy,
 }
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
         Command::Services { command: ServicesCommand::Status } => services::status(),
         Command::Services { command: ServicesCommand::Down } => services::down(),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Promises(arguments) => promises::run(&arguments),
         Command::Tidy => tidy::run(),
     };
     match outcome {

@@ -84,7 +84,7 @@ fn summarise(steps: &[Step]) -> Result<()> {
     bail!("failed: {}", failed.join(", "))
 }
 
-fn cargo() -> Command {
+pub(crate) fn cargo() -> Command {
     // The cargo that runs this command, so that a toolchain chosen by `+name` is kept.
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace_root());
@@ -114,7 +114,7 @@ fn tests(environment: &[(&'static str, String)]) -> Result<()> {
 }
 
 /// The virtual environment that the Python example's test uses.
-fn prepare_python() -> Result<()> {
+pub(crate) fn prepare_python() -> Result<()> {
     let folder = target_dir().join("python-venv");
     let requirements = workspace_root().join("examples").join("requirements.txt");
     if is_prepared(&folder, &requirements) {

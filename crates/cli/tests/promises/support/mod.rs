@@ -18,7 +18,7 @@ pub(crate) use deliveries::{Delivery, raw_messages, read_back};
 pub(crate) use figures::Figures;
 pub(crate) use nats::{PrivateNats, Stream, shared_nats};
 pub(crate) use postgres_server::PrivatePostgres;
-pub(crate) use relay::{Relay, RelayConfig};
+pub(crate) use relay::{Answer, Relay, RelayConfig};
 pub(crate) use verdict::Verdict;
 pub(crate) use writers::{Plan, create_accounts, write};
 
