@@ -6,7 +6,7 @@ use posthaste_core::{DeadHead, PendingPage, Seq};
 use rustc_hash::FxHashSet;
 
 use super::keys::{Admission, CatchUp, Held, KeyId, Unheld};
-use super::reader::{Operation, Purpose};
+use super::reader::{Found, Operation, Purpose};
 use super::{Command, FetchTicket, Machine};
 use crate::DeadHeadPolicy;
 
@@ -60,16 +60,22 @@ impl Machine {
             let seq = pending.seq;
             let id = KeyId::of(pending.event.order_key());
             let due = now.saturating_add(pending.wait);
+            let found = self.reader.recognise(seq);
             // An operator may have made a waiting head due. A row read before its own settlement
             // says nothing of that.
             if self.reader.is_rechecked(seq)
-                && !self.reader.settled_meanwhile(seq)
+                && matches!(found, Found::New | Found::InMemory)
                 && !self.settling.is_unrecorded_retry(seq)
             {
                 self.keys.wake_head(id, seq, due, now);
             }
-            if !self.reader.is_new(seq) {
-                continue;
+            match found {
+                Found::New => {}
+                Found::InMemory | Found::Settled => continue,
+                Found::Outdated => {
+                    self.keys.leave(id, seq, pending.event.order_key(), now);
+                    continue;
+                }
             }
             any_new = true;
             let destination = self.routes.resolve(&pending.event).unwrap_or(self.outages.len());
@@ -113,7 +119,7 @@ impl Machine {
         let remaining = self.reader.still_blocking(&ids);
         for blocked in gone {
             let still = remaining.get(&blocked.id).copied();
-            self.keys.unblock(blocked.id, &blocked.name, still, now);
+            self.keys.unblock(blocked.id, &blocked.name, still, self.reader.passed(), now);
         }
     }
 

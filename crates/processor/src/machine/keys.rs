@@ -194,30 +194,30 @@ impl Keys {
     /// Takes in an event that a read of all keys found.
     pub(super) fn admit(&mut self, id: KeyId, held: Held, now: Duration) -> Admission {
         let key = self.keys.entry(id).or_default();
-        let behind_unheld = key.unheld.as_ref().is_some_and(|range| held.seq >= range.first);
-        let behind_head = key.parked_until.is_some() || key.is_blocked_at(held.seq);
-        if behind_unheld || behind_head {
-            // A head that is parked with its event in memory may be preceded by a late one.
-            let before_parked_head = key.parked_until.is_some()
-                && !key.is_blocked_at(held.seq)
-                && key.front().is_some_and(|front| held.seq < front.seq);
-            if behind_unheld || !before_parked_head {
-                key.extend_unheld(held.seq, held.event.order_key());
-                return Admission::Unheld;
-            }
+        // A late event may precede the head that a parked key holds; then it goes first.
+        let before_parked_head =
+            key.parked_until.is_some() && key.front().is_some_and(|front| held.seq < front.seq);
+        if before_parked_head {
             self.unpark(id);
         }
         self.hold(id, held, now)
+    }
+
+    /// Leaves an event in the store: its key fetches it again.
+    pub(super) fn leave(&mut self, id: KeyId, seq: Seq, name: &OrderKey, now: Duration) {
+        self.keys.entry(id).or_default().extend_unheld(seq, name);
+        self.refresh(id, now);
     }
 
     /// Takes in an event that was fetched for its own key, or that comes back unsent.
     pub(super) fn hold(&mut self, id: KeyId, held: Held, now: Duration) -> Admission {
         let key = self.keys.entry(id).or_default();
         let far_off = held.due > now.saturating_add(HOLD_DELAY_MAX) && key.waiting_count() == 0;
-        if far_off || key.is_blocked_at(held.seq) || key.parked_until.is_some() {
+        let behind_unheld = key.unheld.as_ref().is_some_and(|range| held.seq >= range.first);
+        if far_off || behind_unheld || key.is_blocked_at(held.seq) || key.parked_until.is_some() {
             let due = held.due;
             key.extend_unheld(held.seq, held.event.order_key());
-            if far_off && key.parked_until.is_none() {
+            if far_off && !behind_unheld && key.parked_until.is_none() {
                 self.park(id, due);
             }
             return Admission::Unheld;
@@ -286,7 +286,7 @@ impl Keys {
         until: Duration,
         now: Duration,
     ) -> Vec<Seq> {
-        let mut dropped = self.drop_waiting(id);
+        let mut dropped = self.drop_waiting_above(id, head.seq);
         head.due = until;
         let seq = head.seq;
         if until > now.saturating_add(HOLD_DELAY_MAX) {
@@ -303,7 +303,7 @@ impl Keys {
         dropped
     }
 
-    /// The key waits for an operator behind the dead letter at `dead`. What it holds becomes
+    /// The key waits for an operator behind the dead letter at `dead`. What it holds above becomes
     /// unheld; returns the places of that.
     pub(super) fn block(&mut self, id: KeyId, dead: Seq) -> Vec<Seq> {
         let key = self.keys.entry(id).or_default();
@@ -314,16 +314,18 @@ impl Keys {
                 self.blocked += 1;
             }
         }
-        self.drop_waiting(id)
+        self.drop_waiting_above(id, dead)
     }
 
     /// The dead letter is gone or revived: its key can go on from that place, up to the next dead
-    /// letter at `still_blocked_by`.
+    /// letter at `still_blocked_by`. `passed` is the highest place that was ever read: a dead letter
+    /// above it is left to the forward read, which comes past earlier events of the key first.
     pub(super) fn unblock(
         &mut self,
         id: KeyId,
         name: &OrderKey,
         still_blocked_by: Option<Seq>,
+        passed: Seq,
         now: Duration,
     ) {
         let Some(key) = self.keys.get_mut(&id) else { return };
@@ -332,7 +334,9 @@ impl Keys {
         if still_blocked_by.is_none() {
             self.blocked -= 1;
         }
-        key.extend_unheld(dead, name);
+        if dead <= passed {
+            key.extend_unheld(dead, name);
+        }
         self.refresh(id, now);
     }
 
@@ -463,18 +467,20 @@ impl Keys {
         }
     }
 
-    /// Makes everything the key holds unheld.
-    fn drop_waiting(&mut self, id: KeyId) -> Vec<Seq> {
+    /// Makes what the key holds above `place` unheld.
+    fn drop_waiting_above(&mut self, id: KeyId, place: Seq) -> Vec<Seq> {
         let Some(key) = self.keys.get_mut(&id) else { return Vec::new() };
-        let Some(waiting) = key.waiting.take() else { return Vec::new() };
-        let mut dropped = Vec::with_capacity(waiting.len());
-        for held in *waiting {
+        let Some(mut waiting) = key.waiting.take() else { return Vec::new() };
+        let dropped = waiting.split_off(waiting.partition_point(|held| held.seq <= place));
+        if !waiting.is_empty() {
+            key.waiting = Some(waiting);
+        }
+        for held in &dropped {
             self.held_events -= 1;
             self.held_bytes -= held.bytes();
             key.extend_unheld(held.seq, held.event.order_key());
-            dropped.push(held.seq);
         }
-        dropped
+        dropped.iter().map(|held| held.seq).collect()
     }
 
     /// Puts the key where it belongs: ready, parked, to be fetched again, or forgotten.
@@ -604,7 +610,7 @@ mod tests {
         keys.release(key, NOW);
         assert_eq!(take(&mut keys, 1), [3], "another key flows");
         assert!(keys.next_catch_up(10).is_none());
-        keys.unblock(key, &OrderKey::named("a").expect("a key"), None, NOW);
+        keys.unblock(key, &OrderKey::named("a").expect("a key"), None, 3, NOW);
         assert!(matches!(
             keys.next_catch_up(10),
             Some(CatchUp::Key { range: Unheld { first: 1, last: 2 }, .. })

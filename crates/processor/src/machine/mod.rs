@@ -33,7 +33,7 @@ use self::intake::ids_of;
 use self::keys::{KeyId, Keys};
 use self::outage::Outage;
 use self::reader::{Purpose, Reader};
-use self::settling::{DatabasePause, Settling, stays_in_memory};
+use self::settling::{DatabasePause, Settling, stays_pending};
 use crate::ProcessorSettings;
 use crate::routes::Routes;
 
@@ -221,7 +221,7 @@ impl Machine {
                 self.database_answered();
                 self.settling.recorded(&settlements);
                 for settlement in &settlements {
-                    self.reader.settled(settlement.seq, stays_in_memory(settlement));
+                    self.reader.settled(settlement.seq, stays_pending(settlement));
                 }
             }
             Input::Settled { settlements, result: Err(error) } => {

@@ -56,6 +56,8 @@ pub(super) struct Reader {
     poll_interval: Duration,
     /// All places up to here have been passed.
     hint: Seq,
+    /// The highest place that the hint ever was at.
+    passed: Seq,
     gaps: Gaps,
     /// An operator may have changed events up to here: they are read again.
     recheck_up_to: Seq,
@@ -73,10 +75,24 @@ pub(super) struct Reader {
     blocking: FxHashMap<Seq, Blocking>,
     /// Places of events in memory or awaiting settlement.
     known: FxHashSet<Seq>,
-    /// Places settled since the fetch under way was asked for.
-    settled_meanwhile: FxHashSet<Seq>,
+    /// Places settled since the fetch under way was asked for, with whether the event is pending
+    /// still.
+    settled_meanwhile: FxHashMap<Seq, bool>,
     under_way: bool,
     catch_up_turn: bool,
+}
+
+/// What is known of an event that a fetch found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Nothing.
+    New,
+    /// It is in memory, or awaits settlement.
+    InMemory,
+    /// It was settled while the fetch ran, and is not pending any more.
+    Settled,
+    /// It changed while the fetch ran: what was read may be old.
+    Outdated,
 }
 
 #[derive(Debug)]
@@ -93,6 +109,7 @@ impl Reader {
         Self {
             poll_interval,
             hint: 0,
+            passed: 0,
             gaps: Gaps::default(),
             recheck_up_to: 0,
             end_reached: false,
@@ -106,7 +123,7 @@ impl Reader {
             reload_again: false,
             blocking: FxHashMap::default(),
             known: FxHashSet::default(),
-            settled_meanwhile: FxHashSet::default(),
+            settled_meanwhile: FxHashMap::default(),
             under_way: false,
             catch_up_turn: false,
         }
@@ -199,7 +216,7 @@ impl Reader {
         self.gaps.observe(watermark);
         if self.revision != Some(watermark.revision) {
             if self.revision.replace(watermark.revision).is_some() {
-                self.recheck_up_to = self.hint;
+                self.recheck_up_to = self.passed;
                 self.rewind(0);
             }
             self.reload_dead();
@@ -256,14 +273,16 @@ impl Reader {
         first
     }
 
-    /// Whether an event found by a fetch is new here.
-    pub(super) fn is_new(&self, seq: Seq) -> bool {
-        !self.known.contains(&seq) && !self.settled_meanwhile(seq)
-    }
-
-    /// Whether the fetch under way may have read the event before it was settled.
-    pub(super) fn settled_meanwhile(&self, seq: Seq) -> bool {
-        self.settled_meanwhile.contains(&seq)
+    /// What is known of an event that the fetch under way found.
+    pub(super) fn recognise(&self, seq: Seq) -> Found {
+        if self.known.contains(&seq) {
+            return Found::InMemory;
+        }
+        match self.settled_meanwhile.get(&seq) {
+            None => Found::New,
+            Some(true) => Found::Outdated,
+            Some(false) => Found::Settled,
+        }
     }
 
     /// The event is in memory.
@@ -271,21 +290,21 @@ impl Reader {
         self.known.insert(seq);
     }
 
-    /// The event is not in memory any more, and nothing about it awaits settlement.
+    /// The event is not in memory any more, and still pending.
     pub(super) fn forget(&mut self, seq: Seq) {
         self.known.remove(&seq);
         if self.under_way {
-            self.settled_meanwhile.insert(seq);
+            self.settled_meanwhile.insert(seq, true);
         }
     }
 
-    /// The outcome of the event is recorded; `kept` says whether it stays in memory.
+    /// The outcome of the event is recorded; `kept` says whether it is pending still.
     pub(super) fn settled(&mut self, seq: Seq, kept: bool) {
         if !kept {
             self.known.remove(&seq);
         }
         if self.under_way {
-            self.settled_meanwhile.insert(seq);
+            self.settled_meanwhile.insert(seq, kept);
         }
         // A retry recorded late says nothing of the death that followed it.
         if !kept && let Some(blocking) = self.blocking.get_mut(&seq) {
@@ -313,6 +332,7 @@ impl Reader {
         self.under_way = false;
         let had_gaps = !self.gaps.is_empty();
         self.hint = self.gaps.page_read(self.hint, places, more);
+        self.passed = self.passed.max(self.hint);
         if !had_gaps && !self.gaps.is_empty() {
             self.watermark_at = self.watermark_at.min(now + GAPS_WAIT);
         }
@@ -358,6 +378,11 @@ impl Reader {
     /// Whether an operator may have changed the event at this place since it was read first.
     pub(super) fn is_rechecked(&self, seq: Seq) -> bool {
         seq <= self.recheck_up_to
+    }
+
+    /// The highest place that was ever read.
+    pub(super) fn passed(&self) -> Seq {
+        self.passed
     }
 
     /// Up to where the outbox has been read.

@@ -30,7 +30,7 @@ impl Settling {
     /// Adds an outcome. It replaces an older one of the same event that was not sent yet: one
     /// statement must not change a row twice.
     pub(super) fn add(&mut self, settlement: Settlement, may_replace: bool) {
-        if stays_in_memory(&settlement) {
+        if stays_pending(&settlement) {
             self.retries.insert(settlement.seq);
         }
         if may_replace
@@ -86,8 +86,8 @@ impl Settling {
     }
 }
 
-/// Whether the event of this settlement stays in memory.
-pub(super) const fn stays_in_memory(settlement: &Settlement) -> bool {
+/// Whether the event of this settlement is pending still.
+pub(super) const fn stays_pending(settlement: &Settlement) -> bool {
     matches!(settlement.outcome, SettlementOutcome::Retry { .. })
 }
 

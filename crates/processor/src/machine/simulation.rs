@@ -52,6 +52,8 @@ struct Row {
     state: RowState,
     available_at: Duration,
     committed: bool,
+    /// Cannot be read as an event until an operator mends it.
+    corrupt: bool,
 }
 
 /// A transaction of the application that holds the locks of its keys.
@@ -167,7 +169,8 @@ impl World {
         let delay =
             if self.random.random_bool(0.1) { self.random.random_range(0..50_000) } else { 0 };
         let available_at = self.now + Duration::from_millis(delay);
-        let row = Row { event, state: RowState::Pending, available_at, committed: false };
+        let corrupt = self.random.random_bool(0.02);
+        let row = Row { event, state: RowState::Pending, available_at, committed: false, corrupt };
         self.rows.insert(seq, row);
         self.transactions[index].drawn.push(seq);
     }
@@ -198,6 +201,7 @@ impl World {
             row.state = RowState::Pending;
             row.event = row.event.clone().revived();
             row.available_at = Duration::ZERO;
+            row.corrupt = false;
         }
         self.revision += 1;
     }
@@ -242,24 +246,17 @@ impl World {
 
     fn dead_heads(&self, after: Seq, limit: usize) -> Vec<DeadHead> {
         let dead = self.rows.range(after + 1..).filter(|(_, row)| row.state == RowState::Dead);
-        dead.take(limit)
-            .map(|(seq, row)| DeadHead {
-                seq: *seq,
-                key: row.event.order_key().clone(),
-                event_type: row.event.event_type().into(),
-                destination: None,
-            })
-            .collect()
+        dead.take(limit).map(|(seq, row)| head_of(*seq, row)).collect()
     }
 
-    fn fetch(&self, query: &PendingQuery, ticket: FetchTicket) -> Input {
+    fn fetch(&mut self, query: &PendingQuery, ticket: FetchTicket) -> Input {
         if let PendingSelection::Forward { gaps, after } = &query.selection {
             let ascending = gaps.windows(2).all(|pair| pair[0].1 < pair[1].0);
             let below = gaps.iter().all(|(low, high)| low <= high && high <= after);
             assert!(ascending && below, "gaps {gaps:?} are not disjoint and below {after}");
         }
         let mut page = PendingPage::default();
-        for (seq, row) in &self.rows {
+        for (seq, row) in &mut self.rows {
             let selected = match &query.selection {
                 PendingSelection::Forward { gaps, after } => {
                     seq > after || gaps.iter().any(|(low, high)| (low..=high).contains(&seq))
@@ -272,9 +269,14 @@ impl World {
             if !selected || !row.committed || row.state != RowState::Pending {
                 continue;
             }
-            if page.events.len() == query.events_max {
+            if page.events.len() + page.buried.len() == query.events_max {
                 page.more = true;
                 break;
+            }
+            if row.corrupt {
+                row.state = RowState::Dead;
+                page.buried.push(head_of(*seq, row));
+                continue;
             }
             let wait = row.available_at.saturating_sub(self.now);
             page.events.push(PendingEvent { seq: *seq, wait, event: row.event.clone() });
@@ -370,6 +372,15 @@ impl World {
             let before = last.insert(key, *seq).unwrap_or_default();
             assert!(before < *seq, "key {key}: {seq} was first delivered after {before}");
         }
+    }
+}
+
+fn head_of(seq: Seq, row: &Row) -> DeadHead {
+    DeadHead {
+        seq,
+        key: row.event.order_key().clone(),
+        event_type: row.event.event_type().into(),
+        destination: None,
     }
 }
 
