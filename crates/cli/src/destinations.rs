@@ -39,7 +39,7 @@ pub(crate) fn problems(destinations: &[DestinationSettings]) -> Vec<Problem> {
 fn problem(destination: &DestinationSettings, why: String) -> Problem {
     let path = format!("destinations.{}", destination.name);
     Problem {
-        place: None,
+        place: destination.place.clone(),
         message: format!("{path}: {why}"),
         help: "see `posthaste config reference` for the keys of its type".into(),
         path,

@@ -126,7 +126,7 @@ async fn change(
     filter.ids.sort_unstable();
     filter.ids.dedup();
     let store = store::open_ready(config).await?;
-    if args.all_matching && !args.yes && !confirm(change, &*store, &filter).await? {
+    if args.all_matching && !args.yes && !confirm(change, &*store, &filter, config).await? {
         eprintln!("nothing was changed");
         return Ok(ExitCode::FAILURE);
     }
@@ -150,7 +150,12 @@ async fn change(
 }
 
 /// Shows how many events are meant and asks; refuses where nobody can answer.
-async fn confirm(change: Change, store: &dyn Store, filter: &EventFilter) -> anyhow::Result<bool> {
+async fn confirm(
+    change: Change,
+    store: &dyn Store,
+    filter: &EventFilter,
+    config: &Config,
+) -> anyhow::Result<bool> {
     if !output::can_ask() {
         return Err(UsageError(format!(
             "--all-matching asks before it {0}s, and there is no terminal to ask on; give --yes",
@@ -172,7 +177,7 @@ async fn confirm(change: Change, store: &dyn Store, filter: &EventFilter) -> any
     }
     let more = if matching >= COUNT_MAX { "more than " } else { "" };
     let what = count(matching, "event");
-    output::ask(&format!("{} {more}{what} in {}?", change.verb(), "this outbox"))
+    output::ask(&format!("{} {more}{what} in {}?", change.verb(), config.database.address()))
 }
 
 fn filter_of(args: FilterArgs) -> EventFilter {

@@ -18,6 +18,8 @@ pub(crate) struct DestinationSettings {
     pub(crate) name: String,
     /// The value of `type`.
     pub(crate) kind: String,
+    /// Where `type` was given.
+    pub(crate) place: Option<String>,
     /// What happens to a key whose head is dead.
     pub(crate) dead_head: DeadHeadPolicy,
     /// Its other keys, by the last part of their path.
@@ -263,6 +265,7 @@ fn destinations_of(values: &Values, problems: &mut Vec<Problem>) -> Vec<Destinat
         destinations.push(DestinationSettings {
             name: name.clone(),
             kind: kind.clone().unwrap_or_default(),
+            place: values.get(&format!("{prefix}type")).map(|resolved| resolved.origin.to_string()),
             dead_head: if skips { DeadHeadPolicy::Skip } else { DeadHeadPolicy::Block },
             keys,
         });
