@@ -45,10 +45,21 @@ impl Database {
     async fn connect(&self) -> PgConnection {
         self.server.clone().database(&self.name).connect().await.unwrap()
     }
+}
 
-    async fn drop(self) {
-        let mut connection = self.server.connect().await.unwrap();
-        execute(&mut connection, &format!("drop database {} with (force)", self.name)).await;
+/// Dropped however the test ends.
+impl Drop for Database {
+    fn drop(&mut self) {
+        let (server, name) = (self.server.clone(), self.name.clone());
+        // A test's own runtime cannot be waited for from within.
+        let dropping = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                let mut connection = server.connect().await.unwrap();
+                execute(&mut connection, &format!("drop database {name} with (force)")).await;
+            });
+        });
+        let _ = dropping.join();
     }
 }
 
@@ -73,8 +84,6 @@ async fn rows_that_plain_sql_inserted_are_delivered() {
     assert_eq!(events[0]["data"]["total"], 42);
     assert_eq!(events[1]["type"], "order.paid");
     assert_eq!(cli.pending(), 0);
-    drop(connection);
-    database.drop().await;
 }
 
 #[tokio::test]
@@ -93,8 +102,6 @@ async fn the_schema_is_asked_for_by_name_where_it_may_not_be_created() {
     for command in [&["status"][..], &["run", "--once"], &["migrate", "up"]] {
         cli.run(command).failed(1, &["999"]);
     }
-    drop(connection);
-    database.drop().await;
 }
 
 #[tokio::test]
@@ -115,8 +122,6 @@ async fn a_table_of_ones_own_is_adopted() {
     cli.run(&["migrate", "up"]).failed(1, &["posthaste migrate adopt"]);
     assert_eq!(cli.json(&["migrate", "adopt"])["pending"], 1);
     assert_eq!(cli.run(&["run", "--drain"]).succeeded().events()[0]["type"], "old");
-    drop(connection);
-    database.drop().await;
 }
 
 #[tokio::test]
@@ -129,7 +134,6 @@ async fn a_missing_database_is_named_and_an_unreachable_server_too() {
     let ended = Cli::new().run(&["--database-url", unreachable, "status"]);
     let ended = ended.failed(1, &["127.0.0.1:1/x"]);
     assert!(!ended.stderr.contains("hunter2"), "{ended:?}");
-    database.drop().await;
 }
 
 #[tokio::test]
@@ -144,7 +148,6 @@ async fn the_standard_variables_choose_the_database() {
     let status = cli.json(&["status"]);
     let address = status["database"]["address"].as_str().unwrap();
     assert!(address.contains(&database.name) && address.contains("PG*"), "{address}");
-    database.drop().await;
 }
 
 #[tokio::test]
