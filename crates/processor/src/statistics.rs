@@ -99,6 +99,12 @@ impl ProcessorStatistics {
         };
         let idle = self.last_acknowledged.unwrap_or(self.running_for).min(self.running_for);
         if backlog.ready > 0 && backlog.oldest_pending_age >= stall_after && idle >= stall_after {
+            let stuck = match self.parked_keys {
+                0 => String::new(),
+                keys => format!(
+                    "; {keys} keys wait for a retry, a delay or, behind a dead letter, an operator"
+                ),
+            };
             let paused: Vec<String> = self
                 .destinations
                 .iter()
@@ -108,7 +114,7 @@ impl ProcessorStatistics {
                 })
                 .collect();
             return Some(format!(
-                "{} events wait and none was acknowledged for {} s{}",
+                "{} events wait and none was acknowledged for {} s{}{stuck}",
                 backlog.ready,
                 idle.as_secs(),
                 paused.concat()

@@ -158,7 +158,7 @@ async fn confirm(
 ) -> anyhow::Result<bool> {
     if !output::can_ask() {
         return Err(UsageError(format!(
-            "--all-matching asks before it {0}s, and there is no terminal to ask on; give --yes",
+            "--all-matching asks whether to {0}, and there is no terminal to ask on; give --yes",
             change.verb()
         ))
         .into());

@@ -12,7 +12,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::hash::Hasher;
+use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
 use posthaste_core::{OrderKey, OutboxEvent, Seq};
@@ -29,9 +29,8 @@ pub(super) struct KeyId(u64);
 impl KeyId {
     /// An aggregate's id and a named key of the same text are the same key.
     pub(super) fn of(key: &OrderKey) -> Self {
-        // SipHash with fixed keys: equal in every run, so that a seed replays.
-        #[expect(deprecated, reason = "a fixed, seedless hash is what is wanted")]
-        let mut hasher = std::hash::SipHasher::new();
+        // Without a random seed: equal in every run, so that a seed of the simulator replays.
+        let mut hasher = DefaultHasher::new();
         match key {
             OrderKey::Aggregate(id) => {
                 let mut text = [0; uuid::fmt::Hyphenated::LENGTH];

@@ -256,14 +256,13 @@ impl Machine {
     ///
     /// What was due already and did not lead to a command waits for an answer, not for a time.
     pub(crate) fn next_deadline(&mut self, now: Duration) -> Option<Duration> {
-        let database = self.database.until();
-        let others = if self.stopping || database.is_some() {
-            [None; 4]
-        } else {
-            let pauses = self.outages.iter().filter_map(Outage::pause_ends).filter(|at| *at > now);
-            [self.keys.next_wake(), pauses.min(), self.reader.next_due(), self.limited_until]
-        };
-        others.into_iter().chain([database]).flatten().filter(|at| *at > now).min()
+        let mut times = vec![self.database.until()];
+        if !self.stopping && !self.database.is_failing() {
+            times.extend([self.keys.next_wake(), self.limited_until]);
+            times.extend(self.reader.due());
+            times.extend(self.outages.iter().map(Outage::pause_ends));
+        }
+        times.into_iter().flatten().filter(|at| *at > now).min()
     }
 
     /// Nothing is under way that a stop has to wait for.

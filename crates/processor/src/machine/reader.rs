@@ -196,12 +196,12 @@ impl Reader {
         self.quiet = false;
     }
 
-    /// When the next operation is due, if time alone decides.
-    pub(super) fn next_due(&self) -> Option<Duration> {
+    /// When something comes due: the next watermark, the next look at an idle outbox.
+    pub(super) fn due(&self) -> [Option<Duration>; 2] {
         if self.under_way {
-            return None;
+            return [None; 2];
         }
-        Some(if self.end_reached { self.poll_at.min(self.watermark_at) } else { self.watermark_at })
+        [Some(self.watermark_at), self.end_reached.then_some(self.poll_at)]
     }
 
     /// There may be new events: look at once.
