@@ -1,12 +1,13 @@
-//! `kill -9` of the relay.
+//! `kill -9` of the relay, and of the broker with it.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::RngExt as _;
 
 use crate::support::{
-    Database, Figures, Plan, Relay, RelayConfig, Stream, Verdict, create_accounts, eventually,
-    read_back, shared_nats, sized, write,
+    Database, Figures, Plan, PrivateNats, Relay, RelayConfig, Stream, Verdict, create_accounts,
+    eventually, read_back, shared_nats, sized, write,
 };
 
 /// JetStream forgets ids after a tenth of a second here, and a relay starts later than that after
@@ -25,6 +26,8 @@ async fn crashes_of_the_relay_lose_nothing_invent_nothing_and_keep_order() {
     let plan = Plan { writers: 8, ..Plan::of(events) };
     create_accounts(&database, plan.accounts).await;
     let writers = write(&database, &plan);
+    // A relay that has work to do is killed in the middle of it.
+    eventually("a backlog", async || database.pending().await >= events / 2).await;
 
     let mut moments: Vec<u64> =
         (0..kills).map(|_| rand::rng().random_range(0..events * 9 / 10)).collect();
@@ -60,4 +63,45 @@ async fn crashes_of_the_relay_lose_nothing_invent_nothing_and_keep_order() {
     assert!(written.rolled_back.iter().all(|id| !committed.contains_key(id)));
     verdict.assert_kept(duplicates_max);
     assert_eq!(database.blamed().await, 0, "a crash costs no event an attempt");
+}
+
+/// What a relay sent is in the hands of the system and arrives even if the relay dies. Not so when
+/// the broker dies, too: what it had not acknowledged is gone, and only the outbox still has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_broker_acknowledged_is_sent_again_after_both_crash() {
+    let (crashes, pause) = sized((3, Duration::from_millis(10)), (10, Duration::from_millis(2)));
+    let Some(mut nats) = PrivateNats::start("").await else { return };
+    let Some(database) = Database::create().await else { return };
+    let mut figures = Figures::of("relay and NATS killed together");
+    let stream = Stream::create_forgetful(&nats.url()).await;
+    let config = RelayConfig::default();
+    let mut relay = Relay::new(&database, &stream, &config);
+    let plan = Plan { pause, ..Plan::of(u64::MAX) };
+    create_accounts(&database, plan.accounts).await;
+    let writers = write(&database, &plan);
+    for _ in 0..crashes {
+        relay.start();
+        let jetstream = stream.jetstream().await;
+        let before = stream.messages(&jetstream).await;
+        eventually("deliveries", async || stream.messages(&jetstream).await > before + 50).await;
+        nats.freeze();
+        // Long enough for the relay to send all it may.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        relay.kill();
+        nats.restart().await;
+    }
+    plan.stop.store(true, Ordering::Relaxed);
+    let written = writers.await.unwrap();
+    relay.start();
+    eventually("an empty outbox", async || database.pending().await == 0).await;
+    assert_eq!(relay.terminate().await.0, Some(0));
+
+    let verdict = Verdict::of(&database.committed().await, &read_back(&stream).await);
+    let duplicates_max = crashes * config.repeats_per_crash_max();
+    figures.add("crashes", crashes);
+    verdict.add_to(&mut figures);
+    figures.add("allowed duplicates", duplicates_max).print();
+    assert_eq!(verdict.committed, written.committed.len());
+    verdict.assert_kept(duplicates_max);
+    assert_eq!(database.blamed().await, 0);
 }

@@ -6,6 +6,8 @@
 //! tests. Each test prints one line of figures. `cargo xtask promises` runs them one after the
 //! other and shows the figures together.
 
+#![allow(clippy::unwrap_used, reason = "a failed expectation should panic there")]
+
 #[path = "../common/mod.rs"]
 mod common;
 mod support;
