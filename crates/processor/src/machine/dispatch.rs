@@ -24,6 +24,7 @@ impl Machine {
     fn next_batch(&mut self, destination: usize, now: Duration) -> Option<Batch> {
         let ready = self.keys.ready_count(destination);
         if ready == 0 {
+            self.find_probe(destination, now);
             return None;
         }
         let (batch_events_max, key_pipelining) = {
@@ -31,7 +32,7 @@ impl Machine {
             (capabilities.batch_events_max, capabilities.key_pipelining)
         };
         let in_flight_max = self.settings.max_concurrent_events;
-        let free = in_flight_max.saturating_sub(self.in_flight);
+        let free = self.free_for(destination);
         let permit = self.outages[destination].permit(now);
         let wanted = match permit {
             Permit::Nothing => return None,
@@ -52,7 +53,7 @@ impl Machine {
             return None;
         }
         self.outages[destination].sent();
-        self.in_flight += taken.len();
+        self.in_flight[destination] += taken.len();
         let mut batch = Batch {
             events: Vec::with_capacity(taken.len()),
             places: Vec::with_capacity(taken.len()),
@@ -63,6 +64,27 @@ impl Machine {
             batch.events.push(held.event);
         }
         Some(batch)
+    }
+
+    /// How many more events may be in flight to a destination. Each of several keeps a share of its
+    /// own, so that one that hangs cannot take all there is.
+    fn free_for(&self, destination: usize) -> usize {
+        let in_flight_max = self.settings.max_concurrent_events;
+        let others = self.outages.len() - 1;
+        let share = in_flight_max / (2 * self.outages.len());
+        let own_max = (in_flight_max - others * share).max(1);
+        let free = in_flight_max.saturating_sub(self.in_flight());
+        free.min(own_max.saturating_sub(self.in_flight[destination]))
+    }
+
+    /// A destination may be probed, and all its keys are shelved: fetches one of them again.
+    fn find_probe(&mut self, destination: usize, now: Duration) {
+        if self.keys.shelved_count(destination) > 0
+            && self.keys.catch_up_count() == 0
+            && self.outages[destination].permit(now) == Permit::Probe
+        {
+            self.keys.unshelve(destination, 1, now);
+        }
     }
 
     /// How many of `wanted` events the rate limit lets through; `None` for none. Asks for no more

@@ -14,7 +14,7 @@ impl Machine {
     /// Events and payload bytes that may be taken in.
     pub(super) fn room(&self) -> (usize, usize) {
         let capacity = 2 * self.settings.batch_size + 2 * self.settings.max_concurrent_events;
-        let used = self.keys.held_events() + self.in_flight + self.settling.unrecorded();
+        let used = self.keys.held_events() + self.in_flight() + self.settling.unrecorded();
         let bytes_held = self.keys.held_bytes() + self.in_flight_bytes;
         let bytes = self.settings.buffer_bytes_max.saturating_sub(bytes_held);
         let fitting = bytes / self.payload_bytes_mean.max(1);
@@ -23,11 +23,14 @@ impl Machine {
     }
 
     pub(super) fn read(&mut self, now: Duration) -> Option<Command> {
-        let (events, bytes) = self.room();
+        let (mut events, mut bytes) = self.room();
         // A fetch costs a round trip whatever it brings: not for a handful of events while many
         // are under way.
-        let worthwhile = self.settings.batch_size.div_ceil(4).min(self.settings.batch_size);
-        let events = if events < worthwhile && self.in_flight > worthwhile { 0 } else { events };
+        let worthwhile = self.settings.batch_size.div_ceil(4);
+        if events < worthwhile && self.shelve_paused() {
+            (events, bytes) = self.room();
+        }
+        let events = if events < worthwhile && self.in_flight() > worthwhile { 0 } else { events };
         match self.reader.next_operation(now, (events, bytes), &mut self.keys)? {
             Operation::Watermark => Some(Command::ReadWatermark),
             Operation::DeadHeads { after, limit } => Some(Command::ReadDeadHeads { after, limit }),
@@ -35,6 +38,22 @@ impl Machine {
                 Some(Command::Fetch { query, ticket: FetchTicket(purpose) })
             }
         }
+    }
+
+    /// Memory is short: one destination's outage must not keep the events of another from being
+    /// read. With a single destination there is nothing to make room for.
+    fn shelve_paused(&mut self) -> bool {
+        let destinations = self.outages.len();
+        let mut any = false;
+        for destination in (0..destinations).filter(|_| destinations > 1) {
+            if self.outages[destination].error().is_some() {
+                for seq in self.keys.shelve(destination) {
+                    self.reader.forget(seq);
+                    any = true;
+                }
+            }
+        }
+        any
     }
 
     pub(super) fn fetched(

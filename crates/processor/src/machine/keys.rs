@@ -8,7 +8,8 @@
 //! 2. An event of a key that was fetched is *held* (here, in memory) or *unheld* (inside the
 //!    key's unheld range, to be fetched again), until it is settled.
 //! 3. Nothing at or above the start of a key's unheld range is held, so that order survives.
-//! 4. A parked or blocked key holds its head at most: memory does not grow behind a stuck key.
+//! 4. A parked or blocked key holds its head at most: memory does not grow behind a stuck key. A
+//!    shelved one, whose destination is down, holds nothing.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -81,6 +82,8 @@ struct Key {
     taken: u32,
     queued: bool,
     catching_up: bool,
+    /// Its destination is down and memory was short: it waits until that answers again.
+    shelved: bool,
     parked_until: Option<Duration>,
     /// Place of the dead letter that blocks what comes after it.
     blocked_by: Option<Seq>,
@@ -110,6 +113,7 @@ impl Key {
             && self.unheld.is_none()
             && !self.queued
             && !self.catching_up
+            && !self.shelved
     }
 
     fn extend_unheld(&mut self, seq: Seq, name: &OrderKey) {
@@ -145,6 +149,8 @@ pub(super) struct Keys {
     ready: Vec<VecDeque<KeyId>>,
     wakes: BinaryHeap<Reverse<(Duration, KeyId)>>,
     catch_up: VecDeque<KeyId>,
+    /// Per destination, its shelved keys.
+    shelved: Vec<Vec<KeyId>>,
     held_events: usize,
     held_bytes: usize,
     parked: usize,
@@ -158,6 +164,7 @@ impl Keys {
             ready: (0..destinations).map(|_| VecDeque::new()).collect(),
             wakes: BinaryHeap::new(),
             catch_up: VecDeque::new(),
+            shelved: vec![Vec::new(); destinations],
             held_events: 0,
             held_bytes: 0,
             parked: 0,
@@ -339,6 +346,39 @@ impl Keys {
         self.refresh(id, now);
     }
 
+    /// Leaves what waits for a destination in the store, but for one key to probe with. Returns the
+    /// places of what is unheld now.
+    pub(super) fn shelve(&mut self, destination: usize) -> Vec<Seq> {
+        let mut dropped = Vec::new();
+        let ready = &mut self.ready[destination];
+        let shelved = ready.split_off(ready.len().min(1));
+        for id in shelved {
+            let Some(key) = self.keys.get_mut(&id) else { continue };
+            key.queued = false;
+            key.shelved = true;
+            self.shelved[destination].push(id);
+            dropped.extend(self.drop_waiting_above(id, 0));
+        }
+        dropped
+    }
+
+    /// The destination answers again, or, with `keys_max` of 1, is to be probed: its shelved keys
+    /// go on.
+    pub(super) fn unshelve(&mut self, destination: usize, keys_max: usize, now: Duration) {
+        let keep = self.shelved[destination].len().saturating_sub(keys_max);
+        for id in self.shelved[destination].split_off(keep) {
+            if let Some(key) = self.keys.get_mut(&id) {
+                key.shelved = false;
+            }
+            self.refresh(id, now);
+        }
+    }
+
+    /// Keys that wait for a destination to answer again.
+    pub(super) fn shelved_count(&self, destination: usize) -> usize {
+        self.shelved[destination].len()
+    }
+
     /// Makes a parked key go on at once: its head was found due in the database.
     pub(super) fn wake_head(&mut self, id: KeyId, seq: Seq, due: Duration, now: Duration) {
         let Some(key) = self.keys.get_mut(&id) else { return };
@@ -502,7 +542,7 @@ impl Keys {
             return;
         }
         let can_go_on = key.unheld.as_ref().is_some_and(|range| !key.is_blocked_at(range.first));
-        if can_go_on && !key.catching_up {
+        if can_go_on && !key.catching_up && !key.shelved {
             key.catching_up = true;
             self.catch_up.push_back(id);
         }
@@ -614,6 +654,25 @@ mod tests {
             keys.next_catch_up(10),
             Some(CatchUp::Key { range: Unheld { first: 1, last: 2 }, .. })
         ));
+    }
+
+    #[test]
+    fn keys_of_a_dead_destination_are_shelved_but_for_one_that_probes() {
+        let mut keys = Keys::new(2);
+        for (seq, key) in [(1, "a"), (2, "b"), (3, "b"), (4, "c")] {
+            keys.admit(id(key), held(seq, key), NOW);
+        }
+        assert_eq!(keys.shelve(0), [2, 3, 4]);
+        assert_eq!(keys.admit(id("b"), held(5, "b"), NOW), Admission::Unheld);
+        assert_eq!((keys.held_events(), keys.shelved_count(0)), (1, 2));
+        assert_eq!(take(&mut keys, 1), [1]);
+        assert!(keys.next_catch_up(10).is_none());
+        keys.unshelve(0, usize::MAX, NOW);
+        assert!(matches!(
+            keys.next_catch_up(10),
+            Some(CatchUp::Key { range: Unheld { first: 2, last: 5 }, .. })
+        ));
+        assert_eq!(keys.next_catch_up(10), Some(CatchUp::At(vec![(id("c"), 4)])));
     }
 
     #[test]

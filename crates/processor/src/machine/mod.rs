@@ -145,7 +145,8 @@ pub(crate) struct Machine {
     limiter: Option<(Limiter, FakeRelativeClock, Duration)>,
     limited_until: Option<Duration>,
     random: SmallRng,
-    in_flight: usize,
+    /// Events published and not yet answered, per destination.
+    in_flight: Vec<usize>,
     /// Payload bytes of the events in flight: they are in memory like those that wait.
     in_flight_bytes: usize,
     stopping: bool,
@@ -175,7 +176,7 @@ impl Machine {
             limiter,
             limited_until: None,
             random: SmallRng::seed_from_u64(seed),
-            in_flight: 0,
+            in_flight: vec![0; destinations],
             in_flight_bytes: 0,
             stopping: false,
             payload_bytes_mean: 0,
@@ -267,7 +268,7 @@ impl Machine {
 
     /// Nothing is under way that a stop has to wait for.
     pub(crate) fn is_settled(&self) -> bool {
-        self.in_flight == 0 && self.settling.unrecorded() == 0
+        self.in_flight() == 0 && self.settling.unrecorded() == 0
     }
 
     /// Every event that is due now was offered once: the end of one pass.
@@ -286,7 +287,8 @@ impl Machine {
     pub(crate) fn is_drained(&mut self, now: Duration, patience: Duration) -> bool {
         let waits =
             self.keys.next_wake().is_some_and(|until| until <= now.saturating_add(patience));
-        let ready = (0..=self.outages.len()).any(|index| self.keys.ready_count(index) > 0);
+        let ready = (0..=self.outages.len())
+            .any(|index| self.keys.ready_count(index) + self.keys.shelved_count(index) > 0);
         if waits || ready || self.keys.catch_up_count() > 0 || !self.is_settled() {
             return false;
         }
@@ -299,8 +301,8 @@ impl Machine {
         false
     }
 
-    pub(crate) const fn in_flight(&self) -> usize {
-        self.in_flight
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.iter().sum()
     }
 
     pub(crate) const fn buffered(&self) -> usize {

@@ -27,7 +27,7 @@ impl Machine {
         results.resize_with(batch.events.len(), || {
             Err(Error::new(ErrorKind::Internal, "publish", "the bus gave no result for this event"))
         });
-        self.in_flight -= batch.events.len();
+        self.in_flight[destination] -= batch.events.len();
         let was_paused = self.outages[destination].error().is_some();
         let mut failed_keys: FxHashSet<KeyId> = FxHashSet::default();
         let mut keys_of_batch = Vec::with_capacity(batch.places.len());
@@ -57,7 +57,10 @@ impl Machine {
                 let error = error.to_owned();
                 self.reports.push(Report::Paused { destination, error });
             }
-            (true, None) => self.reports.push(Report::Resumed { destination }),
+            (true, None) => {
+                self.reports.push(Report::Resumed { destination });
+                self.keys.unshelve(destination, usize::MAX, now);
+            }
             _ => {}
         }
     }

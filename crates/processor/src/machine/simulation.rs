@@ -24,6 +24,7 @@ use crate::routes::Routes;
 use crate::{Destination, ProcessorSettings};
 
 const KEYS: usize = 4;
+const DESTINATIONS: [&str; 2] = ["a", "b"];
 
 /// Stands for a bus in the routes; the simulator answers in its place.
 struct Placeholder(KeyPipelining);
@@ -88,7 +89,8 @@ struct World {
     /// Failed attempts the broker blamed on the event itself.
     blamed: HashMap<Uuid, u32>,
     faults: bool,
-    outage: bool,
+    /// Which destinations are down.
+    outage: [bool; 2],
     pipelining: KeyPipelining,
 }
 
@@ -115,14 +117,15 @@ impl World {
             acknowledged: HashSet::new(),
             blamed: HashMap::new(),
             faults: true,
-            outage: false,
+            outage: [false; 2],
             pipelining,
         }
     }
 
     fn machine(&mut self) -> Machine {
-        let destination = Destination::new("d", Arc::new(Placeholder(self.pipelining)));
-        let routes = Routes::new(vec![destination], Vec::new()).expect("routes");
+        let destinations =
+            DESTINATIONS.map(|name| Destination::new(name, Arc::new(Placeholder(self.pipelining))));
+        let routes = Routes::new(destinations.into(), Vec::new()).expect("routes");
         let settings = ProcessorSettings {
             batch_size: self.random.random_range(1..8),
             max_concurrent_events: self.random.random_range(1..8),
@@ -161,7 +164,11 @@ impl World {
         let key = self.transactions[index].keys[0];
         self.high += 1;
         let seq = self.high;
+        // Mostly by key, but a key may also send to several.
+        let stray = self.random.random_bool(0.1);
+        let destination = DESTINATIONS[(key + usize::from(stray)) % DESTINATIONS.len()];
         let event = OutboxEvent::builder(Uuid::from_u128(key as u128), "t")
+            .destination(destination)
             .payload(Payload::json_text("{}").expect("JSON"))
             .build()
             .expect("an event");
@@ -326,7 +333,7 @@ impl World {
                 results.push(Err(Error::new(ErrorKind::Failed, "publish", "behind a failed one")));
                 continue;
             }
-            let result = self.publish_one(event);
+            let result = self.publish_one(destination, event);
             if result.is_err() && self.pipelining == KeyPipelining::SuffixFails {
                 failed_keys.insert(key);
             }
@@ -335,9 +342,9 @@ impl World {
         Input::Published { destination, batch, results }
     }
 
-    fn publish_one(&mut self, event: &OutboxEvent) -> PublishResult {
+    fn publish_one(&mut self, destination: usize, event: &OutboxEvent) -> PublishResult {
         let unavailable = |why| Err(Error::new(ErrorKind::Unreachable, "publish", why));
-        if self.outage {
+        if self.outage[destination] {
             return unavailable("down");
         }
         let dice = if self.faults { self.random.random_range(0..100) } else { 100 };
@@ -380,7 +387,7 @@ fn head_of(seq: Seq, row: &Row) -> DeadHead {
         seq,
         key: row.event.order_key().clone(),
         event_type: row.event.event_type().into(),
-        destination: None,
+        destination: row.event.destination().map(Into::into),
     }
 }
 
@@ -395,7 +402,10 @@ fn simulate(seed: u64) {
             10..30 => world.draw(),
             30..40 => world.end(),
             40..41 => world.revive(),
-            41..42 => world.outage = !world.outage,
+            41..42 => {
+                let destination = world.random.random_range(0..DESTINATIONS.len());
+                world.outage[destination] = !world.outage[destination];
+            }
             42..43 => {
                 // A crash: what is in effect stays so, no answer comes, memory is gone.
                 machine = world.machine();
@@ -408,7 +418,7 @@ fn simulate(seed: u64) {
         }
     }
     // Everything heals, every transaction ends, an operator retries what is dead.
-    (world.faults, world.outage) = (false, false);
+    (world.faults, world.outage) = (false, [false; 2]);
     while !world.transactions.is_empty() {
         world.end();
     }

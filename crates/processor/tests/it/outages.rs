@@ -150,3 +150,56 @@ async fn an_outage_of_one_destination_leaves_the_others_alone() {
     world.until_nothing_pending().await;
     assert_eq!(down.inner().published().len(), 100);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_is_down_does_not_fill_the_memory_of_one_that_works() {
+    let kinds = (0..2_000).map(|number| if number < 1_900 { "down.event" } else { "up.event" });
+    let events: Vec<OutboxEvent> =
+        kinds.map(|kind| OutboxEvent::new(uuid::Uuid::now_v7(), kind, &1).unwrap()).collect();
+    let world = World::with(&events).await;
+    let down = FaultyBus::new(MemoryBus::new());
+    down.script().set(Some(Fault::Unavailable));
+    let processor = OutboxProcessor::builder(world.outbox.clone())
+        .settings(settings())
+        .destination(Destination::new("up", Arc::new(world.delivered.clone())))
+        .destination(Destination::new("down", Arc::new(down.clone())))
+        .route(Route {
+            event_type: posthaste_processor::Pattern::new("down.*"),
+            destination: "down".into(),
+        })
+        .build()
+        .unwrap();
+    processor.start().await.unwrap();
+    until("events behind many of a dead destination flow", || {
+        world.delivered.published().len() == 100
+    })
+    .await;
+    assert_eq!(world.pending(), 1_900);
+
+    down.script().clear();
+    world.until_nothing_pending().await;
+    assert_eq!(down.inner().published().len(), 1_900);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_hangs_leaves_room_in_flight_for_another() {
+    let kinds = (0..60).map(|number| if number < 40 { "down.event" } else { "up.event" });
+    let events: Vec<OutboxEvent> =
+        kinds.map(|kind| OutboxEvent::new(uuid::Uuid::now_v7(), kind, &1).unwrap()).collect();
+    let world = World::with(&events).await;
+    let hangs = FaultyBus::new(MemoryBus::new());
+    hangs.script().set(Some(Fault::HoldResponse));
+    let processor = OutboxProcessor::builder(world.outbox.clone())
+        .settings(settings())
+        .destination(Destination::new("up", Arc::new(world.delivered.clone())))
+        .destination(Destination::new("down", Arc::new(hangs.clone())))
+        .route(Route {
+            event_type: posthaste_processor::Pattern::new("down.*"),
+            destination: "down".into(),
+        })
+        .build()
+        .unwrap();
+    processor.start().await.unwrap();
+    until("events beside those that hang flow", || world.delivered.published().len() == 20).await;
+    assert!(processor.statistics().in_flight < 10, "{:?}", processor.statistics());
+}
