@@ -5,14 +5,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::{Error, ErrorKind, Headers, OrderKey, Payload, Result, RetryDecision, RetryPolicy};
+use crate::{
+    Error, Headers, OrderKey, OutboxEventBuilder, Payload, Result, RetryDecision, RetryPolicy,
+};
 
 /// `max_retries` where the writer gives none: the column's default.
 pub const DEFAULT_MAX_RETRIES: u32 = 3;
-/// The longest event type, in characters: the column's width.
-pub const EVENT_TYPE_CHARS_MAX: usize = 100;
-/// The longest aggregate type, destination name and topic, in characters: the columns' width.
-const NAME_CHARS_MAX: usize = 255;
 
 /// An event of the outbox. Immutable: a change of state gives a new value.
 ///
@@ -79,19 +77,7 @@ const RETRIES_EXHAUSTED: &str = "retries_exhausted";
 impl OutboxEvent {
     /// Starts a new event about `aggregate_id`.
     pub fn builder(aggregate_id: Uuid, event_type: impl Into<String>) -> OutboxEventBuilder {
-        OutboxEventBuilder {
-            id: None,
-            aggregate_id,
-            event_type: event_type.into(),
-            aggregate_type: None,
-            order_key: None,
-            destination: None,
-            topic: None,
-            headers: Vec::new(),
-            payload: None,
-            available_at: None,
-            max_retries: DEFAULT_MAX_RETRIES,
-        }
+        OutboxEventBuilder::new(aggregate_id, event_type.into())
     }
 
     /// A new JSON event with defaults for all else.
@@ -312,153 +298,10 @@ fn add(now: Timestamp, delay: Duration) -> Timestamp {
     now.checked_add(delay).unwrap_or(Timestamp::MAX)
 }
 
-/// Collects an event's parts; [`build`](Self::build) checks them all.
-#[derive(Debug, Clone)]
-pub struct OutboxEventBuilder {
-    id: Option<Uuid>,
-    aggregate_id: Uuid,
-    event_type: String,
-    aggregate_type: Option<String>,
-    order_key: Option<String>,
-    destination: Option<String>,
-    topic: Option<String>,
-    headers: Vec<(String, String)>,
-    payload: Option<Payload>,
-    available_at: Option<Timestamp>,
-    max_retries: u32,
-}
-
-impl OutboxEventBuilder {
-    /// An identity of the caller's own. Default: a new UUIDv7.
-    #[must_use]
-    pub const fn id(mut self, id: Uuid) -> Self {
-        self.id = Some(id);
-        self
-    }
-
-    /// The kind of thing the event is about.
-    #[must_use]
-    pub fn aggregate_type(mut self, aggregate_type: impl Into<String>) -> Self {
-        self.aggregate_type = Some(aggregate_type.into());
-        self
-    }
-
-    /// What orders it instead of the aggregate's id.
-    #[must_use]
-    pub fn order_key(mut self, key: impl Into<String>) -> Self {
-        self.order_key = Some(key.into());
-        self
-    }
-
-    /// The name of a configured destination, instead of the one the routes choose.
-    #[must_use]
-    pub fn destination(mut self, destination: impl Into<String>) -> Self {
-        self.destination = Some(destination.into());
-        self
-    }
-
-    /// The subject, topic, queue or path within the destination.
-    #[must_use]
-    pub fn topic(mut self, topic: impl Into<String>) -> Self {
-        self.topic = Some(topic.into());
-        self
-    }
-
-    /// Adds a header; a later one of the same name replaces it.
-    #[must_use]
-    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.headers.push((name.into(), value.into()));
-        self
-    }
-
-    /// The body. Required.
-    #[must_use]
-    pub fn payload(mut self, payload: Payload) -> Self {
-        self.payload = Some(payload);
-        self
-    }
-
-    /// Not to be delivered before this time. Later events of its key wait behind it: give a
-    /// delayed event a key of its own where they should not.
-    #[must_use]
-    pub const fn available_at(mut self, time: Timestamp) -> Self {
-        self.available_at = Some(time);
-        self
-    }
-
-    /// Failed attempts after which it is dead-lettered. Default [`DEFAULT_MAX_RETRIES`].
-    #[must_use]
-    pub const fn max_retries(mut self, max_retries: u32) -> Self {
-        self.max_retries = max_retries;
-        self
-    }
-
-    /// Checks every part and makes the event.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Malformed`], naming the part, for: an event type, aggregate type, destination
-    /// or topic that is empty, too long or holds a control character; a malformed header or order
-    /// key; a missing payload.
-    pub fn build(self) -> Result<OutboxEvent> {
-        check_name("event_type", &self.event_type, EVENT_TYPE_CHARS_MAX)?;
-        for (part, name) in [
-            ("aggregate_type", &self.aggregate_type),
-            ("destination", &self.destination),
-            ("topic", &self.topic),
-        ] {
-            if let Some(name) = name {
-                check_name(part, name, NAME_CHARS_MAX)?;
-            }
-        }
-        let mut headers = Headers::new();
-        for (name, value) in &self.headers {
-            headers.insert(name, value)?;
-        }
-        let order_key = match &self.order_key {
-            Some(key) => OrderKey::named(key)?,
-            None => OrderKey::Aggregate(self.aggregate_id),
-        };
-        let payload = self.payload.ok_or_else(|| {
-            Error::new(ErrorKind::Malformed, "build event", "no payload was given")
-        })?;
-        Ok(OutboxEvent(EventRecord {
-            id: self.id.unwrap_or_else(Uuid::now_v7),
-            aggregate_id: self.aggregate_id,
-            aggregate_type: self.aggregate_type.map(Into::into),
-            event_type: self.event_type.into(),
-            order_key,
-            destination: self.destination.map(Into::into),
-            topic: self.topic.map(Into::into),
-            headers,
-            payload,
-            created_at: Timestamp::now(),
-            available_at: self.available_at,
-            processed_at: None,
-            dead_at: None,
-            dead_reason: None,
-            retry_count: 0,
-            max_retries: self.max_retries,
-            error_message: None,
-        }))
-    }
-}
-
-fn check_name(part: &'static str, name: &str, chars_max: usize) -> Result<()> {
-    let why = if name.is_empty() {
-        "is empty".to_owned()
-    } else if name.chars().count() > chars_max {
-        format!("is over {chars_max} characters")
-    } else if name.chars().any(char::is_control) {
-        "holds a control character".to_owned()
-    } else {
-        return Ok(());
-    };
-    Err(Error::new(ErrorKind::Malformed, "build event", format!("{part} {why}")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ErrorKind;
     use proptest::prelude::*;
 
     fn event(max_retries: u32) -> OutboxEvent {
@@ -503,24 +346,6 @@ mod tests {
         let event = event(3);
         assert_eq!(event.id().get_version_num(), 7);
         assert_eq!(event.order_key(), &OrderKey::Aggregate(Uuid::nil()));
-    }
-
-    #[test]
-    fn each_malformed_part_is_named() {
-        let base =
-            || OutboxEvent::builder(Uuid::nil(), "t").payload(Payload::json_text("1").unwrap());
-        let cases = [
-            (OutboxEvent::builder(Uuid::nil(), "t").build(), "no payload"),
-            (OutboxEvent::new(Uuid::nil(), "", &1), "event_type is empty"),
-            (OutboxEvent::new(Uuid::nil(), "x".repeat(101), &1), "over 100"),
-            (base().topic("a\nb").build(), "topic holds"),
-            (base().order_key("").build(), "order key is empty"),
-            (base().header("a b", "c").build(), "header name"),
-        ];
-        for (result, expected) in cases {
-            let error = result.unwrap_err();
-            assert!(error.to_string().contains(expected), "{error}");
-        }
     }
 
     proptest! {

@@ -14,6 +14,7 @@ mod admin;
 mod bus;
 mod error;
 mod event;
+mod event_builder;
 mod headers;
 mod key;
 pub mod memory;
@@ -26,9 +27,8 @@ mod unit_of_work;
 pub use admin::{EventFilter, EventState, OutboxAdmin};
 pub use bus::{BusCapabilities, EventBus, KeyPipelining, PublishResult};
 pub use error::{Error, ErrorKind, ErrorStatus, Result};
-pub use event::{
-    DEFAULT_MAX_RETRIES, EVENT_TYPE_CHARS_MAX, EventRecord, OutboxEvent, OutboxEventBuilder,
-};
+pub use event::{DEFAULT_MAX_RETRIES, EventRecord, OutboxEvent};
+pub use event_builder::{EVENT_TYPE_CHARS_MAX, OutboxEventBuilder};
 pub use headers::{HEADER_NAME_BYTES_MAX, HEADERS_BYTES_MAX, Headers};
 pub use key::{ORDER_KEY_BYTES_MAX, OrderKey};
 pub use migration::{Migration, MigrationStatus, OutboxMigrations};

@@ -5,7 +5,8 @@ use std::time::Duration;
 use posthaste_core::{DeadHead, PendingPage, Seq};
 use rustc_hash::FxHashSet;
 
-use super::keys::{Admission, CatchUp, Held, KeyId, Unheld};
+use super::key::{Admission, Held, KeyId, Unheld};
+use super::keys::CatchUp;
 use super::reader::{Found, Operation, Purpose};
 use super::{Command, FetchTicket, Machine};
 use crate::DeadHeadPolicy;

@@ -13,124 +13,15 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
-use posthaste_core::{OrderKey, OutboxEvent, Seq};
+use posthaste_core::{OrderKey, Seq};
 use rustc_hash::FxHashMap;
+
+use super::key::{Admission, Held, Key, KeyId, Unheld};
 
 /// A delay longer than this is waited for without the event: it is fetched again when due.
 const HOLD_DELAY_MAX: Duration = Duration::from_secs(30);
-
-/// A hash of an order key. Two keys with one hash are ordered as if they were one key: slower,
-/// never wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct KeyId(u64);
-
-impl KeyId {
-    /// An aggregate's id and a named key of the same text are the same key.
-    pub(super) fn of(key: &OrderKey) -> Self {
-        // Without a random seed: equal in every run, so that a seed of the simulator replays.
-        let mut hasher = DefaultHasher::new();
-        match key {
-            OrderKey::Aggregate(id) => {
-                let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
-                hasher.write(id.hyphenated().encode_lower(&mut text).as_bytes());
-            }
-            OrderKey::Named(name) => hasher.write(name.as_bytes()),
-        }
-        Self(hasher.finish())
-    }
-}
-
-/// An event in memory.
-#[derive(Debug)]
-pub(super) struct Held {
-    pub(super) seq: Seq,
-    /// Not to be sent before.
-    pub(super) due: Duration,
-    /// Index of its destination.
-    pub(super) destination: usize,
-    pub(super) event: OutboxEvent,
-}
-
-impl Held {
-    fn bytes(&self) -> usize {
-        self.event.payload().body().len()
-    }
-}
-
-/// Where an event went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Admission {
-    Held,
-    Unheld,
-}
-
-/// Events of a key that must be fetched again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Unheld {
-    pub(super) first: Seq,
-    pub(super) last: Seq,
-}
-
-#[derive(Debug, Default)]
-struct Key {
-    // Boxed: a parked key without events stays small, and there may be very many of those.
-    #[expect(clippy::box_collection, reason = "8 bytes instead of 32 in every parked key")]
-    waiting: Option<Box<VecDeque<Held>>>,
-    taken: u32,
-    queued: bool,
-    catching_up: bool,
-    /// Its destination is down and memory was short: it waits until that answers again.
-    shelved: bool,
-    parked_until: Option<Duration>,
-    /// Place of the dead letter that blocks what comes after it.
-    blocked_by: Option<Seq>,
-    unheld: Option<Box<Unheld>>,
-    /// Needed to ask for the unheld range; kept only where that is more than one event.
-    name: Option<Box<OrderKey>>,
-}
-
-impl Key {
-    fn front(&self) -> Option<&Held> {
-        self.waiting.as_ref().and_then(|waiting| waiting.front())
-    }
-
-    fn waiting_count(&self) -> usize {
-        self.waiting.as_ref().map_or(0, |waiting| waiting.len())
-    }
-
-    fn is_blocked_at(&self, seq: Seq) -> bool {
-        self.blocked_by.is_some_and(|dead| seq > dead)
-    }
-
-    fn is_idle(&self) -> bool {
-        self.waiting_count() == 0
-            && self.taken == 0
-            && self.parked_until.is_none()
-            && self.blocked_by.is_none()
-            && self.unheld.is_none()
-            && !self.queued
-            && !self.catching_up
-            && !self.shelved
-    }
-
-    fn extend_unheld(&mut self, seq: Seq, name: &OrderKey) {
-        match &mut self.unheld {
-            Some(range) => {
-                range.first = range.first.min(seq);
-                range.last = range.last.max(seq);
-            }
-            None => self.unheld = Some(Box::new(Unheld { first: seq, last: seq })),
-        }
-        if self.name.is_none()
-            && self.unheld.as_ref().is_some_and(|range| range.first != range.last)
-        {
-            self.name = Some(Box::new(name.clone()));
-        }
-    }
-}
 
 /// What to fetch for keys that can go on.
 #[derive(Debug, PartialEq, Eq)]
@@ -559,7 +450,7 @@ impl Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use posthaste_core::Payload;
+    use posthaste_core::{OutboxEvent, Payload};
     use uuid::Uuid;
 
     const NOW: Duration = Duration::from_secs(100);

@@ -6,6 +6,7 @@
 mod dispatch;
 mod gaps;
 mod intake;
+mod key;
 mod keys;
 mod outage;
 mod outcomes;
@@ -30,7 +31,8 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use self::intake::ids_of;
-use self::keys::{KeyId, Keys};
+use self::key::KeyId;
+use self::keys::Keys;
 use self::outage::Outage;
 use self::reader::{Purpose, Reader};
 use self::settling::{DatabasePause, Settling, stays_pending};

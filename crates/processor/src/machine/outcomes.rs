@@ -8,7 +8,7 @@ use posthaste_core::{
 };
 use rustc_hash::FxHashSet;
 
-use super::keys::{Admission, Held, KeyId};
+use super::key::{Admission, Held, KeyId};
 use super::{Batch, Machine, Report, Summary};
 use crate::DeadHeadPolicy;
 

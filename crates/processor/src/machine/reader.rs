@@ -12,7 +12,8 @@ use posthaste_core::{DeadHead, OrderKey, PendingQuery, PendingSelection, Seq, Wa
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::gaps::Gaps;
-use super::keys::{CatchUp, KeyId, Keys};
+use super::key::KeyId;
+use super::keys::{CatchUp, Keys};
 
 /// Above so many keys to catch up, one read of all keys from the lowest place is cheaper than
 /// asking key by key.

@@ -1,0 +1,118 @@
+//! One key: its identity, what it holds in memory, and what it waits for.
+
+use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hasher};
+use std::time::Duration;
+
+use posthaste_core::{OrderKey, OutboxEvent, Seq};
+
+/// A hash of an order key. Two keys with one hash are ordered as if they were one key: slower,
+/// never wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct KeyId(u64);
+
+impl KeyId {
+    /// An aggregate's id and a named key of the same text are the same key.
+    pub(super) fn of(key: &OrderKey) -> Self {
+        // Without a random seed: equal in every run, so that a seed of the simulator replays.
+        let mut hasher = DefaultHasher::new();
+        match key {
+            OrderKey::Aggregate(id) => {
+                let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+                hasher.write(id.hyphenated().encode_lower(&mut text).as_bytes());
+            }
+            OrderKey::Named(name) => hasher.write(name.as_bytes()),
+        }
+        Self(hasher.finish())
+    }
+}
+
+/// An event in memory.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) seq: Seq,
+    /// Not to be sent before.
+    pub(super) due: Duration,
+    /// Index of its destination.
+    pub(super) destination: usize,
+    pub(super) event: OutboxEvent,
+}
+
+impl Held {
+    pub(super) fn bytes(&self) -> usize {
+        self.event.payload().body().len()
+    }
+}
+
+/// Where an event went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Admission {
+    Held,
+    Unheld,
+}
+
+/// Events of a key that must be fetched again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unheld {
+    pub(super) first: Seq,
+    pub(super) last: Seq,
+}
+
+/// What a key holds in memory, and what it waits for.
+#[derive(Debug, Default)]
+pub(super) struct Key {
+    // Boxed: a parked key without events stays small, and there may be very many of those.
+    #[expect(clippy::box_collection, reason = "8 bytes instead of 32 in every parked key")]
+    pub(super) waiting: Option<Box<VecDeque<Held>>>,
+    pub(super) taken: u32,
+    pub(super) queued: bool,
+    pub(super) catching_up: bool,
+    /// Its destination is down and memory was short: it waits until that answers again.
+    pub(super) shelved: bool,
+    pub(super) parked_until: Option<Duration>,
+    /// Place of the dead letter that blocks what comes after it.
+    pub(super) blocked_by: Option<Seq>,
+    pub(super) unheld: Option<Box<Unheld>>,
+    /// Needed to ask for the unheld range; kept only where that is more than one event.
+    pub(super) name: Option<Box<OrderKey>>,
+}
+
+impl Key {
+    pub(super) fn front(&self) -> Option<&Held> {
+        self.waiting.as_ref().and_then(|waiting| waiting.front())
+    }
+
+    pub(super) fn waiting_count(&self) -> usize {
+        self.waiting.as_ref().map_or(0, |waiting| waiting.len())
+    }
+
+    pub(super) fn is_blocked_at(&self, seq: Seq) -> bool {
+        self.blocked_by.is_some_and(|dead| seq > dead)
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting_count() == 0
+            && self.taken == 0
+            && self.parked_until.is_none()
+            && self.blocked_by.is_none()
+            && self.unheld.is_none()
+            && !self.queued
+            && !self.catching_up
+            && !self.shelved
+    }
+
+    pub(super) fn extend_unheld(&mut self, seq: Seq, name: &OrderKey) {
+        match &mut self.unheld {
+            Some(range) => {
+                range.first = range.first.min(seq);
+                range.last = range.last.max(seq);
+            }
+            None => self.unheld = Some(Box::new(Unheld { first: seq, last: seq })),
+        }
+        if self.name.is_none()
+            && self.unheld.as_ref().is_some_and(|range| range.first != range.last)
+        {
+            self.name = Some(Box::new(name.clone()));
+        }
+    }
+}
