@@ -7,18 +7,15 @@ use crate::support::{
     is_long, read_back, sized,
 };
 
-/// What the project states.
-const MEMORY_MAX_MB: f64 = 150.0;
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_great_backlog_costs_neither_memory_nor_answers() {
-    let events: u64 = sized(50_000, 1_000_000);
+    let events: u64 = sized(75_000, 1_000_000);
     let down_for = sized(Duration::from_secs(3), Duration::from_secs(30));
     let Some(mut nats) = PrivateNats::start("").await else { return };
     let Some(database) = Database::create().await else { return };
     let mut figures = Figures::of("backlog");
     let stream = Stream::create(&nats.url()).await;
-    fill(&database, events).await;
+    database.fill(events).await;
 
     nats.kill();
     let config =
@@ -59,24 +56,13 @@ async fn a_great_backlog_costs_neither_memory_nor_answers() {
     assert_eq!(verdict.committed as u64, events);
     verdict.assert_kept(0);
     assert_eq!(database.blamed().await, 0);
-    assert!(peak_mb < MEMORY_MAX_MB, "{peak_mb:.0} MB");
+    // 150 MB is what the project states. A short run's backlog would fit in that as a whole.
+    assert!(peak_mb < sized(64.0, 150.0), "{peak_mb:.0} MB");
     // A short run shares the machine with other tests: it only shows that nothing waits for the
     // backlog.
     let limit = if is_long() { Duration::from_millis(100) } else { Duration::from_secs(1) };
     let slowest = answers.slowest_metrics.max(answers.slowest_readyz);
     assert!(slowest < limit, "an answer took {slowest:?}");
-}
-
-/// Events of about 200 bytes, of 10,000 keys.
-async fn fill(database: &Database, events: u64) {
-    database
-        .run(&format!(
-            "insert into outbox_events (aggregate_id, event_type, event_data)
-             select md5((n % 10000)::text)::uuid, 'account.changed',
-                    jsonb_build_object('number', n / 10000 + 1, 'note', repeat('x', 150))
-               from generate_series(0, {events} - 1) as n"
-        ))
-        .await;
 }
 
 fn has_metrics(answer: Answer) -> bool {

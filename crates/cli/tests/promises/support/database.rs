@@ -81,6 +81,17 @@ impl Database {
         u64::try_from(self.rows(sql).await[0].get::<i64, _>(0)).unwrap()
     }
 
+    /// Stores events of about 200 bytes, of 10,000 keys.
+    pub(crate) async fn fill(&self, events: u64) {
+        self.run(&format!(
+            "insert into outbox_events (aggregate_id, event_type, event_data)
+             select md5((n % 10000)::text)::uuid, 'account.changed',
+                    jsonb_build_object('number', n / 10000 + 1, 'note', repeat('x', 150))
+               from generate_series(0, {events} - 1) as n"
+        ))
+        .await;
+    }
+
     /// Events that are neither delivered nor dead.
     pub(crate) async fn pending(&self) -> u64 {
         self.count(
