@@ -61,7 +61,7 @@ pub struct EventRecord {
     pub processed_at: Option<Timestamp>,
     /// When it became a dead letter.
     pub dead_at: Option<Timestamp>,
-    /// Why: an [`ErrorKind`]'s name or `retries_exhausted`.
+    /// Why: an [`ErrorKind`](crate::ErrorKind)'s name or `retries_exhausted`.
     pub dead_reason: Option<Box<str>>,
     /// Failed attempts.
     pub retry_count: u32,
