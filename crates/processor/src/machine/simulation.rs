@@ -5,7 +5,7 @@
 //! an aborted one was; within a key, first deliveries are in the order of the numbers; no event
 //! lost an attempt to an outage; a relay that lives sends nothing again that was acknowledged.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -497,4 +497,65 @@ fn the_promises_hold_under_faults_for_thousands_of_seeds() {
             std::panic::resume_unwind(panic);
         }
     }
+}
+
+/// A retry so far off that its event is not kept in memory, and a database so slow that the retry is
+/// recorded only while the event is being fetched again: what that fetch read may be old, and must
+/// not be the end of it.
+#[test]
+fn a_row_read_before_its_own_settlement_is_fetched_again() {
+    let mut world = World::new(0);
+    (world.faults, world.pipelining) = (false, KeyPipelining::OnePerKey);
+    world.begin();
+    world.draw();
+    for row in world.rows.values_mut() {
+        (row.committed, row.corrupt, row.available_at) = (true, false, Duration::ZERO);
+    }
+    world.transactions.clear();
+    let mut machine = world.machine();
+    machine.settings.retry_policy = RetryPolicy {
+        base_delay: Duration::from_secs(60),
+        jitter: false,
+        ..RetryPolicy::default()
+    };
+    let mut settle = None;
+    for round in 0..200 {
+        let mut commands = VecDeque::from(machine.commands(world.now));
+        while let Some(command) = commands.pop_front() {
+            match command {
+                Command::Publish { destination, batch } if settle.is_none() && round < 100 => {
+                    let failed = Error::new(ErrorKind::Failed, "publish", "no");
+                    world.blamed.insert(batch.events[0].id(), 1);
+                    let results = vec![Err(failed)];
+                    machine.handle(Input::Published { destination, batch, results }, world.now);
+                }
+                Command::Settle(settlements) if settle.is_none() && round < 100 => {
+                    settle = Some(settlements);
+                }
+                Command::Fetch { query, ticket }
+                    if matches!(query.selection, PendingSelection::At(_)) =>
+                {
+                    let answer = world.fetch(&query, ticket);
+                    if let Some(settlements) = settle.take() {
+                        world.settle(&settlements);
+                        machine.handle(Input::Settled { settlements, result: Ok(1) }, world.now);
+                    }
+                    machine.handle(answer, world.now);
+                }
+                command => {
+                    if let Some(input) = world.perform(command) {
+                        machine.handle(input, world.now);
+                    }
+                }
+            }
+            commands.extend(machine.commands(world.now));
+        }
+        world.now += Duration::from_secs(1);
+    }
+    assert_eq!(
+        (world.rows.len(), settle.is_none()),
+        (1, true),
+        "the schedule was not the one meant"
+    );
+    world.check();
 }
