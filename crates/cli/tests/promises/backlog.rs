@@ -9,7 +9,7 @@ use crate::support::{
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_great_backlog_costs_neither_memory_nor_answers() {
-    let events: u64 = sized(75_000, 1_000_000);
+    let events: u64 = sized(150_000, 1_000_000);
     let down_for = sized(Duration::from_secs(3), Duration::from_secs(30));
     let Some(mut nats) = PrivateNats::start("").await else { return };
     let Some(database) = Database::create().await else { return };
@@ -57,10 +57,10 @@ async fn a_great_backlog_costs_neither_memory_nor_answers() {
     verdict.assert_kept(0);
     assert_eq!(database.blamed().await, 0);
     // 150 MB is what the project states. A short run's backlog would fit in that as a whole.
-    assert!(peak_mb < sized(64.0, 150.0), "{peak_mb:.0} MB");
+    assert!(peak_mb < sized(80.0, 150.0), "{peak_mb:.0} MB");
     // A short run shares the machine with other tests: it only shows that nothing waits for the
     // backlog.
-    let limit = if is_long() { Duration::from_millis(100) } else { Duration::from_secs(1) };
+    let limit = if is_long() { Duration::from_millis(100) } else { Duration::from_secs(3) };
     let slowest = answers.slowest_metrics.max(answers.slowest_readyz);
     assert!(slowest < limit, "an answer took {slowest:?}");
 }

@@ -60,7 +60,8 @@ async fn a_transaction_held_open_delays_its_own_events_and_no_others() {
     let mut latencies: Vec<Duration> = written
         .committed
         .iter()
-        .map(|(id, committed)| stored_at[id].duration_since(*committed).unwrap_or_default())
+        .filter_map(|(id, committed)| Some((stored_at.get(id)?, committed)))
+        .map(|(stored, committed)| stored.duration_since(*committed).unwrap_or_default())
         .collect();
     latencies.sort_unstable();
     let at = |share: usize| latencies[(latencies.len() - 1) * share / 100].as_millis();
