@@ -75,19 +75,21 @@ impl Headers {
         self.0.len()
     }
 
-    /// Reads a JSON object of strings, numbers and booleans, as the `headers` column holds it.
+    /// Reads a JSON object of strings, numbers and booleans, as the `headers` column holds it. JSON
+    /// `null` means none: some ORMs write it for "not set".
     ///
     /// # Errors
     /// [`ErrorKind::Malformed`] where the JSON is not such an object or a header breaks a rule of
     /// [`Headers::insert`].
     pub fn from_json(json: &[u8]) -> Result<Self> {
         use serde_json::Value;
-        let object: BTreeMap<String, Value> = serde_json::from_slice(json).map_err(|error| {
-            Error::new(ErrorKind::Malformed, "read headers", "headers must be one JSON object")
-                .with_source(error)
-        })?;
+        let object: Option<BTreeMap<String, Value>> =
+            serde_json::from_slice(json).map_err(|error| {
+                Error::new(ErrorKind::Malformed, "read headers", "headers must be one JSON object")
+                    .with_source(error)
+            })?;
         let mut headers = Self::new();
-        for (name, value) in &object {
+        for (name, value) in object.iter().flatten() {
             match value {
                 Value::String(text) => headers.insert(name, text)?,
                 Value::Number(_) | Value::Bool(_) => headers.insert(name, &value.to_string())?,
@@ -155,6 +157,7 @@ mod tests {
         let headers = Headers::from_json(br#"{"tenant":"a","n":7,"on":true}"#).unwrap();
         assert_eq!(headers.get("n"), Some("7"));
         assert_eq!(Headers::from_json(headers.to_json().as_bytes()).unwrap(), headers);
+        assert!(Headers::from_json(b"null").unwrap().is_empty());
         for bad in [&b"[]"[..], b"{\"a\":null}", b"{\"a\":{}}", b"nonsense", b"\"x\""] {
             assert_eq!(Headers::from_json(bad).unwrap_err().kind(), ErrorKind::Malformed);
         }

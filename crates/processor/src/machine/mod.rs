@@ -3,6 +3,7 @@
 //! No clock, I/O or randomness inside: the time is an argument, random numbers come from a seed.
 //! Equal inputs give equal commands, so a seed replays any run.
 
+mod database;
 mod dispatch;
 mod gaps;
 mod intake;
@@ -30,12 +31,13 @@ use posthaste_core::{
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
+use self::database::{Database, Work};
 use self::intake::ids_of;
 use self::key::KeyId;
 use self::keys::Keys;
 use self::outage::Outage;
 use self::reader::{Purpose, Reader};
-use self::settling::{DatabasePause, Settling, stays_pending};
+use self::settling::{Settling, stays_pending};
 use crate::ProcessorSettings;
 use crate::routes::Routes;
 
@@ -143,7 +145,7 @@ pub(crate) struct Machine {
     reader: Reader,
     outages: Vec<Outage>,
     settling: Settling,
-    database: DatabasePause,
+    database: Database,
     limiter: Option<(Limiter, FakeRelativeClock, Duration)>,
     limited_until: Option<Duration>,
     random: SmallRng,
@@ -174,7 +176,7 @@ impl Machine {
             reader: Reader::new(settings.poll_interval),
             outages: (0..destinations).map(|_| Outage::default()).collect(),
             settling: Settling::default(),
-            database: DatabasePause::default(),
+            database: Database::default(),
             limiter,
             limited_until: None,
             random: SmallRng::seed_from_u64(seed),
@@ -195,33 +197,33 @@ impl Machine {
             Input::Wake => self.reader.wake(now),
             Input::Stop => self.stopping = true,
             Input::Watermark(Ok(watermark)) => {
-                self.database_answered();
+                self.database_answered(Work::Reading);
                 self.reader.watermark_read(&watermark, now);
             }
             Input::DeadHeads(Ok(heads)) => {
-                self.database_answered();
+                self.database_answered(Work::Reading);
                 self.dead_heads_read(&heads, now);
             }
             Input::Fetched { ticket, page: Ok(page) } => {
-                self.database_answered();
+                self.database_answered(Work::Reading);
                 self.fetched(ticket, page, now);
             }
             Input::Watermark(Err(error)) | Input::DeadHeads(Err(error)) => {
                 self.reader.failed();
-                self.database_failed(&error, now);
+                self.database_failed(Work::Reading, &error, now);
             }
             Input::Fetched { ticket, page: Err(error) } => {
                 self.reader.failed();
                 if let Purpose::CatchUp(catch_up) = ticket.0 {
                     self.keys.catch_up_ended(ids_of(&catch_up), now);
                 }
-                self.database_failed(&error, now);
+                self.database_failed(Work::Reading, &error, now);
             }
             Input::Published { destination, batch, results } => {
                 self.published(destination, batch, results, now);
             }
             Input::Settled { settlements, result: Ok(_) } => {
-                self.database_answered();
+                self.database_answered(Work::Recording);
                 self.settling.recorded(&settlements);
                 for settlement in &settlements {
                     self.reader.settled(settlement.seq, stays_pending(settlement));
@@ -229,7 +231,7 @@ impl Machine {
             }
             Input::Settled { settlements, result: Err(error) } => {
                 self.settling.failed(settlements);
-                self.database_failed(&error, now);
+                self.database_failed(Work::Recording, &error, now);
             }
         }
     }
@@ -238,7 +240,7 @@ impl Machine {
     pub(crate) fn commands(&mut self, now: Duration) -> Vec<Command> {
         self.keys.wake(now);
         let mut commands = Vec::new();
-        if self.database.is_over(now) {
+        if self.database.may(Work::Recording, now) {
             commands.extend(self.settling.next_batch().map(Command::Settle));
         }
         if !self.stopping {
@@ -247,7 +249,7 @@ impl Machine {
             if !self.database.is_failing() {
                 self.dispatch(now, &mut commands);
             }
-            if self.database.is_over(now) {
+            if self.database.may(Work::Reading, now) {
                 commands.extend(self.read(now));
             }
         }
@@ -259,13 +261,13 @@ impl Machine {
     ///
     /// What was due already and did not lead to a command waits for an answer, not for a time.
     pub(crate) fn next_deadline(&mut self, now: Duration) -> Option<Duration> {
-        let mut times = vec![self.database.until()];
-        if !self.stopping && !self.database.is_failing() {
-            times.extend([self.keys.next_wake(), self.limited_until]);
-            times.extend(self.reader.due());
-            times.extend(self.outages.iter().map(Outage::pause_ends));
+        let mut times: Vec<Duration> = self.database.pauses_end().collect();
+        if !self.stopping {
+            times.extend([self.keys.next_wake(), self.limited_until].into_iter().flatten());
+            times.extend(self.reader.due().into_iter().flatten());
+            times.extend(self.outages.iter().filter_map(Outage::pause_ends));
         }
-        times.into_iter().flatten().filter(|at| *at > now).min()
+        times.into_iter().filter(|at| *at > now).min()
     }
 
     /// Nothing is under way that a stop has to wait for.
@@ -337,15 +339,14 @@ impl Machine {
         }
     }
 
-    fn database_failed(&mut self, error: &Error, now: Duration) {
+    fn database_failed(&mut self, work: Work, error: &Error, now: Duration) {
         let random = self.random();
-        self.database.failed(now, random);
+        self.database.failed(work, now, random);
         self.reports.push(Report::DatabaseFailed { error: error.report() });
     }
 
-    fn database_answered(&mut self) {
-        if self.database.is_failing() {
-            self.database.answered();
+    fn database_answered(&mut self, work: Work) {
+        if self.database.answered(work) {
             self.reports.push(Report::DatabaseAnswered);
         }
     }

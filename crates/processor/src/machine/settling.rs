@@ -1,18 +1,8 @@
 //! Outcomes on their way into the database: one statement at a time, each with all that gathered
 //! while the one before ran.
 
-use std::time::Duration;
-
-use posthaste_core::{RetryPolicy, Seq, Settlement, SettlementOutcome};
+use posthaste_core::{Seq, Settlement, SettlementOutcome};
 use rustc_hash::FxHashSet;
-
-/// How long to wait before asking a database again that failed.
-const PAUSES: RetryPolicy = RetryPolicy {
-    base_delay: Duration::from_millis(100),
-    max_delay: Duration::from_secs(5),
-    backoff_multiplier: 2.0,
-    jitter: true,
-};
 
 /// The most settlements in one statement.
 const SETTLE_BATCH_MAX: usize = 2_000;
@@ -91,41 +81,11 @@ pub(super) const fn stays_pending(settlement: &Settlement) -> bool {
     matches!(settlement.outcome, SettlementOutcome::Retry { .. })
 }
 
-/// The database failed: what it said, and when to ask again.
-#[derive(Debug, Default)]
-pub(super) struct DatabasePause {
-    failures: u32,
-    until: Duration,
-}
-
-impl DatabasePause {
-    pub(super) fn failed(&mut self, now: Duration, random: f64) {
-        self.failures = self.failures.saturating_add(1);
-        self.until = now.saturating_add(PAUSES.delay(self.failures, random));
-    }
-
-    pub(super) fn answered(&mut self) {
-        *self = Self::default();
-    }
-
-    /// Whether it may be asked now.
-    pub(super) fn is_over(&self, now: Duration) -> bool {
-        now >= self.until
-    }
-
-    /// Whether its last answer was a failure.
-    pub(super) fn is_failing(&self) -> bool {
-        self.failures > 0
-    }
-
-    pub(super) fn until(&self) -> Option<Duration> {
-        self.is_failing().then_some(self.until)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
     use uuid::Uuid;
 
     fn retry(seq: i64, retry_count: u32) -> Settlement {

@@ -115,17 +115,14 @@ async fn a_retry_after_is_respected() {
     assert_eq!((world.pending(), world.outbox.events()[0].retry_count()), (0, 0));
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_outage_of_one_destination_leaves_the_others_alone() {
-    let mut events = Vec::new();
-    for number in 0..200 {
-        let kind = if number % 2 == 0 { "down.event" } else { "up.event" };
-        let event = OutboxEvent::new(uuid::Uuid::now_v7(), kind, &number).unwrap();
-        events.push(event);
-    }
-    let world = World::with(&events).await;
+/// Runs a processor whose events of types `down.*` go to a destination with a fault, and all others
+/// to the one of the world.
+async fn one_destination_fails(
+    world: &World,
+    fault: Fault,
+) -> (OutboxProcessor, FaultyBus<MemoryBus>) {
     let down = FaultyBus::new(MemoryBus::new());
-    down.script().set(Some(Fault::Unavailable));
+    down.script().set(Some(fault));
     let processor = OutboxProcessor::builder(world.outbox.clone())
         .settings(settings())
         .destination(Destination::new("up", Arc::new(world.delivered.clone())))
@@ -137,6 +134,19 @@ async fn an_outage_of_one_destination_leaves_the_others_alone() {
         .build()
         .unwrap();
     processor.start().await.unwrap();
+    (processor, down)
+}
+
+/// Events of keys of their own.
+fn of_types<'t>(types: impl Iterator<Item = &'t str>) -> Vec<OutboxEvent> {
+    types.map(|kind| OutboxEvent::new(uuid::Uuid::now_v7(), kind, &1).unwrap()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_one_destination_leaves_the_others_alone() {
+    let world =
+        World::with(&of_types(["down.event", "up.event"].into_iter().cycle().take(200))).await;
+    let (processor, down) = one_destination_fails(&world, Fault::Unavailable).await;
     until("the other destination has all of its events", || {
         world.delivered.published().len() == 100
     })
@@ -154,22 +164,8 @@ async fn an_outage_of_one_destination_leaves_the_others_alone() {
 #[tokio::test(start_paused = true)]
 async fn a_destination_that_is_down_does_not_fill_the_memory_of_one_that_works() {
     let kinds = (0..2_000).map(|number| if number < 1_900 { "down.event" } else { "up.event" });
-    let events: Vec<OutboxEvent> =
-        kinds.map(|kind| OutboxEvent::new(uuid::Uuid::now_v7(), kind, &1).unwrap()).collect();
-    let world = World::with(&events).await;
-    let down = FaultyBus::new(MemoryBus::new());
-    down.script().set(Some(Fault::Unavailable));
-    let processor = OutboxProcessor::builder(world.outbox.clone())
-        .settings(settings())
-        .destination(Destination::new("up", Arc::new(world.delivered.clone())))
-        .destination(Destination::new("down", Arc::new(down.clone())))
-        .route(Route {
-            event_type: posthaste_processor::Pattern::new("down.*"),
-            destination: "down".into(),
-        })
-        .build()
-        .unwrap();
-    processor.start().await.unwrap();
+    let world = World::with(&of_types(kinds)).await;
+    let (_processor, down) = one_destination_fails(&world, Fault::Unavailable).await;
     until("events behind many of a dead destination flow", || {
         world.delivered.published().len() == 100
     })
@@ -184,22 +180,8 @@ async fn a_destination_that_is_down_does_not_fill_the_memory_of_one_that_works()
 #[tokio::test(start_paused = true)]
 async fn a_destination_that_hangs_leaves_room_in_flight_for_another() {
     let kinds = (0..60).map(|number| if number < 40 { "down.event" } else { "up.event" });
-    let events: Vec<OutboxEvent> =
-        kinds.map(|kind| OutboxEvent::new(uuid::Uuid::now_v7(), kind, &1).unwrap()).collect();
-    let world = World::with(&events).await;
-    let hangs = FaultyBus::new(MemoryBus::new());
-    hangs.script().set(Some(Fault::HoldResponse));
-    let processor = OutboxProcessor::builder(world.outbox.clone())
-        .settings(settings())
-        .destination(Destination::new("up", Arc::new(world.delivered.clone())))
-        .destination(Destination::new("down", Arc::new(hangs.clone())))
-        .route(Route {
-            event_type: posthaste_processor::Pattern::new("down.*"),
-            destination: "down".into(),
-        })
-        .build()
-        .unwrap();
-    processor.start().await.unwrap();
+    let world = World::with(&of_types(kinds)).await;
+    let (processor, _hangs) = one_destination_fails(&world, Fault::HoldResponse).await;
     until("events beside those that hang flow", || world.delivered.published().len() == 20).await;
     assert!(processor.statistics().in_flight < 10, "{:?}", processor.statistics());
 }
