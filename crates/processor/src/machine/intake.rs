@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use posthaste_core::{DeadHead, PendingPage, Seq};
-use rustc_hash::FxHashSet;
 
 use super::key::{Admission, Held, KeyId, Unheld};
 use super::keys::CatchUp;
@@ -112,7 +111,7 @@ impl Machine {
             Purpose::Forward => self.reader.forward_read(&places, page.more, any_new, now),
             Purpose::CatchUp(catch_up) => {
                 self.keys.catch_up_ended(ids_of(&catch_up), now);
-                self.reader.catch_up_read();
+                self.reader.answered();
             }
         }
     }
@@ -134,12 +133,10 @@ impl Machine {
 
     pub(super) fn dead_heads_read(&mut self, heads: &[DeadHead], now: Duration) {
         self.dead_heads_found(heads);
-        let gone = self.reader.dead_heads_read(heads);
-        let ids: FxHashSet<KeyId> = gone.iter().map(|blocked| blocked.id).collect();
-        let remaining = self.reader.still_blocking(&ids);
-        for blocked in gone {
-            let still = remaining.get(&blocked.id).copied();
-            self.keys.unblock(blocked.id, &blocked.name, still, self.reader.passed(), now);
+        self.reader.answered();
+        for freed in self.reader.dead_letters.page_read(heads) {
+            let passed = self.reader.passed();
+            self.keys.unblock(freed.id, &freed.name, freed.still_blocked_by, passed, now);
         }
     }
 
@@ -150,7 +147,7 @@ impl Machine {
                 == DeadHeadPolicy::Block
             {
                 let id = KeyId::of(&head.key);
-                self.reader.blocks(head.seq, id, head.key.clone(), true);
+                self.reader.dead_letters.add(head.seq, id, head.key.clone(), true);
                 self.block(id, head.seq);
             }
         }

@@ -4,6 +4,7 @@
 //! Equal inputs give equal commands, so a seed replays any run.
 
 mod database;
+mod dead_letters;
 mod dispatch;
 mod gaps;
 mod intake;

@@ -165,7 +165,7 @@ impl Machine {
         self.settling
             .add(Settlement { seq: held.seq, id: held.event.id(), outcome }, retry_count > 0);
         if blocks_key {
-            self.reader.blocks(held.seq, id, held.event.order_key().clone(), false);
+            self.reader.dead_letters.add(held.seq, id, held.event.order_key().clone(), false);
             self.block(id, held.seq);
         }
     }

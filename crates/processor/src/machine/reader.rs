@@ -8,18 +8,16 @@
 
 use std::time::Duration;
 
-use posthaste_core::{DeadHead, OrderKey, PendingQuery, PendingSelection, Seq, Watermark};
+use posthaste_core::{PendingQuery, PendingSelection, Seq, Watermark};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::dead_letters::{self, DeadLetters};
 use super::gaps::Gaps;
-use super::key::KeyId;
 use super::keys::{CatchUp, Keys};
 
 /// Above so many keys to catch up, one read of all keys from the lowest place is cheaper than
 /// asking key by key.
 const CATCH_UP_KEYS_MAX: usize = 64;
-/// Dead letters fetched by one query.
-const DEAD_HEADS_MAX: usize = 1_000;
 /// The first wait when nothing is pending; it doubles up to the poll interval.
 const IDLE_WAIT_MIN: Duration = Duration::from_millis(5);
 /// Before the last look, that is to find nothing, when an outbox is drained.
@@ -45,13 +43,6 @@ pub(super) enum Purpose {
     CatchUp(CatchUp),
 }
 
-/// Reading the dead letters anew; those blocking now and not found any more are unblocked.
-#[derive(Debug)]
-struct DeadReload {
-    after: Seq,
-    found: FxHashSet<Seq>,
-}
-
 #[derive(Debug)]
 pub(super) struct Reader {
     poll_interval: Duration,
@@ -69,11 +60,8 @@ pub(super) struct Reader {
     idle_wait: Duration,
     watermark_at: Duration,
     revision: Option<i64>,
-    dead_reload: Option<DeadReload>,
-    reloads: u64,
-    reload_again: bool,
-    /// Dead letters that block a key, by place, with whether their settlement is recorded.
-    blocking: FxHashMap<Seq, Blocking>,
+    /// Dead letters that block their keys.
+    pub(super) dead_letters: DeadLetters,
     /// Places of events in memory or awaiting settlement.
     known: FxHashSet<Seq>,
     /// Places settled since the fetch under way was asked for, with whether the event is pending
@@ -96,15 +84,6 @@ pub(super) enum Found {
     Outdated,
 }
 
-#[derive(Debug)]
-struct Blocking {
-    id: KeyId,
-    name: OrderKey,
-    recorded: bool,
-    /// How often the dead letters had been read when this one became known.
-    reloads_seen: u64,
-}
-
 impl Reader {
     pub(super) fn new(poll_interval: Duration) -> Self {
         Self {
@@ -119,10 +98,7 @@ impl Reader {
             idle_wait: IDLE_WAIT_MIN,
             watermark_at: Duration::ZERO,
             revision: None,
-            dead_reload: None,
-            reloads: 0,
-            reload_again: false,
-            blocking: FxHashMap::default(),
+            dead_letters: DeadLetters::default(),
             known: FxHashSet::default(),
             settled_meanwhile: FxHashMap::default(),
             under_way: false,
@@ -153,8 +129,8 @@ impl Reader {
         (events_max, bytes_max): (usize, usize),
         keys: &mut Keys,
     ) -> Option<Operation> {
-        if let Some(reload) = &self.dead_reload {
-            return Some(Operation::DeadHeads { after: reload.after, limit: DEAD_HEADS_MAX });
+        if let Some(after) = self.dead_letters.next_page() {
+            return Some(Operation::DeadHeads { after, limit: dead_letters::PAGE_MAX });
         }
         if now >= self.watermark_at {
             return Some(Operation::Watermark);
@@ -215,63 +191,15 @@ impl Reader {
     pub(super) fn watermark_read(&mut self, watermark: &Watermark, now: Duration) {
         self.under_way = false;
         self.gaps.observe(watermark);
-        if self.revision != Some(watermark.revision) {
-            if self.revision.replace(watermark.revision).is_some() {
-                self.recheck_up_to = self.passed;
-                self.rewind(0);
-            }
-            self.reload_dead();
-        } else if self.reload_again && self.dead_reload.is_none() {
-            self.reload_dead();
+        let before = self.revision.replace(watermark.revision);
+        if before.is_some_and(|before| before != watermark.revision) {
+            self.recheck_up_to = self.passed;
+            self.rewind(0);
+        }
+        if before != Some(watermark.revision) || self.dead_letters.wants_round() {
+            self.dead_letters.begin_round();
         }
         self.watermark_at = now + if self.gaps.is_empty() { REVISION_WAIT } else { GAPS_WAIT };
-    }
-
-    fn reload_dead(&mut self) {
-        self.reloads += 1;
-        self.reload_again = false;
-        self.dead_reload = Some(DeadReload { after: 0, found: FxHashSet::default() });
-    }
-
-    /// Takes a page of dead letters; returns those that block their key, and, when it was the
-    /// last page, the keys that are not blocked any more.
-    pub(super) fn dead_heads_read(&mut self, heads: &[DeadHead]) -> Vec<Blocked> {
-        self.under_way = false;
-        let Some(reload) = &mut self.dead_reload else { return Vec::new() };
-        reload.found.extend(heads.iter().map(|head| head.seq));
-        if let Some(last) = heads.last()
-            && heads.len() >= DEAD_HEADS_MAX
-        {
-            reload.after = last.seq;
-            return Vec::new();
-        }
-        let found = self.dead_reload.take().map(|reload| reload.found).unwrap_or_default();
-        let gone =
-            self.blocking.extract_if(|seq, blocking| blocking.recorded && !found.contains(seq));
-        gone.map(|(_, blocking)| Blocked { id: blocking.id, name: blocking.name }).collect()
-    }
-
-    /// The event at `seq` is dead and blocks its key; `recorded` says whether the database told so
-    /// or is to be told.
-    pub(super) fn blocks(&mut self, seq: Seq, id: KeyId, name: OrderKey, recorded: bool) {
-        let blocking = Blocking { id, name, recorded, reloads_seen: self.reloads };
-        if recorded {
-            self.blocking.entry(seq).or_insert(blocking);
-        } else {
-            // Also where it is blocking already: revived meanwhile, and dead again.
-            self.blocking.insert(seq, blocking);
-        }
-    }
-
-    /// For each of these keys, the smallest place of a dead letter that still blocks it.
-    pub(super) fn still_blocking(&self, ids: &FxHashSet<KeyId>) -> FxHashMap<KeyId, Seq> {
-        let mut first: FxHashMap<KeyId, Seq> = FxHashMap::default();
-        for (seq, blocking) in
-            self.blocking.iter().filter(|(_, blocking)| ids.contains(&blocking.id))
-        {
-            first.entry(blocking.id).and_modify(|first| *first = *seq.min(first)).or_insert(*seq);
-        }
-        first
     }
 
     /// What is known of an event that the fetch under way found.
@@ -303,21 +231,11 @@ impl Reader {
     pub(super) fn settled(&mut self, seq: Seq, kept: bool) {
         if !kept {
             self.known.remove(&seq);
+            // A retry recorded late says nothing of the death that followed it.
+            self.dead_letters.recorded(seq);
         }
         if self.under_way {
             self.settled_meanwhile.insert(seq, kept);
-        }
-        // A retry recorded late says nothing of the death that followed it.
-        if !kept && let Some(blocking) = self.blocking.get_mut(&seq) {
-            blocking.recorded = true;
-            // Dead letters were read while this one was on its way: whether that saw it dead, or
-            // not yet, or revived already, is unknown. It stays blocking until they are read again.
-            if blocking.reloads_seen != self.reloads || self.dead_reload.is_some() {
-                self.reload_again = true;
-                if let Some(reload) = &mut self.dead_reload {
-                    reload.found.insert(seq);
-                }
-            }
         }
     }
 
@@ -350,8 +268,8 @@ impl Reader {
         }
     }
 
-    /// A fetch for keys ended.
-    pub(super) fn catch_up_read(&mut self) {
+    /// A page of dead letters, or a fetch for keys, was read.
+    pub(super) fn answered(&mut self) {
         self.under_way = false;
     }
 
@@ -362,7 +280,7 @@ impl Reader {
 
     /// Every place has been looked at once.
     pub(super) fn end_reached(&self) -> bool {
-        self.end_reached && self.dead_reload.is_none() && self.revision.is_some()
+        self.end_reached && self.dead_letters.next_page().is_none() && self.revision.is_some()
     }
 
     /// The last look at all places found nothing new.
@@ -390,13 +308,6 @@ impl Reader {
     pub(super) fn hint(&self) -> Seq {
         self.hint
     }
-}
-
-/// A key to unblock.
-#[derive(Debug)]
-pub(super) struct Blocked {
-    pub(super) id: KeyId,
-    pub(super) name: OrderKey,
 }
 
 /// One snapshot of the range is enough, gaps below it or not: an event of the key that is still to
