@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use bytes::Bytes;
-use posthaste_testkit::{BusHarness, Received, bus_suite};
+use posthaste_testkit::{BusHarness, Received, bus_suite, servers};
 
 /// Reads a plain envelope back: `get` finds a header, `rest` are all of them.
 fn from_headers(body: Bytes, headers: impl Iterator<Item = (String, String)>) -> Result<Received> {
@@ -165,14 +165,14 @@ mod nats {
         }
 
         async fn unreachable(&self) -> Result<Option<NatsBus>> {
-            let url = format!("nats://127.0.0.1:{}", support::free_port());
+            let url = format!("nats://127.0.0.1:{}", servers::free_port());
             Ok(Some(NatsBus::connect(NatsConfig::new(url, "events")).await?))
         }
     }
 
     #[tokio::test]
     async fn nats_conforms() {
-        let Some(url) = support::shared_nats().await else { return };
+        let Some(url) = servers::shared_nats().await else { return };
         let context = jetstream::new(async_nats::connect(&url).await.unwrap());
         let harness = Streams { url, context, created: Mutex::default() };
         let report = bus_suite(&harness).await;
@@ -245,7 +245,7 @@ mod webhook {
         }
 
         async fn unreachable(&self) -> Result<Option<WebhookBus>> {
-            let url = format!("http://127.0.0.1:{}/", support::free_port());
+            let url = format!("http://127.0.0.1:{}/", servers::free_port());
             Ok(Some(WebhookBus::open(&config(url))?))
         }
     }

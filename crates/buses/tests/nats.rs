@@ -12,7 +12,8 @@ use futures_util::TryStreamExt as _;
 use posthaste_buses::nats::{NatsAuth, NatsBus, NatsConfig};
 use posthaste_buses::{EnvelopeFormat, Secret};
 use posthaste_core::{ErrorKind, ErrorStatus, EventBus, OutboxEvent, Payload};
-use support::{PrivateNats, bytes_event, error, event, shared_nats, stream_config};
+use posthaste_testkit::servers::{NatsServer, shared_nats, skip_test};
+use support::{bytes_event, error, event, stream_config};
 use uuid::Uuid;
 
 /// A stream of the test's own on the shared server.
@@ -180,7 +181,7 @@ async fn an_event_over_a_limit_fails_alone_and_for_good() {
 
 #[tokio::test]
 async fn headers_count_towards_the_largest_payload() {
-    let Some(server) = PrivateNats::start("max_payload: 4096").await else { return };
+    let Some(server) = NatsServer::start("max_payload: 4096").await else { return };
     let context = jetstream::new(async_nats::connect(server.url()).await.unwrap());
     context.create_stream(stream_config("e", &["e.>"])).await.unwrap();
     let bus = NatsBus::connect(NatsConfig::new(server.url(), "e.{event_type}")).await.unwrap();
@@ -255,7 +256,7 @@ async fn large_calls_at_once_do_not_wait_for_each_others_permits() {
 #[tokio::test]
 async fn refused_credentials_are_an_outage_and_never_shown() {
     let config = "authorization { user: joe, password: hunter2 }";
-    let Some(server) = PrivateNats::start(config).await else { return };
+    let Some(server) = NatsServer::start(config).await else { return };
     let wrong = NatsConfig {
         auth: NatsAuth::UserPassword { user: "joe".into(), password: Secret::from("swordfish") },
         ..NatsConfig::new(server.url(), "e")
@@ -282,7 +283,7 @@ async fn a_right_that_is_missing_is_named() {
     let config = "authorization { users: [
         { user: admin, password: a }
         { user: relay, password: r, permissions: { publish: \"allowed.>\", subscribe: \">\" } } ] }";
-    let Some(server) = PrivateNats::start(config).await else { return };
+    let Some(server) = NatsServer::start(config).await else { return };
     let client = async_nats::ConnectOptions::with_user_and_password("admin".into(), "a".into());
     let context = jetstream::new(client.connect(server.url()).await.unwrap());
     let stream = stream_config("e", &["allowed.>", "denied.>"]);
@@ -316,10 +317,10 @@ async fn tls_is_spoken_and_an_unknown_certificate_is_an_outage() {
         .arg(&key)
         .output();
     if !made.is_ok_and(|output| output.status.success()) {
-        return support::absent("no openssl to make a certificate with");
+        return skip_test("no openssl to make a certificate with");
     }
     let tls = format!("tls {{ cert_file: {:?}, key_file: {:?} }}", cert, key);
-    let Some(server) = PrivateNats::start(&tls).await else { return };
+    let Some(server) = NatsServer::start(&tls).await else { return };
     let mut trusting = NatsConfig::new(server.url(), "e");
     trusting.tls.ca_files = vec![cert.clone()];
     let options = async_nats::ConnectOptions::new().add_root_certificates(cert);
@@ -335,26 +336,13 @@ async fn tls_is_spoken_and_an_unknown_certificate_is_an_outage() {
 
 #[tokio::test]
 async fn a_server_without_jetstream_is_a_missing_destination() {
-    let port = support::free_port();
-    let mut server = None;
-    for binary in ["nats-server", "/usr/sbin/nats-server"] {
-        let mut command = std::process::Command::new(binary);
-        command.args(["-a", "127.0.0.1", "-p", &port.to_string()]);
-        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
-        server = server.or(command.spawn().ok());
-    }
-    let Some(mut server) = server else { return support::absent("no nats-server binary") };
-    while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let config = NatsConfig::new(format!("nats://127.0.0.1:{port}"), "e");
+    let Some(server) = NatsServer::start_without_jetstream("").await else { return };
+    let config = NatsConfig::new(server.url(), "e");
     let bus = NatsBus::connect(config).await.unwrap();
     let checked = bus.check().await.unwrap_err();
     assert_eq!(checked.kind(), ErrorKind::DestinationMissing, "{checked}");
     let results = bus.publish(&[event(1)]).await;
     assert_eq!(error(&results[0]).kind(), ErrorKind::DestinationMissing);
-    server.kill().unwrap();
-    server.wait().unwrap();
 }
 
 #[tokio::test]

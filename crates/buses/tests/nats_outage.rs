@@ -10,7 +10,8 @@ use std::time::Duration;
 use async_nats::jetstream;
 use posthaste_buses::nats::{NatsBus, NatsConfig};
 use posthaste_core::{ErrorKind, ErrorStatus, EventBus, OutboxEvent};
-use support::{PrivateNats, error, event, free_port, stream_config};
+use posthaste_testkit::servers::{NatsServer, free_port};
+use support::{error, event, stream_config};
 use uuid::Uuid;
 
 async fn create_stream(url: &str) -> jetstream::Context {
@@ -78,7 +79,7 @@ async fn a_server_that_is_down_is_no_error_of_connecting() {
 
 #[tokio::test]
 async fn what_is_refused_for_want_of_a_connection_is_not_sent_later() {
-    let Some(mut server) = PrivateNats::start("").await else { return };
+    let Some(mut server) = NatsServer::start("").await else { return };
     let url = server.url();
     create_stream(&url).await;
     let bus = NatsBus::connect(config(&url)).await.unwrap();
@@ -98,7 +99,7 @@ async fn what_is_refused_for_want_of_a_connection_is_not_sent_later() {
 
 #[tokio::test]
 async fn a_killed_server_is_an_outage_and_delivery_resumes_in_order() {
-    let Some(mut server) = PrivateNats::start("").await else { return };
+    let Some(mut server) = NatsServer::start("").await else { return };
     let url = server.url();
     create_stream(&url).await;
     let bus = NatsBus::connect(config(&url)).await.unwrap();
@@ -120,14 +121,14 @@ async fn a_killed_server_is_an_outage_and_delivery_resumes_in_order() {
 
 #[tokio::test]
 async fn a_call_in_flight_when_the_server_dies_ends_at_once_as_an_outage() {
-    let Some(mut server) = PrivateNats::start("").await else { return };
+    let Some(mut server) = NatsServer::start("").await else { return };
     let url = server.url();
     create_stream(&url).await;
     let long = Duration::from_secs(60);
     let bus = NatsBus::connect(NatsConfig { ack_timeout: long, ..config(&url) }).await.unwrap();
     let events: Vec<_> = (0..1_000).map(event).collect();
     // Frozen, it takes the bytes and answers nothing; killed then, the connection breaks.
-    server.signal("-STOP");
+    server.freeze();
     let call = bus.publish(&events);
     let kill = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -148,7 +149,7 @@ async fn a_call_in_flight_when_the_server_dies_ends_at_once_as_an_outage() {
 
 #[tokio::test]
 async fn a_frozen_server_is_a_timeout_and_late_copies_are_dropped() {
-    let Some(server) = PrivateNats::start("").await else { return };
+    let Some(server) = NatsServer::start("").await else { return };
     let url = server.url();
     create_stream(&url).await;
     let ack_timeout = Duration::from_millis(300);
@@ -156,13 +157,13 @@ async fn a_frozen_server_is_a_timeout_and_late_copies_are_dropped() {
     let key = Uuid::now_v7();
     let events: Vec<_> =
         (0..3).map(|number| OutboxEvent::new(key, "numbered", &number).unwrap()).collect();
-    server.signal("-STOP");
+    server.freeze();
     for _ in 0..2 {
         let results = bus.publish(&events[..1]).await;
         assert_eq!(error(&results[0]).kind(), ErrorKind::Timeout);
         assert_eq!(error(&results[0]).status(), ErrorStatus::Unavailable);
     }
-    server.signal("-CONT");
+    server.thaw();
     deliver_in_order(&bus, &events).await;
     let expected: Vec<String> = events.iter().map(|event| event.id().to_string()).collect();
     assert_eq!(stored(&url).await, expected);
@@ -170,7 +171,7 @@ async fn a_frozen_server_is_a_timeout_and_late_copies_are_dropped() {
 
 #[tokio::test]
 async fn at_most_max_ack_inflight_events_wait_for_acknowledgements() {
-    let Some(server) = PrivateNats::start("").await else { return };
+    let Some(server) = NatsServer::start("").await else { return };
     let url = server.url();
     create_stream(&url).await;
     let ack_timeout = Duration::from_millis(300);
@@ -178,9 +179,9 @@ async fn at_most_max_ack_inflight_events_wait_for_acknowledgements() {
     let bus = NatsBus::connect(limited).await.unwrap();
     assert_eq!(bus.capabilities().batch_events_max, 5);
     let events: Vec<_> = (0..10).map(event).collect();
-    server.signal("-STOP");
+    server.freeze();
     let (first, second) = tokio::join!(bus.publish(&events[..5]), bus.publish(&events[5..]));
-    server.signal("-CONT");
+    server.thaw();
     let full = |result| error(result).to_string().contains("max_ack_inflight");
     assert!(!first.iter().any(full) && second.iter().all(full), "{first:?} {second:?}");
     assert!(second.iter().all(|result| error(result).status() == ErrorStatus::Unavailable));
@@ -188,7 +189,7 @@ async fn at_most_max_ack_inflight_events_wait_for_acknowledgements() {
 
 #[tokio::test]
 async fn a_stream_created_later_is_found_without_a_restart() {
-    let Some(server) = PrivateNats::start("").await else { return };
+    let Some(server) = NatsServer::start("").await else { return };
     let bus = NatsBus::connect(config(&server.url())).await.unwrap();
     let results = bus.publish(&[event(1)]).await;
     assert_eq!(error(&results[0]).kind(), ErrorKind::DestinationMissing);

@@ -4,17 +4,10 @@
 
 mod common;
 
-use std::env;
-
 use common::{AGGREGATE, Cli};
+use posthaste_testkit::servers::{postgres_url, shared_nats, skip_test};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, PgConnection};
-
-fn skip(why: &str) {
-    let required = env::var("POSTHASTE_TEST_REQUIRE_SERVICES").as_deref() == Ok("1");
-    assert!(!required, "a service is missing: {why}");
-    eprintln!("skipped: {why}");
-}
 
 /// A database of one test.
 struct Database {
@@ -25,14 +18,13 @@ struct Database {
 
 impl Database {
     async fn create() -> Option<Self> {
-        let url = env::var("POSTHASTE_TEST_POSTGRES_URL")
-            .unwrap_or_else(|_| "postgres://root@127.0.0.1:5432/test".into());
+        let url = postgres_url();
         let server: PgConnectOptions = url.parse().unwrap();
         let name = format!("posthaste_test_{}", uuid::Uuid::now_v7().simple());
         let mut connection = match server.connect().await {
             Ok(connection) => connection,
             Err(error) => {
-                skip(&format!("no PostgreSQL: {error}"));
+                skip_test(&format!("no PostgreSQL: {error}"));
                 return None;
             }
         };
@@ -152,12 +144,8 @@ async fn the_standard_variables_choose_the_database() {
 
 #[tokio::test]
 async fn a_stream_that_is_missing_costs_no_attempt_and_delivery_begins_when_it_is_there() {
-    let server =
-        env::var("POSTHASTE_TEST_NATS_URL").unwrap_or_else(|_| "nats://127.0.0.1:4222".into());
-    let client = match async_nats::connect(&server).await {
-        Ok(client) => client,
-        Err(error) => return skip(&format!("no NATS: {error}")),
-    };
+    let Some(server) = shared_nats().await else { return };
+    let client = async_nats::connect(&server).await.unwrap();
     let jetstream = async_nats::jetstream::new(client);
     let name = format!("posthaste_test_{}", uuid::Uuid::now_v7().simple());
     let cli = Cli::migrated()

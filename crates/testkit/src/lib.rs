@@ -30,13 +30,15 @@
 //! # }
 //! ```
 //!
-//! [`faults`] wraps a bus or a repository so that it fails on purpose.
+//! [`faults`] wraps a bus or a repository so that it fails on purpose; [`servers`] are real ones,
+//! to test against and to break.
 
 mod bus;
 pub mod faults;
 mod report;
 mod repository;
 mod samples;
+pub mod servers;
 mod transaction;
 
 pub use bus::{BusHarness, Received, bus_suite};

@@ -2,16 +2,18 @@
 
 use std::time::{Duration, Instant};
 
+use posthaste_testkit::servers::NatsServer;
+
 use crate::support::{
-    Answer, Database, Figures, PrivateNats, Relay, RelayConfig, Stream, Verdict, eventually,
-    is_long, read_back, sized,
+    Answer, Database, Figures, Relay, RelayConfig, Stream, Verdict, eventually, is_long, read_back,
+    sized,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_great_backlog_costs_neither_memory_nor_answers() {
     let events: u64 = sized(150_000, 1_000_000);
     let down_for = sized(Duration::from_secs(3), Duration::from_secs(30));
-    let Some(mut nats) = PrivateNats::start("").await else { return };
+    let Some(mut nats) = NatsServer::start("").await else { return };
     let Some(database) = Database::create().await else { return };
     let mut figures = Figures::of("backlog");
     let stream = Stream::create(&nats.url()).await;

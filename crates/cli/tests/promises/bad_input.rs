@@ -3,12 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_nats::jetstream::{Message, stream};
+use posthaste_testkit::servers::{NatsServer, shared_nats};
 use sqlx::Row as _;
 
-use crate::support::{
-    Database, Figures, PrivateNats, Relay, RelayConfig, Stream, eventually, raw_messages,
-    shared_nats,
-};
+use crate::support::{Database, Figures, Relay, RelayConfig, Stream, eventually, raw_messages};
 
 fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
     Some(message.headers.as_ref()?.get(name)?.as_str())
@@ -104,7 +102,7 @@ async fn an_event_over_the_brokers_limit_is_dead_for_that_reason_and_its_key_pro
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_and_binary_payloads_arrive_byte_for_byte() {
-    let Some(nats) = PrivateNats::start("max_payload: 8MB\n").await else { return };
+    let Some(nats) = NatsServer::start("max_payload: 8MB\n").await else { return };
     let Some(database) = Database::create().await else { return };
     let mut figures = Figures::of("payloads");
     let stream = Stream::create(&nats.url()).await;

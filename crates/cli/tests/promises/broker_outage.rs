@@ -3,9 +3,11 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use posthaste_testkit::servers::NatsServer;
+
 use crate::support::{
-    Database, Figures, Plan, PrivateNats, Relay, RelayConfig, Stream, Verdict, create_accounts,
-    eventually, read_back, sized, write,
+    Database, Figures, Plan, Relay, RelayConfig, Stream, Verdict, create_accounts, eventually,
+    read_back, sized, write,
 };
 
 #[derive(Clone, Copy, PartialEq)]
@@ -28,7 +30,7 @@ async fn a_broker_that_froze_costs_no_attempt_and_delivery_resumes_by_itself() {
 /// streams do; nothing here restarts the relay, so the same events would be in it again otherwise.
 async fn outage(name: &str, outage: Outage) {
     let down_for = sized(Duration::from_secs(4), Duration::from_secs(30));
-    let Some(mut nats) = PrivateNats::start("").await else { return };
+    let Some(mut nats) = NatsServer::start("").await else { return };
     let Some(database) = Database::create().await else { return };
     let mut figures = Figures::of(name);
     let stream = Stream::create(&nats.url()).await;

@@ -3,11 +3,12 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use posthaste_testkit::servers::{NatsServer, shared_nats};
 use rand::RngExt as _;
 
 use crate::support::{
-    Database, Figures, Plan, PrivateNats, Relay, RelayConfig, Stream, Verdict, create_accounts,
-    eventually, read_back, shared_nats, sized, write,
+    Database, Figures, Plan, Relay, RelayConfig, Stream, Verdict, create_accounts, eventually,
+    read_back, sized, write,
 };
 
 /// JetStream forgets ids after a tenth of a second here, and a relay starts later than that after
@@ -70,7 +71,7 @@ async fn crashes_of_the_relay_lose_nothing_invent_nothing_and_keep_order() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_no_broker_acknowledged_is_sent_again_after_both_crash() {
     let (crashes, pause) = sized((3, Duration::from_millis(10)), (10, Duration::from_millis(2)));
-    let Some(mut nats) = PrivateNats::start("").await else { return };
+    let Some(mut nats) = NatsServer::start("").await else { return };
     let Some(database) = Database::create().await else { return };
     let mut figures = Figures::of("relay and NATS killed together");
     let stream = Stream::create_forgetful(&nats.url()).await;

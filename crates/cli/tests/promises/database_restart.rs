@@ -3,9 +3,11 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use posthaste_testkit::servers::{PostgresServer, shared_nats};
+
 use crate::support::{
-    Database, Figures, Plan, PrivatePostgres, Relay, RelayConfig, Stream, Verdict, create_accounts,
-    eventually, read_back, shared_nats, sized, write,
+    Database, Figures, Plan, Relay, RelayConfig, Stream, Verdict, create_accounts, eventually,
+    read_back, sized, write,
 };
 
 /// The broker may have acknowledged what the crash kept from being recorded: that is delivered
@@ -15,7 +17,7 @@ async fn a_database_that_crashes_is_waited_for_and_loses_nothing() {
     let (crashes, enough) = sized((2, 200), (5, 5_000));
     let down_for = sized(Duration::from_secs(1), Duration::from_secs(10));
     let Some(nats) = shared_nats().await else { return };
-    let Some(mut server) = PrivatePostgres::start().await else { return };
+    let Some(mut server) = PostgresServer::start(&[]).await else { return };
     let database = Database::create_at(&server).await;
     let mut figures = Figures::of("PostgreSQL crashed");
     let stream = Stream::create_forgetful(&nats).await;
@@ -32,13 +34,13 @@ async fn a_database_that_crashes_is_waited_for_and_loses_nothing() {
         let before = stream.messages(&jetstream).await;
         eventually("deliveries", async || stream.messages(&jetstream).await > before + enough)
             .await;
-        server.crash();
+        server.kill();
         tokio::time::sleep(down_for).await;
         eventually("a relay that admits it", async || !relay.is_ready().await).await;
         let why = relay.get("/readyz").await.unwrap().body;
         assert!(why.contains("the database is unavailable"), "{why}");
         assert_eq!(relay.get("/livez").await.unwrap().status, 200);
-        server.launch().await;
+        server.restart().await;
     }
     let before = stream.messages(&jetstream).await;
     eventually("deliveries", async || stream.messages(&jetstream).await > before + enough).await;

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use posthaste_core::{OutboxEvent, OutboxTransaction as _};
 use posthaste_postgres::{PostgresOptions, PostgresOutbox};
+use posthaste_testkit::servers::shared_nats;
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::support::{
     Database, Figures, Plan, Relay, RelayConfig, Stream, Verdict, create_accounts, eventually,
-    read_back, shared_nats, sized, write,
+    read_back, sized, write,
 };
 
 const HELD_EVENTS: usize = 50;

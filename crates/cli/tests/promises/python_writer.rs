@@ -4,11 +4,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use posthaste_testkit::servers::{shared_nats, skip_test};
 use uuid::Uuid;
 
-use crate::support::{
-    Database, Figures, Relay, RelayConfig, Stream, Verdict, read_back, shared_nats, sized, skip,
-};
+use crate::support::{Database, Figures, Relay, RelayConfig, Stream, Verdict, read_back, sized};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_python_program_committed_is_drained_in_order_and_nothing_else() {
@@ -52,7 +51,7 @@ fn python() -> Option<PathBuf> {
         .map(|folder| folder.join("python-venv/bin/python"))
         .find(|interpreter| interpreter.exists());
     if interpreter.is_none() {
-        skip("no Python environment; `cargo xtask test` makes one");
+        skip_test("no Python environment; `cargo xtask test` makes one");
     }
     interpreter
 }

@@ -3,9 +3,11 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use posthaste_testkit::servers::{NatsServer, shared_nats};
+
 use crate::support::{
-    Database, Figures, Plan, PrivateNats, Relay, RelayConfig, Stream, Verdict, create_accounts,
-    eventually, read_back, shared_nats, sized, write,
+    Database, Figures, Plan, Relay, RelayConfig, Stream, Verdict, create_accounts, eventually,
+    read_back, sized, write,
 };
 
 /// What was in flight is acknowledged and recorded before the relay ends: not one event is
@@ -49,7 +51,7 @@ async fn a_relay_that_is_asked_to_stop_settles_what_is_in_flight() {
 /// No answer will come. It ends all the same, and the next one delivers the rest.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_that_is_asked_to_stop_during_an_outage_ends_in_time() {
-    let Some(nats) = PrivateNats::start("").await else { return };
+    let Some(nats) = NatsServer::start("").await else { return };
     let Some(database) = Database::create().await else { return };
     let mut figures = Figures::of("SIGTERM while NATS is frozen");
     let stream = Stream::create(&nats.url()).await;

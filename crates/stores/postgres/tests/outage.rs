@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use posthaste_core::{ErrorKind, ErrorStatus, OutboxMigrations, OutboxRepository};
 use posthaste_postgres::{PostgresOptions, PostgresOutbox};
+use posthaste_testkit::servers::{PostgresServer, free_port};
 use uuid::Uuid;
 
-use common::server::{PrivateServer, free_port};
 use common::{TestDatabase, event, insert, pending, pending_types, run};
 
 async fn connect(url: String) -> posthaste_core::Result<PostgresOutbox> {
@@ -42,7 +42,7 @@ async fn each_way_not_to_reach_a_database_has_its_kind_and_shows_no_password() {
 
 #[tokio::test]
 async fn a_user_without_rights_and_a_wrong_password_are_unauthorized() {
-    let Some(server) = PrivateServer::start(&[]).await else { return };
+    let Some(server) = PostgresServer::start(&[]).await else { return };
     let outbox = connect(server.url("postgres")).await.unwrap();
     outbox.migrate().await.unwrap();
     let mut admin = outbox.pool().acquire().await.unwrap();
@@ -59,7 +59,7 @@ async fn a_user_without_rights_and_a_wrong_password_are_unauthorized() {
 
 #[tokio::test]
 async fn a_prepared_transaction_is_never_lost_from_sight() {
-    let Some(mut server) = PrivateServer::start(&["max_prepared_transactions=5"]).await else {
+    let Some(mut server) = PostgresServer::start(&["max_prepared_transactions=5"]).await else {
         return;
     };
     let database = TestDatabase::create_at(&server.url("postgres")).await;
@@ -72,7 +72,7 @@ async fn a_prepared_transaction_is_never_lost_from_sight() {
     assert_eq!((prepared.high, &prepared.writers), (1, &open.writers), "under the same name");
 
     drop(writer);
-    server.kill_and_restart().await;
+    server.restart().await;
     let outbox = PostgresOutbox::connect(&database.options()).await.unwrap();
     let restarted = outbox.watermark().await.unwrap();
     assert!(restarted.high >= 1);
@@ -88,7 +88,7 @@ async fn a_prepared_transaction_is_never_lost_from_sight() {
 
 #[tokio::test]
 async fn a_standby_is_refused() {
-    let Some(server) = PrivateServer::start(&["wal_level=replica", "max_wal_senders=4"]).await
+    let Some(server) = PostgresServer::start(&["wal_level=replica", "max_wal_senders=4"]).await
     else {
         return;
     };
@@ -101,7 +101,7 @@ async fn a_standby_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_keeps_what_was_settled_and_the_store_reconnects_by_itself() {
-    let Some(mut server) = PrivateServer::start(&[]).await else { return };
+    let Some(mut server) = PostgresServer::start(&[]).await else { return };
     let database = TestDatabase::create_at(&server.url("postgres")).await;
     let outbox = database.outbox().await;
     let events: Vec<_> = (0..10).map(|_| event(Uuid::now_v7())).collect();
@@ -120,7 +120,7 @@ async fn a_crash_keeps_what_was_settled_and_the_store_reconnects_by_itself() {
         }
     });
 
-    server.kill_and_restart().await;
+    server.restart().await;
 
     let mut tries = 0;
     let found = loop {

@@ -10,6 +10,7 @@ use posthaste_core::{
     UnitOfWork,
 };
 use posthaste_postgres::{PostgresOptions, PostgresOutbox, PostgresTransaction};
+use posthaste_testkit::servers::{PgBouncer, PostgresServer};
 use posthaste_testkit::{
     RepositoryHarness, TransactionHarness, repository_suite, transaction_suite,
 };
@@ -17,20 +18,19 @@ use sqlx::{AssertSqlSafe, ConnectOptions, PgConnection};
 use std::collections::HashSet;
 use uuid::Uuid;
 
-use common::server::{Pooler, PrivateServer};
 use common::{event, pending};
 
 /// Outboxes behind a pooler, each in a database of its own: through a pooler, a session's
 /// `search_path` is not its own.
 struct Harness {
-    server: PrivateServer,
-    pooler: Pooler,
+    server: PostgresServer,
+    pooler: PgBouncer,
 }
 
 impl Harness {
     async fn start() -> Option<Self> {
-        let server = PrivateServer::start(&["max_connections=400"]).await?;
-        let pooler = Pooler::start(&server).await?;
+        let server = PostgresServer::start(&["max_connections=400"]).await?;
+        let pooler = PgBouncer::start(&server).await?;
         Some(Self { server, pooler })
     }
 

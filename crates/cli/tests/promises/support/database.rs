@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
+use posthaste_testkit::servers::{PostgresServer, postgres_url, skip_test};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 use uuid::Uuid;
 
-use super::{PrivatePostgres, skip};
 use crate::common::Cli;
 
 /// All events to be delivered, with the number that its writer gave each within its key.
@@ -23,19 +23,18 @@ pub(crate) struct Database {
 impl Database {
     /// On the shared server; `None` (after saying so) where there is none.
     pub(crate) async fn create() -> Option<Self> {
-        let server = std::env::var("POSTHASTE_TEST_POSTGRES_URL")
-            .unwrap_or_else(|_| "postgres://root@127.0.0.1:5432/test".into());
+        let server = postgres_url();
         match PgConnection::connect(&server).await {
             Ok(connection) => Some(Self::create_on(connection, server).await),
             Err(error) => {
-                skip(&format!("no PostgreSQL: {error}"));
+                skip_test(&format!("no PostgreSQL: {error}"));
                 None
             }
         }
     }
 
     /// On a server of the test's own.
-    pub(crate) async fn create_at(server: &PrivatePostgres) -> Self {
+    pub(crate) async fn create_at(server: &PostgresServer) -> Self {
         let server = server.url("postgres");
         let connection = PgConnection::connect(&server).await.unwrap();
         Self::create_on(connection, server).await

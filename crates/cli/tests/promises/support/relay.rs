@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{Database, Stream, free_port};
+use posthaste_testkit::servers::free_port;
+
+use super::{Database, Stream};
 use crate::common::{Cli, Running};
 
 /// What a test says about the relay; the rest are defaults.

@@ -2,28 +2,14 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
-pub mod server;
-
-use std::env;
-
 use posthaste_core::{
     OutboxEvent, OutboxMigrations, OutboxRepository, PendingEvent, PendingQuery, PendingSelection,
 };
 use posthaste_postgres::{PostgresOptions, PostgresOutbox};
+use posthaste_testkit::servers::{POSTGRES_URL, postgres_url, skip_test};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use uuid::Uuid;
-
-const DEFAULT_URL: &str = "postgres://root@127.0.0.1:5432/test";
-
-/// Ends the test early, saying why, unless this run insists on all services.
-pub fn skip(why: &str) {
-    assert!(
-        env::var("POSTHASTE_TEST_REQUIRE_SERVICES").as_deref() != Ok("1"),
-        "a service is missing: {why}"
-    );
-    eprintln!("skipped: {why}");
-}
 
 /// A new database with nothing in it.
 pub struct TestDatabase {
@@ -34,15 +20,15 @@ pub struct TestDatabase {
 impl TestDatabase {
     /// `None` (after saying so) where there is no server.
     pub async fn create() -> Option<Self> {
-        let url = env::var("POSTHASTE_TEST_POSTGRES_URL").unwrap_or_else(|_| DEFAULT_URL.into());
-        let server: PgConnectOptions = url.parse().expect("POSTHASTE_TEST_POSTGRES_URL is a URL");
+        let url = postgres_url();
+        let server: PgConnectOptions = url.parse().expect(POSTGRES_URL);
         // A handshake per connection is most of what these tests would do.
         let plain = !url.contains("sslmode");
         let server = if plain { server.ssl_mode(PgSslMode::Disable) } else { server };
         match server.connect().await {
             Ok(connection) => Some(Self::create_on(connection, server).await),
             Err(error) => {
-                skip(&format!("no PostgreSQL: {error}"));
+                skip_test(&format!("no PostgreSQL: {error}"));
                 None
             }
         }
