@@ -79,7 +79,7 @@ impl Machine {
             let seq = pending.seq;
             let id = KeyId::of(pending.event.order_key());
             let due = now.saturating_add(pending.wait);
-            let found = self.reader.recognise(seq);
+            let found = self.reader.recognise(seq, pending.event.id());
             // An operator may have made a waiting head due. A row read before its own settlement
             // says nothing of that.
             if self.reader.is_rechecked(seq)
@@ -98,13 +98,14 @@ impl Machine {
             }
             any_new = true;
             let destination = self.routes.resolve(&pending.event).unwrap_or(self.outages.len());
+            let event_id = pending.event.id();
             let held = Held { seq, due, destination, event: pending.event };
             let admission = match &purpose {
                 Purpose::Forward => self.keys.admit(id, held, now),
                 Purpose::CatchUp(_) => self.keys.hold(id, held, now),
             };
             if admission == Admission::Held {
-                self.reader.remember(seq);
+                self.reader.remember(seq, event_id);
             }
         }
         match purpose {

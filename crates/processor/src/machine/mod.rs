@@ -227,7 +227,8 @@ impl Machine {
                 self.database_answered(Work::Recording);
                 self.settling.recorded(&settlements);
                 for settlement in &settlements {
-                    self.reader.settled(settlement.seq, stays_pending(settlement));
+                    let pending = stays_pending(settlement);
+                    self.reader.settled(settlement.seq, settlement.id, pending);
                 }
             }
             Input::Settled { settlements, result: Err(error) } => {

@@ -9,7 +9,8 @@
 use std::time::Duration;
 
 use posthaste_core::{PendingQuery, PendingSelection, Seq, Watermark};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
+use uuid::Uuid;
 
 use super::dead_letters::{self, DeadLetters};
 use super::gaps::Gaps;
@@ -62,11 +63,12 @@ pub(super) struct Reader {
     revision: Option<i64>,
     /// Dead letters that block their keys.
     pub(super) dead_letters: DeadLetters,
-    /// Places of events in memory or awaiting settlement.
-    known: FxHashSet<Seq>,
-    /// Places settled since the fetch under way was asked for, with whether the event is pending
-    /// still.
-    settled_meanwhile: FxHashMap<Seq, bool>,
+    /// Events in memory or awaiting settlement, by place. The identity tells a place that was used
+    /// anew: after a failover that lost commits, the database hands out numbers again.
+    known: FxHashMap<Seq, Uuid>,
+    /// Events settled since the fetch under way was asked for, by place, with whether they are
+    /// pending still.
+    settled_meanwhile: FxHashMap<Seq, (Uuid, bool)>,
     under_way: bool,
     catch_up_turn: bool,
 }
@@ -99,7 +101,7 @@ impl Reader {
             watermark_at: Duration::ZERO,
             revision: None,
             dead_letters: DeadLetters::default(),
-            known: FxHashSet::default(),
+            known: FxHashMap::default(),
             settled_meanwhile: FxHashMap::default(),
             under_way: false,
             catch_up_turn: false,
@@ -192,6 +194,11 @@ impl Reader {
         self.under_way = false;
         self.gaps.observe(watermark);
         let before = self.revision.replace(watermark.revision);
+        if watermark.high < self.passed {
+            // Numbers went back: the database was restored, or emptied and begun anew.
+            self.passed = 0;
+            self.rewind(0);
+        }
         if before.is_some_and(|before| before != watermark.revision) {
             self.recheck_up_to = self.passed;
             self.rewind(0);
@@ -203,39 +210,42 @@ impl Reader {
     }
 
     /// What is known of an event that the fetch under way found.
-    pub(super) fn recognise(&self, seq: Seq) -> Found {
-        if self.known.contains(&seq) {
+    pub(super) fn recognise(&self, seq: Seq, id: Uuid) -> Found {
+        if self.known.get(&seq) == Some(&id) {
             return Found::InMemory;
         }
         match self.settled_meanwhile.get(&seq) {
-            None => Found::New,
-            Some(true) => Found::Outdated,
-            Some(false) => Found::Settled,
+            Some((settled, true)) if *settled == id => Found::Outdated,
+            Some((settled, false)) if *settled == id => Found::Settled,
+            _ => Found::New,
         }
     }
 
     /// The event is in memory.
-    pub(super) fn remember(&mut self, seq: Seq) {
-        self.known.insert(seq);
+    pub(super) fn remember(&mut self, seq: Seq, id: Uuid) {
+        self.known.insert(seq, id);
     }
 
     /// The event is not in memory any more, and still pending.
     pub(super) fn forget(&mut self, seq: Seq) {
-        self.known.remove(&seq);
-        if self.under_way {
-            self.settled_meanwhile.insert(seq, true);
+        if let Some(id) = self.known.remove(&seq)
+            && self.under_way
+        {
+            self.settled_meanwhile.insert(seq, (id, true));
         }
     }
 
     /// The outcome of the event is recorded; `kept` says whether it is pending still.
-    pub(super) fn settled(&mut self, seq: Seq, kept: bool) {
+    pub(super) fn settled(&mut self, seq: Seq, id: Uuid, kept: bool) {
         if !kept {
-            self.known.remove(&seq);
+            if self.known.get(&seq) == Some(&id) {
+                self.known.remove(&seq);
+            }
             // A retry recorded late says nothing of the death that followed it.
             self.dead_letters.recorded(seq);
         }
         if self.under_way {
-            self.settled_meanwhile.insert(seq, kept);
+            self.settled_meanwhile.insert(seq, (id, kept));
         }
     }
 

@@ -559,3 +559,43 @@ fn a_row_read_before_its_own_settlement_is_fetched_again() {
     );
     world.check();
 }
+
+/// A failover to a standby that was behind: the last commits are gone, and their numbers are handed
+/// out again. What is stored now must be delivered, at places that the relay has long passed.
+#[test]
+fn numbers_that_are_handed_out_again_are_read_again() {
+    let mut world = World::new(0);
+    world.faults = false;
+    let mut machine = world.machine();
+    let store = |world: &mut World| {
+        world.begin();
+        world.draw();
+        world.transactions.clear();
+        world.locked.clear();
+        for row in world.rows.values_mut() {
+            (row.committed, row.corrupt, row.available_at) = (true, false, Duration::ZERO);
+        }
+    };
+    let mut way: Vec<OnItsWay> = Vec::new();
+    let mut run = |world: &mut World, machine: &mut Machine| {
+        for _ in 0..400 {
+            advance(world, machine, &mut way);
+            world.now += Duration::from_millis(20);
+        }
+    };
+    for _ in 0..3 {
+        store(&mut world);
+    }
+    run(&mut world, &mut machine);
+    world.check();
+    world.rows.split_off(&2);
+    world.first_deliveries.clear();
+    world.high = 1;
+    world.revision += 1;
+    for _ in 0..3 {
+        store(&mut world);
+    }
+    run(&mut world, &mut machine);
+    world.check();
+    assert_eq!(world.rows.len(), 4);
+}
