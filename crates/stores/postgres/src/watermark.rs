@@ -9,7 +9,8 @@
 //! A holder is named by its virtual transaction id, which it has from its first statement on and
 //! which `prepare transaction` leaves alone. After a restart of the server, though, transactions
 //! that were prepared before it have new names (`-1/` and their number). Those are therefore also
-//! part of the revision: whenever one comes or goes, relays read from the start.
+//! part of the revision: whenever one comes or goes, relays read from the start. So is the timeline,
+//! which changes when a standby takes over: one that was behind hands out numbers again.
 
 use posthaste_core::{OpenWriter, Result, Seq, Watermark};
 use sqlx::Row;
@@ -25,6 +26,7 @@ const HIGH: &str = "\
 /// By name at every execution: a prepared plan would outlive a sequence that was created anew.
 const WRITERS: &str = "\
     select (select revision from outbox_signal), \
+        left(pg_walfile_name(pg_current_wal_lsn()), 8), \
         coalesce(array_agg(distinct virtualtransaction), '{}') \
     from pg_locks \
     where locktype = 'relation' and granted and mode = 'RowExclusiveLock' \
@@ -41,13 +43,21 @@ pub(crate) async fn watermark(outbox: &PostgresOutbox) -> Result<Watermark> {
         .and_then(|row| row.try_get(0))
         .map_err(failed(WATERMARK))?;
     let statement = session.statement(WRITERS);
-    let (revision, tokens) = statement
+    let (revision, timeline, tokens) = statement
         .fetch_one(session.connection())
         .await
-        .and_then(|row| Ok((row.try_get::<i64, _>(0)?, row.try_get::<Vec<String>, _>(1)?)))
+        .and_then(|row| {
+            Ok((
+                row.try_get::<i64, _>(0)?,
+                row.try_get::<String, _>(1)?,
+                row.try_get::<Vec<String>, _>(2)?,
+            ))
+        })
         .map_err(failed(WATERMARK))?;
     session.finish().await?;
-    let revision = revision.wrapping_add(fingerprint_of_prepared(&tokens));
+    let revision = revision
+        .wrapping_add(fingerprint([timeline.as_str()].into_iter()))
+        .wrapping_add(fingerprint_of_prepared(&tokens));
     let writers = tokens.into_iter().map(|token| OpenWriter { token: token.into() }).collect();
     Ok(Watermark { high, writers, revision })
 }
@@ -55,13 +65,15 @@ pub(crate) async fn watermark(outbox: &PostgresOutbox) -> Result<Watermark> {
 /// A number for the set of transactions that were prepared before a restart: 0 for none. `tokens`
 /// are in order.
 fn fingerprint_of_prepared(tokens: &[String]) -> i64 {
-    let mut prepared = tokens.iter().filter(|token| token.starts_with("-1/")).peekable();
-    if prepared.peek().is_none() {
-        return 0;
-    }
-    // FNV-1a.
-    let hash = prepared
-        .flat_map(|token| token.bytes().chain([0]))
+    let mut prepared =
+        tokens.iter().map(String::as_str).filter(|token| token.starts_with("-1/")).peekable();
+    if prepared.peek().is_none() { 0 } else { fingerprint(prepared) }
+}
+
+/// FNV-1a.
+fn fingerprint<'t>(texts: impl Iterator<Item = &'t str>) -> i64 {
+    let hash = texts
+        .flat_map(|text| text.bytes().chain([0]))
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });

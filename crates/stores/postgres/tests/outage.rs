@@ -87,16 +87,23 @@ async fn a_prepared_transaction_is_never_lost_from_sight() {
 }
 
 #[tokio::test]
-async fn a_standby_is_refused() {
+async fn a_standby_is_refused_and_once_promoted_makes_relays_read_from_the_start() {
     let Some(server) = PostgresServer::start(&["wal_level=replica", "max_wal_senders=4"]).await
     else {
         return;
     };
-    connect(server.url("postgres")).await.unwrap().migrate().await.unwrap();
+    let primary = connect(server.url("postgres")).await.unwrap();
+    primary.migrate().await.unwrap();
     let standby = server.standby().await;
     let error = connect(standby.url("postgres")).await.unwrap().check().await.unwrap_err();
     assert!(error.to_string().contains("standby"), "{error}");
     assert_eq!(error.status(), ErrorStatus::Unavailable);
+
+    let before = primary.watermark().await.unwrap().revision;
+    assert_eq!(primary.watermark().await.unwrap().revision, before);
+    let promoted = connect(standby.url("postgres")).await.unwrap();
+    sqlx::query("select pg_promote(true)").execute(promoted.pool()).await.unwrap();
+    assert_ne!(promoted.watermark().await.unwrap().revision, before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
