@@ -4,72 +4,21 @@
 
 mod common;
 
+use common::database::TestDatabase;
 use common::{AGGREGATE, Cli};
-use posthaste_testkit::servers::{postgres_url, shared_nats, skip_test};
+use posthaste_testkit::servers::shared_nats;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions as _, PgConnection};
-
-/// A database of one test.
-struct Database {
-    server: PgConnectOptions,
-    name: String,
-    url: String,
-}
-
-impl Database {
-    async fn create() -> Option<Self> {
-        let url = postgres_url();
-        let server: PgConnectOptions = url.parse().unwrap();
-        let name = format!("posthaste_test_{}", uuid::Uuid::now_v7().simple());
-        let mut connection = match server.connect().await {
-            Ok(connection) => connection,
-            Err(error) => {
-                skip_test(&format!("no PostgreSQL: {error}"));
-                return None;
-            }
-        };
-        execute(&mut connection, &format!("create database {name}")).await;
-        let (before, _) = url.rsplit_once('/').unwrap();
-        let url = format!("{before}/{name}");
-        Some(Self { server, name, url })
-    }
-
-    async fn connect(&self) -> PgConnection {
-        self.server.clone().database(&self.name).connect().await.unwrap()
-    }
-}
-
-/// Dropped however the test ends.
-impl Drop for Database {
-    fn drop(&mut self) {
-        let (server, name) = (self.server.clone(), self.name.clone());
-        // A test's own runtime cannot be waited for from within.
-        let dropping = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(async {
-                let mut connection = server.connect().await.unwrap();
-                execute(&mut connection, &format!("drop database {name} with (force)")).await;
-            });
-        });
-        let _ = dropping.join();
-    }
-}
-
-async fn execute(connection: &mut PgConnection, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.unwrap();
-}
 
 #[tokio::test]
 async fn rows_that_plain_sql_inserted_are_delivered() {
-    let Some(database) = Database::create().await else { return };
-    let cli = Cli::new().env("DATABASE_URL", &database.url);
+    let Some(database) = TestDatabase::create().await else { return };
+    let cli = Cli::new().env("DATABASE_URL", &database.url());
     cli.run(&["migrate", "up"]).succeeded();
-    let mut connection = database.connect().await;
     let insert = format!(
         "insert into outbox_events (aggregate_id, event_type, event_data) \
          values ('{AGGREGATE}', 'order.placed', '{{\"total\": 42}}')"
     );
-    execute(&mut connection, &insert).await;
+    database.run(&insert).await;
     cli.publish("order.paid", "{}");
     let events = cli.run(&["run", "--drain"]).succeeded().events();
     assert_eq!(events.len(), 2, "{events:?}");
@@ -80,17 +29,16 @@ async fn rows_that_plain_sql_inserted_are_delivered() {
 
 #[tokio::test]
 async fn the_schema_is_asked_for_by_name_where_it_may_not_be_created() {
-    let Some(database) = Database::create().await else { return };
+    let Some(database) = TestDatabase::create().await else { return };
     let cli =
-        Cli::new().env("DATABASE_URL", &database.url).env("POSTHASTE_DATABASE__MIGRATE", "false");
+        Cli::new().env("DATABASE_URL", &database.url()).env("POSTHASTE_DATABASE__MIGRATE", "false");
     for command in [&["status"][..], &["events", "list"], &["run", "--once"]] {
         cli.run(command).failed(1, &["no outbox in this database", "posthaste migrate up"]);
     }
     cli.run(&["migrate", "up"]).succeeded();
     cli.run(&["run", "--once"]).succeeded();
-    let mut connection = database.connect().await;
     let newer = "insert into outbox_migrations (version, name) values (999, 'from the future')";
-    execute(&mut connection, newer).await;
+    database.run(newer).await;
     for command in [&["status"][..], &["run", "--once"], &["migrate", "up"]] {
         cli.run(command).failed(1, &["999"]);
     }
@@ -98,19 +46,18 @@ async fn the_schema_is_asked_for_by_name_where_it_may_not_be_created() {
 
 #[tokio::test]
 async fn a_table_of_ones_own_is_adopted() {
-    let Some(database) = Database::create().await else { return };
-    let cli = Cli::new().env("DATABASE_URL", &database.url);
-    let mut connection = database.connect().await;
+    let Some(database) = TestDatabase::create().await else { return };
+    let cli = Cli::new().env("DATABASE_URL", &database.url());
     let table = "create table outbox_events (id uuid primary key default gen_random_uuid(), \
                  aggregate_id uuid not null, event_type varchar(100) not null, event_data jsonb \
                  not null, created_at timestamptz default now(), processed_at timestamptz, \
                  retry_count integer default 0, max_retries integer default 3, error_message text)";
-    execute(&mut connection, table).await;
+    database.run(table).await;
     let insert = format!(
         "insert into outbox_events (aggregate_id, event_type, event_data) \
          values ('{AGGREGATE}', 'old', '1')"
     );
-    execute(&mut connection, &insert).await;
+    database.run(&insert).await;
     cli.run(&["migrate", "up"]).failed(1, &["posthaste migrate adopt"]);
     assert_eq!(cli.json(&["migrate", "adopt"])["pending"], 1);
     assert_eq!(cli.run(&["run", "--drain"]).succeeded().events()[0]["type"], "old");
@@ -118,8 +65,8 @@ async fn a_table_of_ones_own_is_adopted() {
 
 #[tokio::test]
 async fn a_missing_database_is_named_and_an_unreachable_server_too() {
-    let Some(database) = Database::create().await else { return };
-    let missing = format!("{}_missing", database.url);
+    let Some(database) = TestDatabase::create().await else { return };
+    let missing = database.url().replace(&database.name, &format!("{}_missing", database.name));
     let ended = Cli::new().run(&["--database-url", &missing, "status"]);
     ended.failed(78, &["does not exist", &format!("{}_missing", database.name)]);
     let unreachable = "postgres://joe:hunter2hunter2@127.0.0.1:1/x";
@@ -130,11 +77,12 @@ async fn a_missing_database_is_named_and_an_unreachable_server_too() {
 
 #[tokio::test]
 async fn the_standard_variables_choose_the_database() {
-    let Some(database) = Database::create().await else { return };
+    let Some(database) = TestDatabase::create().await else { return };
+    let server: PgConnectOptions = database.url().parse().unwrap();
     let cli = Cli::new()
-        .env("PGHOST", database.server.get_host())
-        .env("PGPORT", &database.server.get_port().to_string())
-        .env("PGUSER", database.server.get_username())
+        .env("PGHOST", server.get_host())
+        .env("PGPORT", &server.get_port().to_string())
+        .env("PGUSER", server.get_username())
         .env("PGDATABASE", &database.name);
     cli.run(&["migrate", "up"]).succeeded();
     let status = cli.json(&["status"]);

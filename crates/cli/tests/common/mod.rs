@@ -1,6 +1,8 @@
-//! Runs the real binary in a folder of its own.
+//! Runs the real binary in a folder of its own, and makes databases for it.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
+
+pub(crate) mod database;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;

@@ -1,72 +1,45 @@
-//! A database of one test's own, dropped when the test ends, however it ends.
+//! An outbox of one test's own, and what is in it.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 
-use posthaste_testkit::servers::{PostgresServer, postgres_url, skip_test};
+use posthaste_testkit::servers::PostgresServer;
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 use uuid::Uuid;
 
 use crate::common::Cli;
+use crate::common::database::TestDatabase;
 
 /// All events to be delivered, with the number that its writer gave each within its key.
 const COMMITTED: &str = "select id, coalesce((event_data->>'number')::bigint, 0) \
      from outbox_events where dead_at is null";
 
 /// A database with an outbox, created by the program.
-pub(crate) struct Database {
-    name: String,
-    /// The address of a database that is there already.
-    server: String,
+pub(crate) struct Database(TestDatabase);
+
+impl Deref for Database {
+    type Target = TestDatabase;
+
+    fn deref(&self) -> &TestDatabase {
+        &self.0
+    }
 }
 
 impl Database {
     /// On the shared server; `None` (after saying so) where there is none.
     pub(crate) async fn create() -> Option<Self> {
-        let server = postgres_url();
-        match PgConnection::connect(&server).await {
-            Ok(connection) => Some(Self::create_on(connection, server).await),
-            Err(error) => {
-                skip_test(&format!("no PostgreSQL: {error}"));
-                None
-            }
-        }
+        TestDatabase::create().await.map(Self::migrated)
     }
 
     /// On a server of the test's own.
     pub(crate) async fn create_at(server: &PostgresServer) -> Self {
-        let server = server.url("postgres");
-        let connection = PgConnection::connect(&server).await.unwrap();
-        Self::create_on(connection, server).await
+        Self::migrated(TestDatabase::create_at(server.url("postgres")).await)
     }
 
-    async fn create_on(mut connection: PgConnection, server: String) -> Self {
-        let name = format!("posthaste_promises_{}", Uuid::now_v7().simple());
-        let create = AssertSqlSafe(format!("create database {name}"));
-        sqlx::raw_sql(create).execute(&mut connection).await.unwrap();
-        connection.close().await.unwrap();
-        let database = Self { name, server };
-        let url = database.url();
-        Cli::new().run(&["--database-url", &url, "migrate", "up"]).succeeded();
-        database
-    }
-
-    pub(crate) fn url(&self) -> String {
-        let (base, options) = self.server.split_once('?').unwrap_or((&self.server, ""));
-        let (base, _) = base.rsplit_once('/').expect("the address of a database");
-        let separator = if options.is_empty() { "" } else { "?" };
-        format!("{base}/{}{separator}{options}", self.name)
-    }
-
-    pub(crate) async fn connection(&self) -> PgConnection {
-        PgConnection::connect(&self.url()).await.unwrap()
-    }
-
-    /// Runs SQL the way any program would.
-    pub(crate) async fn run(&self, sql: &str) {
-        let mut connection = self.connection().await;
-        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.unwrap();
-        connection.close().await.unwrap();
+    fn migrated(database: TestDatabase) -> Self {
+        Cli::new().run(&["--database-url", &database.url(), "migrate", "up"]).succeeded();
+        Self(database)
     }
 
     pub(crate) async fn rows(&self, sql: &str) -> Vec<PgRow> {
@@ -111,22 +84,5 @@ impl Database {
     /// Every committed event that is to be delivered, with its number within its key.
     pub(crate) async fn committed(&self) -> HashMap<Uuid, i64> {
         self.rows(COMMITTED).await.iter().map(|row| (row.get(0), row.get(1))).collect()
-    }
-}
-
-impl Drop for Database {
-    fn drop(&mut self) {
-        let drop = format!("drop database if exists {} with (force)", self.name);
-        let server = self.server.clone();
-        // A thread of its own: `drop` cannot wait within the test's runtime.
-        let dropped = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(async {
-                if let Ok(mut connection) = PgConnection::connect(&server).await {
-                    let _ = sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut connection).await;
-                }
-            });
-        });
-        let _ = dropped.join();
     }
 }
