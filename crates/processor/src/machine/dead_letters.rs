@@ -172,6 +172,16 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_recorded_while_they_are_read_is_not_taken_for_gone() {
+        let mut dead = DeadLetters::default();
+        dead.begin_round();
+        add(&mut dead, 1, false);
+        dead.recorded(1);
+        assert!(dead.page_read(&[]).is_empty(), "the page may be older than the recording");
+        assert!(dead.wants_round());
+    }
+
+    #[test]
     fn pages_are_read_to_the_end() {
         let mut dead = DeadLetters::default();
         dead.begin_round();
