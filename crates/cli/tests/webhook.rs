@@ -18,11 +18,11 @@ struct Request {
 
 /// Listens, answers each request with the next of `answers` and then with 204, and passes on what
 /// came.
-fn receiver(answers: &[&'static str]) -> (String, Receiver<Request>) {
+fn receiver(answers: Vec<&'static str>) -> (String, Receiver<Request>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/hook", listener.local_addr().unwrap());
     let (sender, requests) = channel();
-    let mut answers = answers.to_vec().into_iter();
+    let mut answers = answers.into_iter();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let answer = answers.next().unwrap_or("204 No Content");
@@ -59,14 +59,14 @@ fn configured(url: &str, more: &str) -> Cli {
     let cli = Cli::migrated();
     cli.write(
         "posthaste.toml",
-        &format!("[destinations.hook]\ntype = \"webhook\"\nurl = \"{url}\"\n{more}"),
+        format!("[destinations.hook]\ntype = \"webhook\"\nurl = \"{url}\"\n{more}"),
     );
     cli
 }
 
 #[test]
 fn events_are_posted_signed_and_counted_as_delivered() {
-    let (url, requests) = receiver(&[]);
+    let (url, requests) = receiver(Vec::new());
     let secret = "secret = \"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\"\n";
     let cli = configured(&url, &format!("{secret}allow_private_addresses = true\n"));
     cli.publish("order.placed", r#"{"total":42}"#);
@@ -81,7 +81,7 @@ fn events_are_posted_signed_and_counted_as_delivered() {
 
 #[test]
 fn a_receiver_that_is_overloaded_costs_no_attempt_and_one_that_refuses_makes_a_dead_letter() {
-    let (url, _requests) = receiver(&["503 Service Unavailable"; 2]);
+    let (url, _requests) = receiver(vec!["503 Service Unavailable"; 2]);
     let cli = configured(&url, "allow_private_addresses = true\n");
     cli.publish("order.placed", "1");
     cli.run(&["run", "--drain"]).succeeded();
@@ -90,7 +90,7 @@ fn a_receiver_that_is_overloaded_costs_no_attempt_and_one_that_refuses_makes_a_d
         0
     );
 
-    let (url, _requests) = receiver(&["422 Unprocessable Content"; 2]);
+    let (url, _requests) = receiver(vec!["422 Unprocessable Content"; 2]);
     let cli = configured(&url, "allow_private_addresses = true\n");
     cli.publish("order.placed", "1");
     cli.run(&["run", "--drain"]).succeeded();
@@ -100,7 +100,7 @@ fn a_receiver_that_is_overloaded_costs_no_attempt_and_one_that_refuses_makes_a_d
 
 #[test]
 fn a_private_address_is_refused_unless_allowed() {
-    let (url, requests) = receiver(&[]);
+    let (url, requests) = receiver(Vec::new());
     let cli = configured(&url, "");
     cli.publish("order.placed", "1");
     let ended = cli.run(&["run", "--once"]);
