@@ -108,7 +108,7 @@ pub enum PendingSelection {
     Forward {
         /// Inclusive ranges of places that were passed without an event being seen there, where
         /// one may still turn up. Disjoint, ascending, all at or below `after`; mostly empty or
-        /// few, at most some hundreds.
+        /// few, at most a thousand.
         gaps: Vec<(Seq, Seq)>,
         /// Exclusive lower end of what was not passed yet.
         after: Seq,
