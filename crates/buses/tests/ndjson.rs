@@ -96,20 +96,26 @@ async fn a_closed_pipe_is_an_outage() {
     assert_eq!((error.kind(), error.status()), (ErrorKind::Unreachable, ErrorStatus::Unavailable));
 }
 
+/// A bus on a new named pipe that gives up soon; `None`, with the reason printed, where there are
+/// no named pipes.
+fn bus_on_a_pipe(path: &Path) -> Option<NdjsonBus> {
+    let made = std::process::Command::new("mkfifo").arg(path).status();
+    if !made.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no mkfifo here");
+        return None;
+    }
+    let config = NdjsonConfig {
+        write_timeout: Duration::from_millis(200),
+        ..NdjsonConfig::new(NdjsonTarget::File(path.to_owned()))
+    };
+    Some(NdjsonBus::open(&config).unwrap())
+}
+
 #[tokio::test]
 async fn a_reader_that_stands_still_does_not_hold_the_call_for_ever() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pipe");
-    let made = std::process::Command::new("mkfifo").arg(&path).status();
-    if !made.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: no mkfifo here");
-        return;
-    }
-    let config = NdjsonConfig {
-        write_timeout: Duration::from_millis(200),
-        ..NdjsonConfig::new(NdjsonTarget::File(path.clone()))
-    };
-    let bus = NdjsonBus::open(&config).unwrap();
+    let Some(bus) = bus_on_a_pipe(&path) else { return };
     // Opened for reading and writing, a pipe never lacks a reader; nobody reads.
     let mut reader = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
     let large = Payload::json(&"x".repeat(300_000)).unwrap();
@@ -136,17 +142,7 @@ async fn a_reader_that_stands_still_does_not_hold_the_call_for_ever() {
 #[tokio::test]
 async fn a_pipe_without_a_reader_swallows_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("pipe");
-    let made = std::process::Command::new("mkfifo").arg(&path).status();
-    if !made.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: no mkfifo here");
-        return;
-    }
-    let config = NdjsonConfig {
-        write_timeout: Duration::from_millis(200),
-        ..NdjsonConfig::new(NdjsonTarget::File(path.clone()))
-    };
-    let bus = NdjsonBus::open(&config).unwrap();
+    let Some(bus) = bus_on_a_pipe(&folder.path().join("pipe")) else { return };
     assert!(!bus.capabilities().durable);
     assert_eq!(only_error(&bus).await.kind(), ErrorKind::Timeout);
 }

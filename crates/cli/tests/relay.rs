@@ -5,7 +5,7 @@
 mod common;
 
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 
 use common::{AGGREGATE, Cli, Running, Watchdog, lines_of};
 
@@ -126,19 +126,19 @@ fn a_second_relay_on_the_same_file_is_refused() {
     cli.run(&["run", "--once"]).failed(1, &["another"]);
 }
 
+fn run_with_a_closed_pipe(cli: &Cli, arguments: &[&str]) -> Output {
+    let mut command = cli.command(arguments);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let _watchdog = Watchdog::over(child.id());
+    child.wait_with_output().unwrap()
+}
+
 #[test]
 fn a_closed_pipe_ends_the_relay_and_loses_nothing() {
     let cli = Cli::migrated();
     cli.publish("a", "1");
-    let mut child = cli
-        .command(&["run", "--drain"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdout.take());
-    let _watchdog = Watchdog::over(child.id());
-    let ended = child.wait_with_output().unwrap();
+    let ended = run_with_a_closed_pipe(&cli, &["run", "--drain"]);
     let stderr = String::from_utf8(ended.stderr).unwrap();
     assert_eq!(ended.status.code(), Some(0), "{stderr}");
     assert!(stderr.contains("standard output was closed"), "{stderr}");
@@ -149,15 +149,7 @@ fn a_closed_pipe_ends_the_relay_and_loses_nothing() {
 fn a_closed_pipe_is_no_failure_of_a_listing() {
     let cli = Cli::migrated();
     cli.publish("a", "1");
-    let mut child = cli
-        .command(&["events", "list"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdout.take());
-    let _watchdog = Watchdog::over(child.id());
-    let ended = child.wait_with_output().unwrap();
+    let ended = run_with_a_closed_pipe(&cli, &["events", "list"]);
     assert_eq!(ended.status.code(), Some(0));
     assert_eq!(String::from_utf8(ended.stderr).unwrap(), "");
 }

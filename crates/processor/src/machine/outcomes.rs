@@ -67,12 +67,14 @@ impl Machine {
 
     fn delivered(&mut self, held: &Held) {
         self.counts.delivered += 1;
-        let settlement = Settlement {
-            seq: held.seq,
-            id: held.event.id(),
-            outcome: SettlementOutcome::Delivered,
-        };
-        self.settling.add(settlement, held.event.retry_count() > 0);
+        self.record(held, SettlementOutcome::Delivered);
+    }
+
+    /// Hands the outcome of an attempt to settling.
+    fn record(&mut self, held: &Held, outcome: SettlementOutcome) {
+        // Only a retry leaves an event with an outcome that may still wait to be sent.
+        let may_replace = held.event.retry_count() > 0;
+        self.settling.add(Settlement { seq: held.seq, id: held.event.id(), outcome }, may_replace);
     }
 
     fn put_back(&mut self, id: KeyId, held: Held, now: Duration) {
@@ -133,9 +135,7 @@ impl Machine {
             delay,
             error: text.clone(),
         });
-        let outcome = SettlementOutcome::Retry { retry_count, delay, error: text.into() };
-        self.settling
-            .add(Settlement { seq: held.seq, id: held.event.id(), outcome }, retry_count > 1);
+        self.record(&held, SettlementOutcome::Retry { retry_count, delay, error: text.into() });
         let event = held.event.with_retry_count(retry_count);
         let head = Held { event, ..held };
         for seq in self.keys.park_behind(id, head, now.saturating_add(delay), now) {
@@ -161,9 +161,7 @@ impl Machine {
             error: text.clone(),
             blocks_key,
         });
-        let outcome = SettlementOutcome::Dead { retry_count, reason, error: text.into() };
-        self.settling
-            .add(Settlement { seq: held.seq, id: held.event.id(), outcome }, retry_count > 0);
+        self.record(&held, SettlementOutcome::Dead { retry_count, reason, error: text.into() });
         if blocks_key {
             self.reader.dead_letters.add(held.seq, id, held.event.order_key().clone(), false);
             self.block(id, held.seq);
