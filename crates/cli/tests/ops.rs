@@ -34,6 +34,31 @@ async fn wait_for(url: &str, wanted: u16) -> String {
     }
 }
 
+/// Asks for metrics until a line of them is `wanted`, and gives them all.
+async fn metrics_with(url: &str, wanted: &str) -> String {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let text = wait_for(&format!("{url}/metrics"), 200).await;
+        if text.lines().any(|line| line == wanted) {
+            return text;
+        }
+        assert!(Instant::now() < deadline, "{wanted} is not in: {text}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn rows_that_cannot_be_read_are_counted_as_dead_letters() {
+    let cli = Cli::migrated().env("POSTHASTE_OPS__LISTEN", "127.0.0.1:0");
+    cli.publish("a", "1");
+    let file = sqlx::sqlite::SqliteConnectOptions::new().filename(cli.path("posthaste.db"));
+    let mut connection = sqlx::ConnectOptions::connect(&file).await.unwrap();
+    let spoil = "update outbox_events set headers = '[]'";
+    sqlx::query(spoil).execute(&mut connection).await.unwrap();
+    let (_running, url) = started(&cli);
+    metrics_with(&url, "outbox_dead_lettered_total{reason=\"corrupt\"} 1").await;
+}
+
 #[tokio::test]
 async fn an_idle_relay_is_live_and_ready_and_counts_what_it_delivers() {
     let cli = Cli::migrated().env("POSTHASTE_OPS__LISTEN", "127.0.0.1:0");
@@ -41,16 +66,7 @@ async fn an_idle_relay_is_live_and_ready_and_counts_what_it_delivers() {
     let (_running, url) = started(&cli);
     assert_eq!(get(&format!("{url}/livez")).await, (200, "ok\n".into()));
     wait_for(&format!("{url}/readyz"), 200).await;
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let published = "outbox_events_published_total{destination=\"default\"} 1";
-    let text = loop {
-        let text = wait_for(&format!("{url}/metrics"), 200).await;
-        if text.contains(published) {
-            break text;
-        }
-        assert!(Instant::now() < deadline, "{published} is not in: {text}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
+    let text = metrics_with(&url, "outbox_events_published_total{destination=\"default\"} 1").await;
     for part in [
         "outbox_build_info{version=",
         "outbox_delivery_latency_seconds_bucket{le=",

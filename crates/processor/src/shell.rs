@@ -170,11 +170,14 @@ impl Shell {
                 );
             }
             Report::DeadLettered { event, reason, error, blocks_key } => {
-                telemetry::dead_lettered(reason);
+                telemetry::dead_lettered(reason, 1);
                 tracing::error!(
                     id = %event.id, event_type = &*event.event_type, key = event.key,
                     reason, error, blocks_key, "event is a dead letter"
                 );
+            }
+            Report::Buried { rows } => {
+                telemetry::dead_lettered(ErrorKind::Corrupt.as_str(), *rows as u64);
             }
             Report::Paused { destination, error } => {
                 self.shared.paused(*destination, Some(error.clone()));

@@ -82,8 +82,8 @@ pub(crate) fn retry_scheduled() {
     counter!("outbox_retries_total").increment(1);
 }
 
-pub(crate) fn dead_lettered(reason: &'static str) {
-    counter!("outbox_dead_lettered_total", "reason" => reason).increment(1);
+pub(crate) fn dead_lettered(reason: &'static str, events: u64) {
+    counter!("outbox_dead_lettered_total", "reason" => reason).increment(events);
 }
 
 pub(crate) fn pruned(events: u64) {

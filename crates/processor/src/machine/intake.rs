@@ -7,7 +7,7 @@ use posthaste_core::{DeadHead, PendingPage, Seq};
 use super::key::{Admission, Held, KeyId, Unheld};
 use super::keys::CatchUp;
 use super::reader::{Found, Operation, Purpose};
-use super::{Command, FetchTicket, Machine};
+use super::{Command, FetchTicket, Machine, Report};
 use crate::DeadHeadPolicy;
 
 impl Machine {
@@ -74,7 +74,10 @@ impl Machine {
         }
         let mut any_new = !page.buried.is_empty();
         self.dead_heads_found(&page.buried);
-        self.counts.dead_lettered += page.buried.len() as u64;
+        if !page.buried.is_empty() {
+            self.counts.dead_lettered += page.buried.len() as u64;
+            self.reports.push(Report::Buried { rows: page.buried.len() });
+        }
         for pending in page.events {
             let seq = pending.seq;
             let id = KeyId::of(pending.event.order_key());

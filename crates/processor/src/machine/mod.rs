@@ -104,6 +104,8 @@ pub(crate) enum Report {
     RetryScheduled { destination: usize, event: Summary, delay: Duration, error: String },
     /// An event is a dead letter now.
     DeadLettered { event: Summary, reason: &'static str, error: String, blocks_key: bool },
+    /// The store made rows that it cannot read dead letters, and has logged each.
+    Buried { rows: usize },
     /// A destination does not answer; nothing is sent there for a while.
     Paused { destination: usize, error: String },
     /// A destination answers again.
