@@ -17,11 +17,13 @@ mod event;
 mod event_builder;
 mod headers;
 mod key;
+mod lease;
 pub mod memory;
 mod migration;
 mod payload;
 mod repository;
 mod retry;
+mod shard;
 mod unit_of_work;
 
 pub use admin::{EventFilter, EventState, OutboxAdmin};
@@ -31,6 +33,7 @@ pub use event::{DEFAULT_MAX_RETRIES, EventRecord, OutboxEvent};
 pub use event_builder::{EVENT_TYPE_CHARS_MAX, OutboxEventBuilder};
 pub use headers::{HEADER_NAME_BYTES_MAX, HEADERS_BYTES_MAX, Headers};
 pub use key::{ORDER_KEY_BYTES_MAX, OrderKey};
+pub use lease::{Lease, LeaseRequest, ShardLease, fair_share};
 pub use migration::{Migration, MigrationStatus, OutboxMigrations};
 pub use payload::{JSON_CONTENT_TYPE, Payload};
 pub use repository::{
@@ -38,4 +41,5 @@ pub use repository::{
     PendingSelection, RepositoryCapabilities, Seq, Settlement, SettlementOutcome, Watermark,
 };
 pub use retry::{RetryDecision, RetryPolicy};
+pub use shard::{Shard, ShardSet};
 pub use unit_of_work::{OutboxTransaction, UnitOfWork};

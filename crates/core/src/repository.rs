@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::{OrderKey, OutboxEvent, Result};
+use crate::{Lease, LeaseRequest, OrderKey, OutboxEvent, Result, Shard, ShardLease, ShardSet};
 
 /// An event's place in the outbox: greater means later within its key. Positive.
 ///
@@ -46,8 +46,9 @@ pub trait OutboxRepository: Send + Sync + 'static {
 
     /// Records outcomes in one statement, durably: when it returns `Ok`, a crash loses none.
     ///
-    /// Idempotent: a settlement of an event that is no longer pending changes nothing. Returns how
-    /// many events changed.
+    /// Idempotent: a settlement of an event that is no longer pending changes nothing, nor does one
+    /// whose lease is over; the lease is checked in the transaction that records. Returns how many
+    /// events changed.
     async fn settle(&self, settlements: &[Settlement]) -> Result<u64>;
 
     /// Dead letters after `after`, ordered by `seq`, at most `limit`: no payloads.
@@ -68,6 +69,23 @@ pub trait OutboxRepository: Send + Sync + 'static {
     /// processor calls it at start and every few minutes.
     async fn maintain(&self) -> Result<()>;
 
+    /// Keeps a relay among the living, gives back what it releases, and takes free shards up to its
+    /// fair share. See [`LeaseRequest`]. All or nothing, and safe to repeat.
+    ///
+    /// Only asked where [`RepositoryCapabilities::leases`] says so. A store that one relay has to
+    /// itself need not keep it.
+    async fn lease(&self, _request: &LeaseRequest) -> Result<Lease> {
+        let shards =
+            ShardSet::ALL.iter().map(|shard| ShardLease { shard, generation: 0 }).collect();
+        Ok(Lease { shards, fair_share: Shard::COUNT, relays: 1 })
+    }
+
+    /// A relay that stops gives back all its shards, so that others need not wait for the end of
+    /// its lease.
+    async fn leave(&self, _relay: Uuid) -> Result<()> {
+        Ok(())
+    }
+
     /// Completes when there may be new events. A hint: it may come late, twice or never. Pends for
     /// ever where the store has no such signal. Must be safe to drop at any time.
     async fn wait_for_events(&self);
@@ -84,6 +102,8 @@ pub struct RepositoryCapabilities {
     pub late_commits: bool,
     /// Whether [`OutboxRepository::wait_for_events`] ever completes.
     pub wakes: bool,
+    /// Whether several relays may share the work by [`OutboxRepository::lease`].
+    pub leases: bool,
 }
 
 /// Which pending events to fetch.
@@ -91,6 +111,10 @@ pub struct RepositoryCapabilities {
 pub struct PendingQuery {
     /// Which of them.
     pub selection: PendingSelection,
+    /// The shards whose events a forward read brings; the other selections name what they want. A row
+    /// that cannot be read becomes a dead letter only while its lease lasts. `None` for all, on a
+    /// store without leases.
+    pub leases: Option<Vec<ShardLease>>,
     /// At most so many events.
     pub events_max: usize,
     /// Stop after the event that takes the sum of the payloads to this many bytes. At least one
@@ -108,7 +132,7 @@ pub enum PendingSelection {
     Forward {
         /// Inclusive ranges of places that were passed without an event being seen there, where
         /// one may still turn up. Disjoint, ascending, all at or below `after`; mostly empty or
-        /// few, at most a thousand.
+        /// few, mostly less than a thousand.
         gaps: Vec<(Seq, Seq)>,
         /// Exclusive lower end of what was not passed yet.
         after: Seq,
@@ -186,6 +210,9 @@ pub struct Settlement {
     pub seq: Seq,
     /// Its identity, which guards against a place that was used anew (a restored database).
     pub id: Uuid,
+    /// The lease under which the event was sent: once its shard is another relay's, the settlement
+    /// changes nothing. `None` on a store without leases.
+    pub lease: Option<ShardLease>,
     /// What came of it.
     pub outcome: SettlementOutcome,
 }

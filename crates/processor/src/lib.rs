@@ -7,6 +7,7 @@
 
 mod builder;
 mod chores;
+mod clock;
 mod machine;
 mod processor;
 mod routes;

@@ -26,6 +26,11 @@ pub struct ProcessorSettings {
     pub buffer_bytes_max: usize,
     /// How long `stop` waits for acknowledgements and their settlement. Default 30 s.
     pub shutdown_timeout: Duration,
+    /// How long this relay counts as alive, where several share an outbox, after it has last told the
+    /// database so: it tells four times as often. When it dies, others take over what it delivered
+    /// within this time and a quarter of it; when it cannot reach the database, it stops sending
+    /// after four fifths. At least 1 s. Default 5 s.
+    pub lease_ttl: Duration,
     /// Delivered events older than this are removed. `None` keeps them for ever. Default 30 days.
     pub retention: Option<Duration>,
 }
@@ -40,6 +45,7 @@ impl Default for ProcessorSettings {
             rate_limit_events_per_second: None,
             buffer_bytes_max: 64 * 1024 * 1024,
             shutdown_timeout: Duration::from_secs(30),
+            lease_ttl: Duration::from_secs(5),
             retention: Some(Duration::from_secs(30 * 24 * 60 * 60)),
         }
     }
@@ -69,6 +75,11 @@ impl ProcessorSettings {
             "max_concurrent_events",
             (1..=1_000_000).contains(&self.max_concurrent_events),
             "must be from 1 to 1000000 events",
+        );
+        require(
+            "lease_ttl",
+            (Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&self.lease_ttl),
+            "must be from 1 s to 1 h",
         );
         require("buffer_bytes_max", self.buffer_bytes_max >= 64 * 1024, "must be at least 64 KiB");
         let policy = &self.retry_policy;

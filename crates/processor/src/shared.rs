@@ -26,6 +26,8 @@ struct State {
     buffered: usize,
     unsettled: usize,
     parked_keys: usize,
+    shards: usize,
+    relays: usize,
     hint: Seq,
     last_acknowledged: Option<Instant>,
     backlog: Option<(Backlog, Instant)>,
@@ -61,6 +63,7 @@ impl Shared {
         state.buffered = machine.buffered();
         state.unsettled = machine.unsettled();
         state.parked_keys = machine.stuck_keys();
+        (state.shards, state.relays) = machine.shards_and_relays();
         state.hint = machine.hint();
     }
 
@@ -101,6 +104,8 @@ impl Shared {
             buffered: state.buffered,
             unsettled: state.unsettled,
             parked_keys: state.parked_keys,
+            shards: state.shards,
+            relays: state.relays,
             backlog: state.backlog.map(|(backlog, at)| (backlog, at.elapsed())),
             last_acknowledged: state.last_acknowledged.map(|at| at.elapsed()),
             running_for: state.started.map_or(Duration::ZERO, |at| at.elapsed()),

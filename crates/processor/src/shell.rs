@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use posthaste_core::{Error, ErrorKind, OutboxRepository, Result};
+use posthaste_core::{Error, ErrorKind, LeaseRequest, OutboxRepository, Result};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use uuid::Uuid;
 
+use crate::clock::Clock;
 use crate::machine::{Command, Input, Machine, Report};
 use crate::routes::Routes;
 use crate::shared::Shared;
@@ -34,6 +35,9 @@ pub(crate) struct Shell {
     pub(crate) stop: watch::Receiver<bool>,
 }
 
+/// The longest wait for the database to hear that this relay is gone.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// What a run did.
 pub(crate) struct Outcome {
     pub(crate) delivered: u64,
@@ -46,9 +50,12 @@ impl Shell {
     /// Runs until `until`, or until it is stopped.
     pub(crate) async fn run(mut self, until: Until) -> Outcome {
         let seed = rand::random();
-        let mut machine = Machine::new(Arc::clone(&self.routes), self.settings.clone(), seed);
+        let shares = self.repository.capabilities().leases;
+        let mut machine =
+            Machine::new(Arc::clone(&self.routes), self.settings.clone(), shares, seed);
         let mut answers: JoinSet<Input> = JoinSet::new();
-        let started = Instant::now();
+        let clock = Clock::start();
+        let relay = Relay { id: Uuid::new_v4(), name: name_of_process(), clock };
         let woken = Arc::new(Notify::new());
         let mut chores = JoinSet::new();
         chores.spawn(forward_wakes(Arc::clone(&self.repository), Arc::clone(&woken)));
@@ -58,9 +65,9 @@ impl Shell {
         loop {
             // One moment for all questions: what falls due after it is a deadline, and nothing can
             // fall due between two of them unseen.
-            let now = started.elapsed();
+            let now = clock.now();
             for command in machine.commands(now) {
-                self.execute(command, &mut answers, &mut error, until);
+                self.execute(command, &relay, &mut answers, &mut error, until);
             }
             self.shared.observe(&machine);
             let ended = match (stop_by, until) {
@@ -77,23 +84,28 @@ impl Shell {
             tokio::select! {
                 biased;
                 Some(answer) = answers.join_next(), if !answers.is_empty() => {
-                    take_in(&mut machine, answer, started);
+                    take_in(&mut machine, answer, clock);
                     while let Some(answer) = answers.try_join_next() {
-                        take_in(&mut machine, answer, started);
+                        take_in(&mut machine, answer, clock);
                     }
                 }
                 () = stopped(&mut self.stop), if stop_by.is_none() => {
                     self.shared.relay_state(RelayState::Draining);
-                    machine.handle(Input::Stop, started.elapsed());
-                    stop_by = Some(started.elapsed().saturating_add(self.settings.shutdown_timeout));
+                    machine.handle(Input::Stop, clock.now());
+                    stop_by = Some(clock.now().saturating_add(self.settings.shutdown_timeout));
                 }
                 () = woken.notified(), if stop_by.is_none() => {
-                    machine.handle(Input::Wake, started.elapsed());
+                    machine.handle(Input::Wake, clock.now());
                 }
-                () = sleep_until(started, deadline) => {}
+                () = clock.sleep_until(deadline) => {}
             }
         }
         self.shared.observe(&machine);
+        // Calls without an answer end here, before others take over what they sent.
+        drop(answers);
+        if shares {
+            self.leave(relay.id).await;
+        }
         Outcome {
             delivered: machine.counts().delivered,
             report: StopReport {
@@ -105,15 +117,43 @@ impl Shell {
         }
     }
 
+    /// Gives the shards back at once. Without it, they are free when the lease ends.
+    async fn leave(&self, relay: Uuid) {
+        let call = telemetry::storage("leave", self.repository.leave(relay));
+        match tokio::time::timeout(LEAVE_TIMEOUT, call).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(
+                error = error.report(),
+                "cannot give the lease back; other relays wait until it ends"
+            ),
+            Err(_) => tracing::warn!(
+                "the database does not answer; other relays wait until this one's lease ends"
+            ),
+        }
+    }
+
     fn execute(
         &self,
         command: Command,
+        relay: &Relay,
         answers: &mut JoinSet<Input>,
         error: &mut Option<Error>,
         until: Until,
     ) {
         let repository = Arc::clone(&self.repository);
         match command {
+            Command::Lease { release } => {
+                let request = LeaseRequest {
+                    relay: relay.id,
+                    name: relay.name.clone(),
+                    ttl: self.settings.lease_ttl,
+                    release,
+                };
+                answers.spawn(async move {
+                    let lease = telemetry::storage("lease", repository.lease(&request)).await;
+                    Input::Leased(lease)
+                });
+            }
             Command::ReadWatermark => {
                 answers.spawn(async move {
                     Input::Watermark(telemetry::storage("watermark", repository.watermark()).await)
@@ -138,9 +178,14 @@ impl Shell {
                     Input::Settled { settlements, result }
                 });
             }
-            Command::Publish { destination, batch } => {
+            Command::Publish { destination, batch, not_after } => {
                 let routes = Arc::clone(&self.routes);
+                let clock = relay.clock;
                 answers.spawn(async move {
+                    // The process may have been stopped since the machine decided.
+                    if clock.now() >= not_after {
+                        return Input::NotSent { destination, batch };
+                    }
                     let to = &routes.destinations()[destination];
                     let results = telemetry::publish(to, &batch.events).await;
                     Input::Published { destination, batch, results }
@@ -191,6 +236,13 @@ impl Shell {
                 self.shared.paused(*destination, None);
                 tracing::info!(destination = name(*destination), "destination answers again");
             }
+            Report::ShardsChanged { shards, relays } => {
+                tracing::info!(shards, relays, "this relay's share of the keys changed");
+            }
+            Report::LeaseLapsed => {
+                tracing::warn!("the lease was not renewed in time; nothing is sent until it is");
+            }
+            Report::LeaseRenewed => tracing::info!("the lease is renewed"),
             Report::DatabaseFailed { error } => {
                 self.shared.database(Some(error.clone()));
                 tracing::warn!(error, "database is unavailable; trying again");
@@ -203,9 +255,22 @@ impl Shell {
     }
 }
 
-fn take_in(machine: &mut Machine, answer: Result<Input, tokio::task::JoinError>, started: Instant) {
+/// Who runs.
+struct Relay {
+    id: Uuid,
+    name: Box<str>,
+    clock: Clock,
+}
+
+/// Host and process id.
+fn name_of_process() -> Box<str> {
+    let system = rustix::system::uname();
+    format!("{}:{}", system.nodename().to_string_lossy(), std::process::id()).into()
+}
+
+fn take_in(machine: &mut Machine, answer: Result<Input, tokio::task::JoinError>, clock: Clock) {
     match answer {
-        Ok(input) => machine.handle(input, started.elapsed()),
+        Ok(input) => machine.handle(input, clock.now()),
         // Panics are caught inside the calls and nothing aborts them but the end of the run.
         Err(error) => tracing::error!(%error, "a task of the relay ended without an answer"),
     }
@@ -214,14 +279,6 @@ fn take_in(machine: &mut Machine, answer: Result<Input, tokio::task::JoinError>,
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     // An error means that every handle of the processor is gone: stop as well.
     let _ = stop.wait_for(|stopped| *stopped).await;
-}
-
-async fn sleep_until(started: Instant, deadline: Option<Duration>) {
-    // A deadline past the end of the clock, as `Duration::MAX` gives, never comes.
-    match deadline.and_then(|deadline| started.checked_add(deadline)) {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Turns the repository's hints into at most one wake-up each millisecond.

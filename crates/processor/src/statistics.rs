@@ -25,6 +25,10 @@ pub struct ProcessorStatistics {
     pub unsettled: usize,
     /// Keys that wait for a retry, a delay or an operator.
     pub parked_keys: usize,
+    /// Shards of the outbox that this relay delivers; all 64 when it is alone.
+    pub shards: usize,
+    /// Relays that share the outbox, this one included.
+    pub relays: usize,
     /// The latest counts from the database, and how old they are.
     pub backlog: Option<(Backlog, Duration)>,
     /// Since the last acknowledgement; `None` before the first.
@@ -97,6 +101,10 @@ impl ProcessorStatistics {
         let Some((backlog, _)) = &self.backlog else {
             return Some("the database has not answered yet".into());
         };
+        if self.shards == 0 && self.relays > 1 {
+            // Others have it all, and answer for it.
+            return None;
+        }
         let idle = self.last_acknowledged.unwrap_or(self.running_for).min(self.running_for);
         if backlog.ready > 0 && backlog.oldest_pending_age >= stall_after && idle >= stall_after {
             let stuck = match self.parked_keys {

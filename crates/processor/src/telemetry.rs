@@ -100,6 +100,8 @@ pub(crate) fn backlog(backlog: &Backlog) {
 
 pub(crate) fn statistics(statistics: &ProcessorStatistics) {
     gauge!("outbox_inflight_events").set(statistics.in_flight as f64);
+    gauge!("outbox_shards").set(statistics.shards as f64);
+    gauge!("outbox_relays").set(statistics.relays as f64);
     for state in RelayState::ALL {
         let value = if state == statistics.state { 1.0 } else { 0.0 };
         gauge!("outbox_relay_state", "state" => state.as_str()).set(value);
@@ -124,6 +126,8 @@ pub(crate) fn describe(destinations: &[Destination]) {
         Unit::Count,
         "Events published and not yet acknowledged"
     );
+    describe_gauge!("outbox_shards", Unit::Count, "Shards, of 64, that this relay delivers");
+    describe_gauge!("outbox_relays", Unit::Count, "Relays that share the outbox");
     describe_gauge!(
         "outbox_relay_state",
         Unit::Count,

@@ -93,7 +93,7 @@ async fn an_outage_lasts_until_it_is_cleared() {
 
 async fn only_pending(repository: &impl OutboxRepository) -> Option<(i64, Uuid)> {
     let selection = PendingSelection::Forward { gaps: Vec::new(), after: 0 };
-    let query = PendingQuery { selection, events_max: 10, bytes_max: 1_000_000 };
+    let query = PendingQuery { leases: None, selection, events_max: 10, bytes_max: 1_000_000 };
     let page = repository.fetch_pending(&query).await.unwrap();
     page.events.first().map(|found| (found.seq, found.event.id()))
 }
@@ -107,7 +107,7 @@ async fn a_settlement_takes_effect_only_where_the_fault_comes_after_it() {
         repository.store(&[event(Uuid::nil())]).await.unwrap();
         let (seq, id) = only_pending(&repository).await.unwrap();
         repository.script().fail_next(Operation::Settle, 1, fault);
-        let batch = [Settlement { seq, id, outcome: SettlementOutcome::Delivered }];
+        let batch = [Settlement { lease: None, seq, id, outcome: SettlementOutcome::Delivered }];
         let error = repository.settle(&batch).await.unwrap_err();
         assert_eq!(error.status(), ErrorStatus::Unavailable, "{fault:?}");
         assert_eq!(only_pending(&repository).await.is_some(), pending_after, "{fault:?}");

@@ -190,6 +190,13 @@ pub(crate) const SECTIONS: &[Section] = &[
                  bounds the repeated deliveries after a crash, too.",
             ),
             key(
+                "relay.lease_ttl",
+                duration(1_000),
+                Default::Value("5s"),
+                "Where several relays share an outbox: how long one counts as alive after it last told \
+                 the database so. When it dies, the others take over within this time and a quarter.",
+            ),
+            key(
                 "relay.rate_limit_events_per_second",
                 Kind::Integer { min: 1, max: u32::MAX as i64 },
                 Default::Absent("no limit"),

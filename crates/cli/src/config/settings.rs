@@ -221,6 +221,7 @@ fn relay_of(read: &Reader<'_>) -> ProcessorSettings {
         batch_size: count("relay.batch_size").unwrap_or_default(),
         poll_interval: read.duration("relay.poll_interval").unwrap_or_default(),
         max_concurrent_events: count("relay.max_concurrent_events").unwrap_or_default(),
+        lease_ttl: read.duration("relay.lease_ttl").unwrap_or_default(),
         retry_policy: RetryPolicy {
             base_delay: read.duration("relay.retry.base_delay").unwrap_or_default(),
             max_delay: read.duration("relay.retry.max_delay").unwrap_or_default(),

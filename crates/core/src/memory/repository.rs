@@ -131,7 +131,13 @@ fn until(then: Option<Timestamp>, now: Timestamp) -> Duration {
 #[async_trait]
 impl OutboxRepository for MemoryRepository {
     fn capabilities(&self) -> RepositoryCapabilities {
-        RepositoryCapabilities { name: "memory", durable: false, late_commits: false, wakes: true }
+        RepositoryCapabilities {
+            name: "memory",
+            durable: false,
+            late_commits: false,
+            wakes: true,
+            leases: false,
+        }
     }
 
     async fn check(&self) -> Result<()> {

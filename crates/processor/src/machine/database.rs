@@ -1,6 +1,6 @@
 //! Pauses after failures of the database, so that it is not asked in a busy loop.
 //!
-//! Reading and recording are paused apart: a database that still answers reads while it refuses to
+//! Leasing, reading and recording are paused apart: a database that still answers reads while it refuses to
 //! write (a full disk, for one) has not recovered.
 
 use std::time::Duration;
@@ -18,6 +18,8 @@ const PAUSES: RetryPolicy = RetryPolicy {
 /// What the database is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Work {
+    /// Leases.
+    Leasing,
     /// Watermarks, dead letters, events.
     Reading,
     /// Settlements.
@@ -26,6 +28,7 @@ pub(super) enum Work {
 
 #[derive(Debug, Default)]
 pub(super) struct Database {
+    leasing: Pause,
     reading: Pause,
     recording: Pause,
 }
@@ -57,12 +60,12 @@ impl Database {
 
     /// Whether its last answer to any work was a failure.
     pub(super) const fn is_failing(&self) -> bool {
-        self.reading.failures > 0 || self.recording.failures > 0
+        self.leasing.failures > 0 || self.reading.failures > 0 || self.recording.failures > 0
     }
 
     /// When the pauses end.
     pub(super) fn pauses_end(&self) -> impl Iterator<Item = Duration> {
-        [&self.reading, &self.recording]
+        [&self.leasing, &self.reading, &self.recording]
             .into_iter()
             .filter(|pause| pause.failures > 0)
             .map(|pause| pause.until)
@@ -70,6 +73,7 @@ impl Database {
 
     const fn pause(&mut self, work: Work) -> &mut Pause {
         match work {
+            Work::Leasing => &mut self.leasing,
             Work::Reading => &mut self.reading,
             Work::Recording => &mut self.recording,
         }

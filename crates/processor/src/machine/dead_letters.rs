@@ -4,7 +4,7 @@
 //! dead letters are read again, page by page; one that blocked and is not found any more frees its
 //! key. One whose own settlement is still on its way is not expected there yet.
 
-use posthaste_core::{DeadHead, OrderKey, Seq};
+use posthaste_core::{DeadHead, OrderKey, Seq, ShardSet};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::key::KeyId;
@@ -114,6 +114,11 @@ impl DeadLetters {
             // Also where it is blocking already: revived meanwhile, and dead again.
             self.blocking.insert(seq, blocking);
         }
+    }
+
+    /// Forgets those of these shards: another relay sees to them.
+    pub(super) fn drop_shards(&mut self, shards: ShardSet) {
+        self.blocking.retain(|_, blocking| !shards.contains(blocking.id.shard()));
     }
 
     /// The database knows of it now.

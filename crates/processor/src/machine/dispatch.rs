@@ -7,7 +7,7 @@ use governor::clock::Clock;
 use posthaste_core::{Error, ErrorKind, KeyPipelining};
 
 use super::outage::Permit;
-use super::{Batch, CALLS_IN_FLIGHT, Command, Machine};
+use super::{Batch, CALLS_IN_FLIGHT, Command, Machine, Place};
 
 impl Machine {
     pub(super) fn dispatch(&mut self, now: Duration, commands: &mut Vec<Command>) {
@@ -15,7 +15,8 @@ impl Machine {
         self.dead_letter_unroutable(now);
         for destination in 0..self.outages.len() {
             while let Some(batch) = self.next_batch(destination, now) {
-                commands.push(Command::Publish { destination, batch });
+                let not_after = self.leases.send_until();
+                commands.push(Command::Publish { destination, batch, not_after });
             }
         }
     }
@@ -60,7 +61,10 @@ impl Machine {
         };
         for (id, held) in taken {
             self.in_flight_bytes += held.event.payload().body().len();
-            batch.places.push((held.seq, id));
+            self.leases.sent(id.shard());
+            // Of a shard that is not held, nothing waits to be sent.
+            let generation = self.leases.generation(id.shard()).unwrap_or_default();
+            batch.places.push(Place { seq: held.seq, key: id, generation });
             batch.events.push(held.event);
         }
         Some(batch)

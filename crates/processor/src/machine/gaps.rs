@@ -69,7 +69,9 @@ impl Gaps {
             }
         }
         self.close_up_to(self.proven.min(looked_at));
-        self.merge_closest();
+        if !more {
+            self.merge_closest();
+        }
         passed.unwrap_or(after)
     }
 
@@ -91,6 +93,29 @@ impl Gaps {
         {
             *last.get_mut() = after;
         }
+    }
+
+    /// The event at this place, which was read, is not pending any more: to look there again costs
+    /// nothing, and two ranges may become one. For a reader of a share of the keys, to which the
+    /// numbers of all others are gaps.
+    pub(super) fn reopen(&mut self, place: Seq) {
+        if place <= self.proven {
+            return;
+        }
+        let (mut low, mut high) = (place, place);
+        if let Some((before, end)) = self.ranges.range(..=place).next_back().map(|(l, h)| (*l, *h))
+        {
+            if end >= place {
+                return;
+            }
+            if end + 1 == place {
+                low = before;
+            }
+        }
+        if let Some(end) = self.ranges.remove(&(place + 1)) {
+            high = end;
+        }
+        self.ranges.insert(low, high);
     }
 
     fn close(&mut self, place: Seq) {
@@ -121,6 +146,8 @@ impl Gaps {
         }
     }
 
+    /// Between two complete reads, never amid one: places that were read already are in the merged
+    /// ranges, and a read in short pages would come past the same ones for ever.
     fn merge_closest(&mut self) {
         // Not at every range too many: half of them at once.
         if self.ranges.len() <= 2 * RANGES_MAX {

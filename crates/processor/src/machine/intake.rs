@@ -31,7 +31,8 @@ impl Machine {
             (events, bytes) = self.room();
         }
         let events = if events < worthwhile && self.in_flight() > worthwhile { 0 } else { events };
-        match self.reader.next_operation(now, (events, bytes), &mut self.keys)? {
+        let room = (events, bytes);
+        match self.reader.next_operation(now, room, &self.leases, &mut self.keys)? {
             Operation::Watermark => Some(Command::ReadWatermark),
             Operation::DeadHeads { after, limit } => Some(Command::ReadDeadHeads { after, limit }),
             Operation::Fetch { query, purpose } => {
@@ -62,6 +63,16 @@ impl Machine {
         page: PendingPage,
         now: Duration,
     ) {
+        if !page.buried.is_empty() {
+            self.counts.dead_lettered += page.buried.len() as u64;
+            self.reports.push(Report::Buried { rows: page.buried.len() });
+        }
+        if self.reader.discards() {
+            if let Purpose::CatchUp(catch_up) = purpose {
+                self.keys.catch_up_ended(ids_of(&catch_up), now);
+            }
+            return;
+        }
         let places = places_of(&page);
         let last = places.last().copied();
         let bytes: usize =
@@ -74,13 +85,12 @@ impl Machine {
         }
         let mut any_new = !page.buried.is_empty();
         self.dead_heads_found(&page.buried);
-        if !page.buried.is_empty() {
-            self.counts.dead_lettered += page.buried.len() as u64;
-            self.reports.push(Report::Buried { rows: page.buried.len() });
-        }
         for pending in page.events {
             let seq = pending.seq;
             let id = KeyId::of(pending.event.order_key());
+            if !self.leases.is_active(id.shard()) {
+                continue;
+            }
             let due = now.saturating_add(pending.wait);
             let found = self.reader.recognise(seq, pending.event.id());
             // An operator may have made a waiting head due. A row read before its own settlement
@@ -108,7 +118,7 @@ impl Machine {
                 Purpose::CatchUp(_) => self.keys.hold(id, held, now),
             };
             if admission == Admission::Held {
-                self.reader.remember(seq, event_id);
+                self.reader.remember(seq, event_id, id.shard());
             }
         }
         match purpose {
@@ -136,21 +146,24 @@ impl Machine {
     }
 
     pub(super) fn dead_heads_read(&mut self, heads: &[DeadHead], now: Duration) {
+        if self.reader.discards() {
+            return;
+        }
         self.dead_heads_found(heads);
         self.reader.answered();
         for freed in self.reader.dead_letters.page_read(heads) {
-            let passed = self.reader.passed();
-            self.keys.unblock(freed.id, &freed.name, freed.still_blocked_by, passed, now);
+            self.keys.unblock(freed.id, &freed.name, freed.still_blocked_by, now);
         }
     }
 
     /// Dead letters that the database knows of: they block their keys where the route says so.
     fn dead_heads_found(&mut self, heads: &[DeadHead]) {
         for head in heads {
-            if self.dead_head_policy(head.destination.as_deref(), &head.event_type)
-                == DeadHeadPolicy::Block
+            let id = KeyId::of(&head.key);
+            if self.leases.is_active(id.shard())
+                && self.dead_head_policy(head.destination.as_deref(), &head.event_type)
+                    == DeadHeadPolicy::Block
             {
-                let id = KeyId::of(&head.key);
                 self.reader.dead_letters.add(head.seq, id, head.key.clone(), true);
                 self.block(id, head.seq);
             }

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
-use posthaste_core::{OrderKey, OutboxEvent, Seq};
+use posthaste_core::{OrderKey, OutboxEvent, Seq, Shard};
 
 /// A hash of an order key. Two keys with one hash are ordered as if they were one key: slower,
-/// never wrong.
+/// never wrong. They have one shard, too: its lowest bits are the shard's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct KeyId(u64);
 
@@ -23,7 +23,14 @@ impl KeyId {
             }
             OrderKey::Named(name) => hasher.write(name.as_bytes()),
         }
-        Self(hasher.finish())
+        let shards = Shard::COUNT as u64;
+        Self(hasher.finish() / shards * shards + Shard::of(key).index() as u64)
+    }
+
+    pub(super) fn shard(self) -> Shard {
+        #[expect(clippy::cast_possible_truncation, reason = "below the count")]
+        let index = (self.0 % Shard::COUNT as u64) as usize;
+        Shard::from_index(index).unwrap_or_else(|| unreachable!("below the count"))
     }
 }
 

@@ -15,7 +15,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
-use posthaste_core::{OrderKey, Seq};
+use posthaste_core::{OrderKey, Seq, ShardSet};
 use rustc_hash::FxHashMap;
 
 use super::key::{Admission, Held, Key, KeyId, Unheld};
@@ -215,14 +215,12 @@ impl Keys {
     }
 
     /// The dead letter is gone or revived: its key can go on from that place, up to the next dead
-    /// letter at `still_blocked_by`. `passed` is the highest place that was ever read: a dead letter
-    /// above it is left to the forward read, which comes past earlier events of the key first.
+    /// letter at `still_blocked_by`.
     pub(super) fn unblock(
         &mut self,
         id: KeyId,
         name: &OrderKey,
         still_blocked_by: Option<Seq>,
-        passed: Seq,
         now: Duration,
     ) {
         let Some(key) = self.keys.get_mut(&id) else { return };
@@ -231,7 +229,10 @@ impl Keys {
         if still_blocked_by.is_none() {
             self.blocked -= 1;
         }
-        if dead <= passed {
+        // What was left in the store behind the dead letter must not be fetched without it. Where
+        // nothing was, the forward read may not have come past it yet: that one brings it, after
+        // whatever of the key comes before.
+        if key.unheld.is_some() {
             key.extend_unheld(dead, name);
         }
         self.refresh(id, now);
@@ -250,6 +251,31 @@ impl Keys {
             self.shelved[destination].push(id);
             dropped.extend(self.drop_waiting_above(id, 0));
         }
+        dropped
+    }
+
+    /// Forgets all keys of these shards, whatever they wait for or have in flight. Returns the places
+    /// of the events that waited.
+    pub(super) fn drop_shards(&mut self, shards: ShardSet) -> Vec<Seq> {
+        let stays = |id: &KeyId| !shards.contains(id.shard());
+        let mut dropped = Vec::new();
+        for (_, key) in self.keys.extract_if(|id, _| !stays(id)) {
+            for held in key.waiting.iter().flat_map(|waiting| waiting.iter()) {
+                self.held_events -= 1;
+                self.held_bytes -= held.bytes();
+                dropped.push(held.seq);
+            }
+            self.parked -= usize::from(key.parked_until.is_some());
+            self.blocked -= usize::from(key.blocked_by.is_some());
+        }
+        // A key that comes back later must not find itself queued already.
+        for queue in &mut self.ready {
+            queue.retain(stays);
+        }
+        for shelved in &mut self.shelved {
+            shelved.retain(stays);
+        }
+        self.catch_up.retain(stays);
         dropped
     }
 
@@ -540,7 +566,7 @@ mod tests {
         keys.release(key, NOW);
         assert_eq!(take(&mut keys, 1), [3], "another key flows");
         assert!(keys.next_catch_up(10).is_none());
-        keys.unblock(key, &OrderKey::named("a").expect("a key"), None, 3, NOW);
+        keys.unblock(key, &OrderKey::named("a").expect("a key"), None, NOW);
         assert!(matches!(
             keys.next_catch_up(10),
             Some(CatchUp::Key { range: Unheld { first: 1, last: 2 }, .. })

@@ -10,6 +10,7 @@ mod gaps;
 mod intake;
 mod key;
 mod keys;
+mod leases;
 mod outage;
 mod outcomes;
 mod reader;
@@ -26,8 +27,8 @@ use governor::middleware::NoOpMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 use posthaste_core::{
-    DeadHead, Error, OutboxEvent, PendingPage, PendingQuery, PublishResult, Result, Seq,
-    Settlement, Watermark,
+    DeadHead, Error, Lease, OutboxEvent, PendingPage, PendingQuery, PublishResult, Result, Seq,
+    Settlement, ShardLease, Watermark,
 };
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -36,6 +37,7 @@ use self::database::{Database, Work};
 use self::intake::ids_of;
 use self::key::KeyId;
 use self::keys::Keys;
+use self::leases::Leases;
 use self::outage::Outage;
 use self::reader::{Purpose, Reader};
 use self::settling::{Settling, stays_pending};
@@ -48,14 +50,17 @@ const CALLS_IN_FLIGHT: usize = 4;
 /// What the shell is to do.
 #[derive(Debug)]
 pub(crate) enum Command {
+    /// Renew the lease, and give back these shards; answer with [`Input::Leased`].
+    Lease { release: Vec<ShardLease> },
     /// Read the watermark; answer with [`Input::Watermark`].
     ReadWatermark,
     /// Read dead letters; answer with [`Input::DeadHeads`].
     ReadDeadHeads { after: Seq, limit: usize },
     /// Fetch; answer with [`Input::Fetched`].
     Fetch { query: PendingQuery, ticket: FetchTicket },
-    /// Publish to a destination; answer with [`Input::Published`].
-    Publish { destination: usize, batch: Batch },
+    /// Publish to a destination; answer with [`Input::Published`]. From `not_after` on nothing may be
+    /// sent: then answer with [`Input::NotSent`].
+    Publish { destination: usize, batch: Batch, not_after: Duration },
     /// Settle; answer with [`Input::Settled`].
     Settle(Vec<Settlement>),
     /// Tell operators.
@@ -67,6 +72,7 @@ pub(crate) enum Command {
 pub(crate) enum Input {
     /// There may be new events.
     Wake,
+    Leased(Result<Lease>),
     Watermark(Result<Watermark>),
     DeadHeads(Result<Vec<DeadHead>>),
     Fetched {
@@ -77,6 +83,10 @@ pub(crate) enum Input {
         destination: usize,
         batch: Batch,
         results: Vec<PublishResult>,
+    },
+    NotSent {
+        destination: usize,
+        batch: Batch,
     },
     Settled {
         settlements: Vec<Settlement>,
@@ -94,7 +104,16 @@ pub(crate) struct FetchTicket(Purpose);
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) events: Vec<OutboxEvent>,
-    places: Vec<(Seq, KeyId)>,
+    places: Vec<Place>,
+}
+
+/// Where an event that was sent came from.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    seq: Seq,
+    key: KeyId,
+    /// Of its shard, when it was sent.
+    generation: i64,
 }
 
 /// Something operators want to know.
@@ -110,6 +129,12 @@ pub(crate) enum Report {
     Paused { destination: usize, error: String },
     /// A destination answers again.
     Resumed { destination: usize },
+    /// This relay delivers another set of shards now.
+    ShardsChanged { shards: usize, relays: usize },
+    /// The lease was not renewed in time: nothing is sent.
+    LeaseLapsed,
+    /// It is renewed.
+    LeaseRenewed,
     /// The database failed.
     DatabaseFailed { error: String },
     /// The database answers again.
@@ -146,6 +171,7 @@ pub(crate) struct Machine {
     settings: ProcessorSettings,
     keys: Keys,
     reader: Reader,
+    leases: Leases,
     outages: Vec<Outage>,
     settling: Settling,
     database: Database,
@@ -164,7 +190,13 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(routes: Arc<Routes>, settings: ProcessorSettings, seed: u64) -> Self {
+    /// `shared` says whether other relays may deliver the same outbox, each its shards.
+    pub(crate) fn new(
+        routes: Arc<Routes>,
+        settings: ProcessorSettings,
+        shared: bool,
+        seed: u64,
+    ) -> Self {
         let destinations = routes.destinations().len();
         let limiter = settings.rate_limit_events_per_second.map(|rate| {
             let clock = FakeRelativeClock::default();
@@ -177,6 +209,7 @@ impl Machine {
             // One more for events whose destination is not configured.
             keys: Keys::new(destinations + 1),
             reader: Reader::new(settings.poll_interval),
+            leases: Leases::new(shared.then_some(settings.lease_ttl)),
             outages: (0..destinations).map(|_| Outage::default()).collect(),
             settling: Settling::default(),
             database: Database::default(),
@@ -199,6 +232,14 @@ impl Machine {
         match input {
             Input::Wake => self.reader.wake(now),
             Input::Stop => self.stopping = true,
+            Input::Leased(Ok(lease)) => {
+                self.database_answered(Work::Leasing);
+                self.leased(&lease);
+            }
+            Input::Leased(Err(error)) => {
+                self.leases.failed(now);
+                self.database_failed(Work::Leasing, &error, now);
+            }
             Input::Watermark(Ok(watermark)) => {
                 self.database_answered(Work::Reading);
                 self.reader.watermark_read(&watermark, now);
@@ -225,17 +266,22 @@ impl Machine {
             Input::Published { destination, batch, results } => {
                 self.published(destination, batch, results, now);
             }
+            Input::NotSent { destination, batch } => self.not_sent(destination, batch, now),
             Input::Settled { settlements, result: Ok(_) } => {
                 self.database_answered(Work::Recording);
                 self.settling.recorded(&settlements);
                 for settlement in &settlements {
-                    let pending = stays_pending(settlement);
-                    self.reader.settled(settlement.seq, settlement.id, pending);
+                    if self.is_ours(settlement) {
+                        let pending = stays_pending(settlement);
+                        self.reader.settled(settlement.seq, settlement.id, pending);
+                    }
                 }
             }
-            Input::Settled { settlements, result: Err(error) } => {
+            Input::Settled { mut settlements, result: Err(error) } => {
+                settlements.retain(|settlement| self.is_ours(settlement));
                 self.settling.failed(settlements);
                 self.database_failed(Work::Recording, &error, now);
+                self.nothing_to_record();
             }
         }
     }
@@ -244,16 +290,20 @@ impl Machine {
     pub(crate) fn commands(&mut self, now: Duration) -> Vec<Command> {
         self.keys.wake(now);
         let mut commands = Vec::new();
+        if self.database.may(Work::Leasing, now) {
+            let request = self.leases.next_request(now, || self.settling.unrecorded_shards());
+            commands.extend(request.map(|release| Command::Lease { release }));
+        }
         if self.database.may(Work::Recording, now) {
             commands.extend(self.settling.next_batch().map(Command::Settle));
         }
         if !self.stopping {
             // While the database fails, outcomes cannot be recorded: sending more would only
             // widen what is sent twice after a crash.
-            if !self.database.is_failing() {
+            if self.may_send(now) && !self.database.is_failing() {
                 self.dispatch(now, &mut commands);
             }
-            if self.database.may(Work::Reading, now) {
+            if self.database.may(Work::Reading, now) && !self.leases.active().is_empty() {
                 commands.extend(self.read(now));
             }
         }
@@ -266,6 +316,7 @@ impl Machine {
     /// What was due already and did not lead to a command waits for an answer, not for a time.
     pub(crate) fn next_deadline(&mut self, now: Duration) -> Option<Duration> {
         let mut times: Vec<Duration> = self.database.pauses_end().collect();
+        times.extend(self.leases.due());
         if !self.stopping {
             times.extend([self.keys.next_wake(), self.limited_until].into_iter().flatten());
             times.extend(self.reader.due().into_iter().flatten());
@@ -284,7 +335,9 @@ impl Machine {
         let sendable = (0..self.outages.len())
             .any(|index| self.keys.ready_count(index) > 0 && self.outages[index].error().is_none());
         let outage_fills_memory = self.room().0 == 0 && !sendable;
-        (self.reader.end_reached() || outage_fills_memory)
+        let all_read = self.leases.active().is_empty() || self.reader.end_reached();
+        self.leases.is_complete()
+            && (all_read || outage_fills_memory)
             && !sendable
             && self.keys.catch_up_count() == 0
             && self.is_settled()
@@ -297,10 +350,11 @@ impl Machine {
             self.keys.next_wake().is_some_and(|until| until <= now.saturating_add(patience));
         let ready = (0..=self.outages.len())
             .any(|index| self.keys.ready_count(index) + self.keys.shelved_count(index) > 0);
-        if waits || ready || self.keys.catch_up_count() > 0 || !self.is_settled() {
+        let under_way = self.keys.catch_up_count() > 0 || !self.is_settled();
+        if waits || ready || under_way || !self.leases.is_complete() {
             return false;
         }
-        if self.reader.is_quiet() {
+        if self.leases.active().is_empty() || self.reader.is_quiet() {
             return true;
         }
         if self.reader.end_reached() {
@@ -341,6 +395,11 @@ impl Machine {
         for seq in self.keys.block(id, dead) {
             self.reader.forget(seq);
         }
+    }
+
+    /// Whether the lease under which the event was sent is this relay's still.
+    fn is_ours(&self, settlement: &Settlement) -> bool {
+        settlement.lease.is_none_or(|lease| self.leases.holds(lease.shard, lease.generation))
     }
 
     fn database_failed(&mut self, work: Work, error: &Error, now: Duration) {

@@ -67,6 +67,13 @@ impl Outage {
         }
     }
 
+    /// What was to be sent was not.
+    pub(super) fn not_sent(&mut self) {
+        if let State::HalfOpen { sent, .. } = &mut self.state {
+            *sent = false;
+        }
+    }
+
     /// The destination answered for an event, be it with a refusal of that event.
     pub(super) fn answered(&mut self) {
         // An open breaker stays open: the answer is to something sent before the outage.

@@ -9,7 +9,7 @@ use posthaste_core::{
 use rustc_hash::FxHashSet;
 
 use super::key::{Admission, Held, KeyId};
-use super::{Batch, Machine, Report, Summary};
+use super::{Batch, Machine, Place, Report, Summary};
 use crate::DeadHeadPolicy;
 
 /// The longest error text that is stored with an event.
@@ -31,15 +31,18 @@ impl Machine {
         let was_paused = self.outages[destination].error().is_some();
         let mut failed_keys: FxHashSet<KeyId> = FxHashSet::default();
         let mut keys_of_batch = Vec::with_capacity(batch.places.len());
-        for ((event, (seq, id)), result) in batch.events.into_iter().zip(batch.places).zip(results)
-        {
-            keys_of_batch.push(id);
-            self.in_flight_bytes -= event.payload().body().len();
-            let held = Held { seq, due: Duration::ZERO, destination, event };
+        for ((event, place), result) in batch.events.into_iter().zip(batch.places).zip(results) {
+            let id = place.key;
+            let is_ours = self.returned(place, &event);
+            keys_of_batch.extend(is_ours.then_some(id));
+            let held = Held { seq: place.seq, due: Duration::ZERO, destination, event };
             match result {
+                // Another relay sees to the event now. The destination is ours still.
+                Ok(()) if !is_ours => self.outages[destination].answered(),
+                Err(error) if !is_ours => self.destination_failed(destination, &error, now),
                 Ok(()) => {
                     self.outages[destination].answered();
-                    self.delivered(&held);
+                    self.delivered(id, &held);
                 }
                 // Behind a failed event of its key: goes again, and counts nothing.
                 Err(_) if failed_keys.contains(&id) => self.put_back(id, held, now),
@@ -65,21 +68,48 @@ impl Machine {
         }
     }
 
-    fn delivered(&mut self, held: &Held) {
+    /// A batch was not sent, since the lease ended before: its events go again, if they are ours
+    /// still.
+    pub(super) fn not_sent(&mut self, destination: usize, batch: Batch, now: Duration) {
+        self.in_flight[destination] -= batch.events.len();
+        self.outages[destination].not_sent();
+        for (event, place) in batch.events.into_iter().zip(batch.places) {
+            if self.returned(place, &event) {
+                let held = Held { seq: place.seq, due: Duration::ZERO, destination, event };
+                self.put_back(place.key, held, now);
+                self.keys.release(place.key, now);
+            }
+        }
+    }
+
+    /// An event is not in flight any more. Returns whether its shard was this relay's all the time
+    /// since it was sent.
+    fn returned(&mut self, place: Place, event: &OutboxEvent) -> bool {
+        let shard = place.key.shard();
+        self.in_flight_bytes -= event.payload().body().len();
+        self.leases.returned(shard);
+        self.leases.holds(shard, place.generation)
+    }
+
+    fn delivered(&mut self, id: KeyId, held: &Held) {
         self.counts.delivered += 1;
-        self.record(held, SettlementOutcome::Delivered);
+        self.record(id, held, SettlementOutcome::Delivered);
     }
 
     /// Hands the outcome of an attempt to settling.
-    fn record(&mut self, held: &Held, outcome: SettlementOutcome) {
+    fn record(&mut self, id: KeyId, held: &Held, outcome: SettlementOutcome) {
         // Only a retry leaves an event with an outcome that may still wait to be sent.
         let may_replace = held.event.retry_count() > 0;
-        self.settling.add(Settlement { seq: held.seq, id: held.event.id(), outcome }, may_replace);
+        let lease = self.leases.lease_of(id.shard());
+        let settlement = Settlement { seq: held.seq, id: held.event.id(), lease, outcome };
+        self.settling.add(settlement, may_replace);
     }
 
     fn put_back(&mut self, id: KeyId, held: Held, now: Duration) {
         let seq = held.seq;
-        if self.keys.hold(id, held, now) == Admission::Unheld {
+        // A shard that is leaving takes nothing in.
+        if !self.leases.is_active(id.shard()) || self.keys.hold(id, held, now) == Admission::Unheld
+        {
             self.reader.forget(seq);
         }
     }
@@ -87,18 +117,17 @@ impl Machine {
     fn attempt_failed(&mut self, id: KeyId, held: Held, error: &Error, now: Duration) {
         match error.status() {
             ErrorStatus::Unavailable => {
-                let random = self.random();
-                self.outages[held.destination].unavailable(error, now, random);
+                self.destination_failed(held.destination, error, now);
                 self.counts.interrupted += 1;
                 self.put_back(id, held, now);
             }
             ErrorStatus::Permanent => {
-                self.outages[held.destination].answered();
+                self.destination_failed(held.destination, error, now);
                 let retry_count = held.event.retry_count();
                 self.dead_letter(id, held, error.kind().as_str(), retry_count, error);
             }
             ErrorStatus::Transient => {
-                self.outages[held.destination].answered();
+                self.destination_failed(held.destination, error, now);
                 let random = self.random();
                 match held.event.decide_retry(&self.settings.retry_policy, random) {
                     RetryDecision::Exhausted { retry_count } => {
@@ -115,6 +144,15 @@ impl Machine {
                     }
                 }
             }
+        }
+    }
+
+    /// What a failure says of the destination.
+    fn destination_failed(&mut self, destination: usize, error: &Error, now: Duration) {
+        let random = self.random();
+        match error.status() {
+            ErrorStatus::Unavailable => self.outages[destination].unavailable(error, now, random),
+            ErrorStatus::Permanent | ErrorStatus::Transient => self.outages[destination].answered(),
         }
     }
 
@@ -135,7 +173,10 @@ impl Machine {
             delay,
             error: text.clone(),
         });
-        self.record(&held, SettlementOutcome::Retry { retry_count, delay, error: text.into() });
+        self.record(id, &held, SettlementOutcome::Retry { retry_count, delay, error: text.into() });
+        if !self.leases.is_active(id.shard()) {
+            return;
+        }
         let event = held.event.with_retry_count(retry_count);
         let head = Held { event, ..held };
         for seq in self.keys.park_behind(id, head, now.saturating_add(delay), now) {
@@ -161,8 +202,8 @@ impl Machine {
             error: text.clone(),
             blocks_key,
         });
-        self.record(&held, SettlementOutcome::Dead { retry_count, reason, error: text.into() });
-        if blocks_key {
+        self.record(id, &held, SettlementOutcome::Dead { retry_count, reason, error: text.into() });
+        if blocks_key && self.leases.is_active(id.shard()) {
             self.reader.dead_letters.add(held.seq, id, held.event.order_key().clone(), false);
             self.block(id, held.seq);
         }

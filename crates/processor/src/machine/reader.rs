@@ -8,13 +8,14 @@
 
 use std::time::Duration;
 
-use posthaste_core::{PendingQuery, PendingSelection, Seq, Watermark};
+use posthaste_core::{PendingQuery, PendingSelection, Seq, Shard, ShardSet, Watermark};
 use rustc_hash::FxHashMap;
 use uuid::Uuid;
 
 use super::dead_letters::{self, DeadLetters};
 use super::gaps::Gaps;
 use super::keys::{CatchUp, Keys};
+use super::leases::Leases;
 
 /// Above so many keys to catch up, one read of all keys from the lowest place is cheaper than
 /// asking key by key.
@@ -65,12 +66,19 @@ pub(super) struct Reader {
     pub(super) dead_letters: DeadLetters,
     /// Events in memory or awaiting settlement, by place. The identity tells a place that was used
     /// anew: after a failover that lost commits, the database hands out numbers again.
-    known: FxHashMap<Seq, Uuid>,
+    known: FxHashMap<Seq, (Uuid, Shard)>,
     /// Events settled since the fetch under way was asked for, by place, with whether they are
     /// pending still.
     settled_meanwhile: FxHashMap<Seq, (Uuid, bool)>,
-    under_way: bool,
+    /// When the operation under way was asked for.
+    asked_at: Option<Duration>,
+    /// The answer to the operation under way is not wanted any more.
+    stale: bool,
+    /// After a slow look that found nothing: the database is not to be kept busy with nothing else.
+    rest_until: Duration,
     catch_up_turn: bool,
+    /// Other relays deliver some of the numbers that this one passes.
+    shares: bool,
 }
 
 /// What is known of an event that a fetch found.
@@ -103,24 +111,28 @@ impl Reader {
             dead_letters: DeadLetters::default(),
             known: FxHashMap::default(),
             settled_meanwhile: FxHashMap::default(),
-            under_way: false,
+            asked_at: None,
+            stale: false,
+            rest_until: Duration::ZERO,
             catch_up_turn: false,
+            shares: false,
         }
     }
 
     /// The next operation, unless one is under way or none is due. `room` is how many events and
-    /// payload bytes may be taken in.
+    /// payload bytes may be taken in, `leases` say whose events are wanted.
     pub(super) fn next_operation(
         &mut self,
         now: Duration,
         room: (usize, usize),
+        leases: &Leases,
         keys: &mut Keys,
     ) -> Option<Operation> {
-        if self.under_way {
+        if self.asked_at.is_some() {
             return None;
         }
-        let operation = self.choose(now, room, keys)?;
-        self.under_way = true;
+        let operation = self.choose(now, room, leases, keys)?;
+        self.asked_at = Some(now);
         self.settled_meanwhile.clear();
         Some(operation)
     }
@@ -129,6 +141,7 @@ impl Reader {
         &mut self,
         now: Duration,
         (events_max, bytes_max): (usize, usize),
+        leases: &Leases,
         keys: &mut Keys,
     ) -> Option<Operation> {
         if let Some(after) = self.dead_letters.next_page() {
@@ -141,7 +154,8 @@ impl Reader {
             return None;
         }
         let fetch = |selection, purpose| {
-            let query = PendingQuery { selection, events_max, bytes_max };
+            let query =
+                PendingQuery { selection, leases: leases.active_leases(), events_max, bytes_max };
             Some(Operation::Fetch { query, purpose })
         };
         self.catch_up_turn = !self.catch_up_turn;
@@ -155,6 +169,7 @@ impl Reader {
             }
         }
         if self.forward_is_due(now) {
+            self.shares = !leases.active().is_all();
             let forward = PendingSelection::Forward { gaps: self.gaps.ranges(), after: self.hint };
             return fetch(forward, Purpose::Forward);
         }
@@ -177,7 +192,7 @@ impl Reader {
 
     /// When something comes due: the next watermark, the next look at an idle outbox.
     pub(super) fn due(&self) -> [Option<Duration>; 2] {
-        if self.under_way {
+        if self.asked_at.is_some() {
             return [None; 2];
         }
         [Some(self.watermark_at), self.end_reached.then_some(self.poll_at)]
@@ -185,13 +200,14 @@ impl Reader {
 
     /// There may be new events: look at once.
     pub(super) fn wake(&mut self, now: Duration) {
-        self.poll_at = now;
+        self.poll_at = now.max(self.rest_until);
         self.idle_wait = IDLE_WAIT_MIN.min(self.poll_interval);
     }
 
     /// Takes a watermark.
     pub(super) fn watermark_read(&mut self, watermark: &Watermark, now: Duration) {
-        self.under_way = false;
+        self.asked_at = None;
+        self.stale = false;
         self.gaps.observe(watermark);
         let before = self.revision.replace(watermark.revision);
         if watermark.high < self.passed {
@@ -211,7 +227,7 @@ impl Reader {
 
     /// What is known of an event that the fetch under way found.
     pub(super) fn recognise(&self, seq: Seq, id: Uuid) -> Found {
-        if self.known.get(&seq) == Some(&id) {
+        if self.known.get(&seq).is_some_and(|(known, _)| *known == id) {
             return Found::InMemory;
         }
         match self.settled_meanwhile.get(&seq) {
@@ -222,14 +238,14 @@ impl Reader {
     }
 
     /// The event is in memory.
-    pub(super) fn remember(&mut self, seq: Seq, id: Uuid) {
-        self.known.insert(seq, id);
+    pub(super) fn remember(&mut self, seq: Seq, id: Uuid, shard: Shard) {
+        self.known.insert(seq, (id, shard));
     }
 
     /// The event is not in memory any more, and still pending.
     pub(super) fn forget(&mut self, seq: Seq) {
-        if let Some(id) = self.known.remove(&seq)
-            && self.under_way
+        if let Some((id, _)) = self.known.remove(&seq)
+            && self.asked_at.is_some()
         {
             self.settled_meanwhile.insert(seq, (id, true));
         }
@@ -238,13 +254,16 @@ impl Reader {
     /// The outcome of the event is recorded; `kept` says whether it is pending still.
     pub(super) fn settled(&mut self, seq: Seq, id: Uuid, kept: bool) {
         if !kept {
-            if self.known.get(&seq) == Some(&id) {
+            if self.known.get(&seq).is_some_and(|(known, _)| *known == id) {
                 self.known.remove(&seq);
+            }
+            if self.shares && seq <= self.hint {
+                self.gaps.reopen(seq);
             }
             // A retry recorded late says nothing of the death that followed it.
             self.dead_letters.recorded(seq);
         }
-        if self.under_way {
+        if self.asked_at.is_some() {
             self.settled_meanwhile.insert(seq, (id, kept));
         }
     }
@@ -258,7 +277,7 @@ impl Reader {
         any_new: bool,
         now: Duration,
     ) {
-        self.under_way = false;
+        let took = self.asked_at.take().map_or(Duration::ZERO, |asked| now.saturating_sub(asked));
         let had_gaps = !self.gaps.is_empty();
         self.hint = self.gaps.page_read(self.hint, places, more);
         self.passed = self.passed.max(self.hint);
@@ -271,7 +290,8 @@ impl Reader {
             self.idle_wait = IDLE_WAIT_MIN.min(self.poll_interval);
         }
         if self.end_reached {
-            self.poll_at = now + self.idle_wait;
+            self.rest_until = if any_new { now } else { now + took };
+            self.poll_at = (now + self.idle_wait).max(self.rest_until);
             if !any_new {
                 self.idle_wait = (self.idle_wait * 2).min(self.poll_interval);
             }
@@ -280,12 +300,37 @@ impl Reader {
 
     /// A page of dead letters, or a fetch for keys, was read.
     pub(super) fn answered(&mut self) {
-        self.under_way = false;
+        self.asked_at = None;
     }
 
     /// The operation failed: it is asked again after the store's pause.
     pub(super) fn failed(&mut self) {
-        self.under_way = false;
+        self.asked_at = None;
+        self.stale = false;
+    }
+
+    /// Other relays' shards are this one's now: what they left is read from the start, their dead
+    /// letters first. What was asked before may be older than what those relays did last.
+    pub(super) fn shards_gained(&mut self) {
+        self.stale = self.asked_at.is_some();
+        self.dead_letters.begin_round();
+        self.rewind(0);
+    }
+
+    /// Whether the answer that has just come is of no use any more. Ends the operation if so.
+    pub(super) fn discards(&mut self) -> bool {
+        let stale = self.stale;
+        if stale {
+            self.failed();
+        }
+        stale
+    }
+
+    /// Events of these shards are of no concern any more.
+    pub(super) fn forget_shards(&mut self, shards: ShardSet) {
+        if !shards.is_empty() {
+            self.known.retain(|_, (_, shard)| !shards.contains(*shard));
+        }
     }
 
     /// Every place has been looked at once.
@@ -295,7 +340,7 @@ impl Reader {
 
     /// The last look at all places found nothing new.
     pub(super) fn is_quiet(&self) -> bool {
-        self.end_reached() && self.quiet && !self.under_way
+        self.end_reached() && self.quiet && self.asked_at.is_none()
     }
 
     /// Nothing is left to do but to make sure: looks again at once. In the future all the same: a
@@ -307,11 +352,6 @@ impl Reader {
     /// Whether an operator may have changed the event at this place since it was read first.
     pub(super) fn is_rechecked(&self, seq: Seq) -> bool {
         seq <= self.recheck_up_to
-    }
-
-    /// The highest place that was ever read.
-    pub(super) fn passed(&self) -> Seq {
-        self.passed
     }
 
     /// Up to where the outbox has been read.

@@ -1,7 +1,7 @@
 //! Outcomes on their way into the database: one statement at a time, each with all that gathered
 //! while the one before ran.
 
-use posthaste_core::{Seq, Settlement, SettlementOutcome};
+use posthaste_core::{Seq, Settlement, SettlementOutcome, ShardSet};
 use rustc_hash::FxHashSet;
 
 /// The most settlements in one statement.
@@ -12,6 +12,7 @@ const SETTLE_BATCH_MAX: usize = 2_000;
 pub(super) struct Settling {
     gathered: Vec<Settlement>,
     under_way: usize,
+    under_way_shards: ShardSet,
     /// Places whose latest outcome is a retry that is not recorded yet.
     retries: FxHashSet<Seq>,
 }
@@ -43,12 +44,13 @@ impl Settling {
             std::mem::take(&mut self.gathered)
         };
         self.under_way = batch.len();
+        self.under_way_shards = shards_of(&batch);
         Some(batch)
     }
 
     /// The batch is recorded.
     pub(super) fn recorded(&mut self, batch: &[Settlement]) {
-        self.under_way = 0;
+        self.nothing_under_way();
         if !self.retries.is_empty() {
             for settlement in batch {
                 self.retries.remove(&settlement.seq);
@@ -63,17 +65,43 @@ impl Settling {
 
     /// The batch is not known to be recorded: it goes again, with what has gathered since.
     pub(super) fn failed(&mut self, batch: Vec<Settlement>) {
-        self.under_way = 0;
+        self.nothing_under_way();
         let newer = std::mem::replace(&mut self.gathered, batch);
         for settlement in newer {
             self.add(settlement, true);
         }
     }
 
+    /// Forgets the outcomes of these shards, but for what is under way.
+    pub(super) fn drop_shards(&mut self, shards: ShardSet) {
+        let retries = &mut self.retries;
+        self.gathered.retain(|settlement| {
+            let stays = settlement.lease.is_none_or(|lease| !shards.contains(lease.shard));
+            if !stays {
+                retries.remove(&settlement.seq);
+            }
+            stays
+        });
+    }
+
+    /// Shards with outcomes not recorded yet.
+    pub(super) fn unrecorded_shards(&self) -> ShardSet {
+        self.under_way_shards.iter().chain(shards_of(&self.gathered).iter()).collect()
+    }
+
+    fn nothing_under_way(&mut self) {
+        self.under_way = 0;
+        self.under_way_shards = ShardSet::EMPTY;
+    }
+
     /// Outcomes not recorded yet.
     pub(super) fn unrecorded(&self) -> usize {
         self.gathered.len() + self.under_way
     }
+}
+
+fn shards_of(settlements: &[Settlement]) -> ShardSet {
+    settlements.iter().filter_map(|settlement| settlement.lease).map(|lease| lease.shard).collect()
 }
 
 /// Whether the event of this settlement is pending still.
@@ -91,7 +119,7 @@ mod tests {
     fn retry(seq: i64, retry_count: u32) -> Settlement {
         let outcome =
             SettlementOutcome::Retry { retry_count, delay: Duration::ZERO, error: "".into() };
-        Settlement { seq, id: Uuid::nil(), outcome }
+        Settlement { lease: None, seq, id: Uuid::nil(), outcome }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::support::{SECOND, World, until};
 
 /// Every metric, with its labels.
-const METRICS: [(&str, &[&str]); 15] = [
+const METRICS: [(&str, &[&str]); 17] = [
     ("outbox_batch_size_events", &[]),
     ("outbox_build_info", &["version"]),
     ("outbox_dead_events", &[]),
@@ -19,6 +19,8 @@ const METRICS: [(&str, &[&str]); 15] = [
     ("outbox_delivery_latency_seconds", &[]),
     ("outbox_events_published_total", &["destination"]),
     ("outbox_inflight_events", &[]),
+    ("outbox_shards", &[]),
+    ("outbox_relays", &[]),
     ("outbox_oldest_pending_age_seconds", &[]),
     ("outbox_pending_events", &["phase"]),
     ("outbox_pruned_events_total", &[]),

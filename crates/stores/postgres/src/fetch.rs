@@ -6,7 +6,8 @@ use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use posthaste_core::{
     DeadHead, ErrorKind, EventRecord, OrderKey, OutboxEvent, PendingEvent, PendingPage,
-    PendingQuery, PendingSelection, Result, Seq, Settlement, SettlementOutcome,
+    PendingQuery, PendingSelection, Result, Seq, Settlement, SettlementOutcome, Shard, ShardLease,
+    ShardSet,
 };
 use sqlx::Row;
 use sqlx::postgres::PgArguments;
@@ -48,8 +49,11 @@ macro_rules! page_of {
 /// without statistics, as after a first bulk load, the planner takes one row in 200 to be null, and
 /// would rather read and sort the whole table than walk the index for so few.
 macro_rules! pending_where {
-    ($condition:literal) => {
-        concat!("outbox_events_pending where (dead_at >= '-infinity') is not true and ", $condition)
+    ($($condition:expr),+) => {
+        concat!(
+            "outbox_events_pending where (dead_at >= '-infinity') is not true and ",
+            $($condition),+
+        )
     };
 }
 
@@ -63,15 +67,40 @@ const OF_NAMED_KEY: &str =
 
 /// Gaps and what lies ahead, in one statement and thus of one snapshot. A gap is a walk of its own
 /// along the index: `or` would have PostgreSQL read everything.
-const FORWARD: &str = page_of!(
-    "((select found.* from unnest((select $4::bigint[]), (select $5::bigint[])) as gap (low, high) \
-     cross join lateral (select * from ",
-    pending_where!("seq >= gap.low and seq <= gap.high"),
-    " order by seq limit (select $1::bigint)) found order by found.seq limit (select $1::bigint)) \
-     union all (select * from ",
-    pending_where!("seq > $3"),
-    " order by seq limit (select $1::bigint))) forward"
-);
+macro_rules! forward {
+    ($($condition:expr),*) => {
+        page_of!(
+            "((select found.* \
+             from unnest((select $4::bigint[]), (select $5::bigint[])) as gap (low, high) \
+             cross join lateral (select * from ",
+            pending_where!("seq >= gap.low and seq <= gap.high" $(, $condition)*),
+            " order by seq limit (select $1::bigint)) found \
+             order by found.seq limit (select $1::bigint)) \
+             union all (select * from ",
+            pending_where!("seq > $3" $(, $condition)*),
+            " order by seq limit (select $1::bigint))) forward"
+        )
+    };
+}
+
+const FORWARD: &str = forward!();
+
+/// Of the keys of a share of the shards: `$mask` has the bit of each. Written in a roundabout way once
+/// more: of "is not true" the planner expects most rows to be so, and walks the index; of what the
+/// expression says it would expect next to none, and rather sort the table.
+macro_rules! shared {
+    ($mask:literal) => {
+        concat!(
+            "((",
+            $mask,
+            "::bigint >> outbox_shard(coalesce(partition_key, aggregate_id::text))) & 1 = 0) \
+             is not true"
+        )
+    };
+}
+
+const AHEAD_OF_SHARE: &str = page_of!(pending_where!("seq > $3 and ", shared!("$4")));
+const FORWARD_OF_SHARE: &str = forward!(" and ", shared!("$6"));
 
 /// The index of `before` in a page's rows, after the columns of an event.
 const BEFORE: usize = 21;
@@ -79,7 +108,7 @@ const BEFORE: usize = 21;
 pub(crate) async fn fetch(outbox: &PostgresOutbox, query: &PendingQuery) -> Result<PendingPage> {
     let (mut page, corrupt) = read_page(outbox, query).await?;
     if !corrupt.is_empty() {
-        bury(outbox, &corrupt).await?;
+        bury(outbox, query, &corrupt).await?;
         page.buried = corrupt.into_iter().map(|(seq, record, _)| head_of(seq, record)).collect();
     }
     Ok(page)
@@ -132,21 +161,30 @@ fn bind_selection<'q>(
     session: &crate::session::Session,
     query: &'q PendingQuery,
 ) -> Query<'q, sqlx::Postgres, PgArguments> {
-    let sql = match &query.selection {
-        PendingSelection::Forward { gaps, .. } if !gaps.is_empty() => FORWARD,
-        PendingSelection::Forward { .. } => AHEAD,
-        PendingSelection::At(_) => AT,
-        PendingSelection::Key { key: OrderKey::Aggregate(_), .. } => OF_AGGREGATE,
-        PendingSelection::Key { key: OrderKey::Named(_), .. } => OF_NAMED_KEY,
+    let mask = share_of(query);
+    let sql = match (&query.selection, mask) {
+        (PendingSelection::Forward { gaps, .. }, None) if gaps.is_empty() => AHEAD,
+        (PendingSelection::Forward { gaps, .. }, Some(_)) if gaps.is_empty() => AHEAD_OF_SHARE,
+        (PendingSelection::Forward { .. }, None) => FORWARD,
+        (PendingSelection::Forward { .. }, Some(_)) => FORWARD_OF_SHARE,
+        (PendingSelection::At(_), _) => AT,
+        (PendingSelection::Key { key: OrderKey::Aggregate(_), .. }, _) => OF_AGGREGATE,
+        (PendingSelection::Key { key: OrderKey::Named(_), .. }, _) => OF_NAMED_KEY,
     };
     let limit = i64::try_from(query.events_max.max(1)).unwrap_or(i64::MAX).saturating_add(1);
     let bytes = i64::try_from(query.bytes_max.max(1)).unwrap_or(i64::MAX);
     let statement = session.statement(sql).bind(limit).bind(bytes);
     match &query.selection {
-        PendingSelection::Forward { gaps, after } if gaps.is_empty() => statement.bind(*after),
         PendingSelection::Forward { gaps, after } => {
-            let (low, high): (Vec<Seq>, Vec<Seq>) = gaps.iter().copied().unzip();
-            statement.bind(*after).bind(low).bind(high)
+            let mut statement = statement.bind(*after);
+            if !gaps.is_empty() {
+                let (low, high): (Vec<Seq>, Vec<Seq>) = gaps.iter().copied().unzip();
+                statement = statement.bind(low).bind(high);
+            }
+            match mask {
+                Some(mask) => statement.bind(mask),
+                None => statement,
+            }
         }
         PendingSelection::At(places) => statement.bind(places.as_slice()),
         PendingSelection::Key { key, after, up_to } => {
@@ -159,9 +197,15 @@ fn bind_selection<'q>(
     }
 }
 
+/// The shards whose events are wanted, as a mask; `None` for all of them.
+fn share_of(query: &PendingQuery) -> Option<i64> {
+    let shards: ShardSet = query.leases.as_ref()?.iter().map(|lease| lease.shard).collect();
+    (!shards.is_all()).then_some(shards.bits().cast_signed())
+}
+
 /// Dead-letters rows that are no events, so that one bad row of a foreign writer is seen by an
 /// operator and stops nobody.
-async fn bury(outbox: &PostgresOutbox, corrupt: &[Corrupt]) -> Result<()> {
+async fn bury(outbox: &PostgresOutbox, query: &PendingQuery, corrupt: &[Corrupt]) -> Result<()> {
     let settlements: Vec<Settlement> = corrupt
         .iter()
         .map(|(seq, record, error)| {
@@ -169,6 +213,7 @@ async fn bury(outbox: &PostgresOutbox, corrupt: &[Corrupt]) -> Result<()> {
             Settlement {
                 seq: *seq,
                 id: record.id,
+                lease: lease_of(query, &record.order_key),
                 outcome: SettlementOutcome::Dead {
                     retry_count: record.retry_count,
                     reason: ErrorKind::Corrupt.as_str(),
@@ -178,6 +223,14 @@ async fn bury(outbox: &PostgresOutbox, corrupt: &[Corrupt]) -> Result<()> {
         })
         .collect();
     settle::settle(outbox, &settlements).await.map(|_| ())
+}
+
+/// The lease that covers a key. Where there are leases and none does, one that never was.
+fn lease_of(query: &PendingQuery, key: &OrderKey) -> Option<ShardLease> {
+    let leases = query.leases.as_ref()?;
+    let shard = Shard::of(key);
+    let lease = leases.iter().find(|lease| lease.shard == shard).copied();
+    Some(lease.unwrap_or(ShardLease { shard, generation: -1 }))
 }
 
 /// From `now` until `then`; zero when it has passed.

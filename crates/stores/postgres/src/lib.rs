@@ -30,6 +30,7 @@ mod backlog;
 mod error;
 mod fetch;
 mod history;
+mod lease;
 mod migrations;
 mod options;
 mod outbox;

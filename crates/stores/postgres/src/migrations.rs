@@ -20,10 +20,16 @@ struct Step {
     sql: &'static str,
 }
 
-const STEPS: [Step; 1] = [Step {
-    migration: Migration { version: 1, name: "outbox" },
-    sql: include_str!("../migrations/0001_outbox.sql"),
-}];
+const STEPS: [Step; 2] = [
+    Step {
+        migration: Migration { version: 1, name: "outbox" },
+        sql: include_str!("../migrations/0001_outbox.sql"),
+    },
+    Step {
+        migration: Migration { version: 2, name: "relays" },
+        sql: include_str!("../migrations/0002_relays.sql"),
+    },
+];
 
 const BOOKKEEPING: &str = "\
 create table if not exists outbox_migrations (

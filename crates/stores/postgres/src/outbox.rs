@@ -24,7 +24,8 @@ const ANSWER_GRACE: Duration = Duration::from_secs(5);
 /// Its tables are those the connection's `search_path` finds. A producer needs the right to insert
 /// into `outbox_events` and nothing else. A relay that is not the tables' owner needs `select`,
 /// `update` and, to discard events, `delete` on `outbox_events` and `outbox_events_pending`;
-/// `select` and `update` on `outbox_signal`; `select` on `outbox_migrations`, `outbox_events_seq`
+/// `select` and `update` on `outbox_signal` and `outbox_shards`; `select`, `insert`, `update` and
+/// `delete` on `outbox_relays`; `select` on `outbox_migrations`, `outbox_events_seq`
 /// and `outbox_events_processed`. Creating and dropping days of the history is the owner's alone.
 #[derive(Clone)]
 pub struct PostgresOutbox(Arc<Inner>);

@@ -4,16 +4,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use posthaste_core::{
-    Backlog, DeadHead, Error, ErrorKind, OutboxEvent, OutboxRepository, PendingPage, PendingQuery,
-    RepositoryCapabilities, Result, Seq, Settlement, Watermark,
+    Backlog, DeadHead, Error, ErrorKind, Lease, LeaseRequest, OutboxEvent, OutboxRepository,
+    PendingPage, PendingQuery, RepositoryCapabilities, Result, Seq, Settlement, Watermark,
 };
 use sqlx::Row;
+use uuid::Uuid;
 
 use crate::error::failed;
 use crate::outbox::PostgresOutbox;
 use crate::row::{StoredEvent, columns, order_key};
 use crate::store::store;
-use crate::{backlog, fetch, history, migrations, settle, watermark};
+use crate::{backlog, fetch, history, lease, migrations, settle, watermark};
 
 const DEAD_HEADS: &str = "\
     select seq, partition_key, aggregate_id, event_type, destination from outbox_events_pending \
@@ -34,6 +35,7 @@ impl OutboxRepository for PostgresOutbox {
             durable: true,
             late_commits: true,
             wakes: self.waker().listens(),
+            leases: true,
         }
     }
 
@@ -86,6 +88,14 @@ impl OutboxRepository for PostgresOutbox {
 
     async fn maintain(&self) -> Result<()> {
         self.bounded("create history partitions", history::maintain(self)).await
+    }
+
+    async fn lease(&self, request: &LeaseRequest) -> Result<Lease> {
+        self.bounded("renew lease", lease::lease(self, request)).await
+    }
+
+    async fn leave(&self, relay: Uuid) -> Result<()> {
+        self.bounded("give back lease", lease::leave(self, relay)).await
     }
 
     async fn wait_for_events(&self) {

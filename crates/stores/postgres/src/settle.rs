@@ -1,11 +1,18 @@
 //! Recording outcomes, one statement per batch.
 
-use posthaste_core::{Result, Settlement, SettlementOutcome};
-use sqlx::Row;
+use std::collections::{BTreeMap, BTreeSet};
+
+use posthaste_core::{Result, Settlement, SettlementOutcome, ShardLease};
+use sqlx::postgres::PgArguments;
+use sqlx::query::Query;
+use sqlx::{Postgres, Row};
 use uuid::Uuid;
 
 use crate::error::{failed, is_conflict};
+use crate::lease;
 use crate::outbox::PostgresOutbox;
+
+type Statement<'q> = Query<'q, Postgres, PgArguments>;
 
 const SETTLE: &str = "settle events";
 
@@ -21,34 +28,54 @@ const CONFLICTS_MAX: usize = 5;
 macro_rules! still_pending {
     () => {
         "where event.processed_at is null and event.dead_at is null \
-         and event.seq = outcome.seq and (event.id = outcome.id) is true"
+         and event.seq = outcome.seq and (event.id = outcome.id) is true \
+         and (outcome.lease is null or outcome.lease = any (array(select number from held)))"
+    };
+}
+
+/// The leases that are this relay's still, held so until the transaction ends: whoever wants to take
+/// one of these shards waits or goes without.
+macro_rules! held {
+    () => {
+        "held as materialized (select number from outbox_shards \
+             join unnest($1::smallint[], $2::bigint[]) \
+             with ordinality as given (shard, generation, number) \
+             using (shard, generation) for key share of outbox_shards)"
     };
 }
 
 /// All delivered: what nearly every batch is.
 pub(crate) const DELIVERED: &str = concat!(
-    "update outbox_events event set processed_at = now() \
-     from unnest((select $1::bigint[]), (select $2::uuid[])) as outcome (seq, id) ",
+    "with ",
+    held!(),
+    " update outbox_events event set processed_at = now() \
+     from unnest((select $3::bigint[]), (select $4::uuid[]), (select $5::smallint[])) \
+         as outcome (seq, id, lease) ",
     still_pending!()
 );
 
 /// Any mix. Each row is in one branch only.
 const MIXED: &str = concat!(
-    "with delivered as (update outbox_events event set processed_at = now() \
-     from unnest((select $1::bigint[]), (select $2::uuid[])) as outcome (seq, id) ",
+    "with ",
+    held!(),
+    ", delivered as (update outbox_events event set processed_at = now() \
+     from unnest((select $3::bigint[]), (select $4::uuid[]), (select $5::smallint[])) \
+         as outcome (seq, id, lease) ",
     still_pending!(),
     " returning 1), \
      retried as (update outbox_events event set retry_count = outcome.retry_count, \
          available_at = now() + outcome.delay * interval '1 microsecond', \
          error_message = outcome.error \
-     from unnest((select $3::bigint[]), (select $4::uuid[]), (select $5::int4[]), \
-         (select $6::bigint[]), (select $7::text[])) as outcome (seq, id, retry_count, delay, error) ",
+     from unnest((select $6::bigint[]), (select $7::uuid[]), (select $8::smallint[]), \
+         (select $9::int4[]), (select $10::bigint[]), (select $11::text[])) \
+         as outcome (seq, id, lease, retry_count, delay, error) ",
     still_pending!(),
     " returning 1), \
      buried as (update outbox_events event set retry_count = outcome.retry_count, \
          dead_at = now(), dead_reason = outcome.reason, error_message = outcome.error \
-     from unnest((select $8::bigint[]), (select $9::uuid[]), (select $10::int4[]), \
-         (select $11::text[]), (select $12::text[])) as outcome (seq, id, retry_count, reason, error) ",
+     from unnest((select $12::bigint[]), (select $13::uuid[]), (select $14::smallint[]), \
+         (select $15::int4[]), (select $16::text[]), (select $17::text[])) \
+         as outcome (seq, id, lease, retry_count, reason, error) ",
     still_pending!(),
     " returning 1) \
      select (select count(*) from delivered) + (select count(*) from retried) \
@@ -57,8 +84,8 @@ const MIXED: &str = concat!(
 
 /// Over TLS, the most events of one statement. sqlx 0.9.0 leaves Nagle's algorithm on, and a message
 /// of more than one TLS record (16 KiB) then waits some 40 ms for the server's delayed
-/// acknowledgement (transact-rs/sqlx#4335, mended after 0.9.0). An event weighs 32 bytes here.
-const EVENTS_PER_TLS_RECORD: usize = 450;
+/// acknowledgement (transact-rs/sqlx#4335, mended after 0.9.0). An event weighs 38 bytes here.
+const EVENTS_PER_TLS_RECORD: usize = 380;
 
 /// Settles in one statement, or, over TLS, in one per TLS record. Each is harmless to repeat, so an
 /// error in a later one asks for nothing but a repetition of all.
@@ -77,24 +104,10 @@ async fn settle_at_once(outbox: &PostgresOutbox, settlements: &[Settlement]) -> 
     loop {
         let mut session = outbox.session(SETTLE).await?;
         let changed = if batch.is_delivered_only() {
-            let statement =
-                session.statement(DELIVERED).bind(&batch.delivered.0).bind(&batch.delivered.1);
+            let statement = batch.bind_delivered(session.statement(DELIVERED));
             statement.execute(session.connection()).await.map(|done| done.rows_affected())
         } else {
-            let statement = session
-                .statement(MIXED)
-                .bind(&batch.delivered.0)
-                .bind(&batch.delivered.1)
-                .bind(&batch.retried.seqs)
-                .bind(&batch.retried.ids)
-                .bind(&batch.retried.counts)
-                .bind(&batch.delays)
-                .bind(&batch.retried.errors)
-                .bind(&batch.buried.seqs)
-                .bind(&batch.buried.ids)
-                .bind(&batch.buried.counts)
-                .bind(&batch.reasons)
-                .bind(&batch.buried.errors);
+            let statement = batch.bind_failures(batch.bind_delivered(session.statement(MIXED)));
             let row = statement.fetch_one(session.connection()).await;
             row.and_then(|row| row.try_get::<i64, _>(0)).map(i64::cast_unsigned)
         };
@@ -115,7 +128,9 @@ const DELAY_MICROS_MAX: i64 = 100 * 366 * 86_400 * 1_000_000;
 /// A batch turned by ninety degrees, ordered by place, so that two relays lock rows in one order.
 #[derive(Default)]
 struct Batch<'s> {
-    delivered: (Vec<i64>, Vec<Uuid>),
+    /// The leases under which its events were sent.
+    leases: (Vec<i16>, Vec<i64>),
+    delivered: Events,
     retried: Failures,
     delays: Vec<i64>,
     buried: Failures,
@@ -123,17 +138,35 @@ struct Batch<'s> {
 }
 
 #[derive(Default)]
-struct Failures {
+struct Events {
     seqs: Vec<i64>,
     ids: Vec<Uuid>,
+    /// Which of the leases, from 1.
+    leases: Vec<Option<i16>>,
+}
+
+#[derive(Default)]
+struct Failures {
+    events: Events,
     counts: Vec<i32>,
     errors: Vec<String>,
 }
 
-impl Failures {
-    fn push(&mut self, settlement: &Settlement, retry_count: u32, error: &str) {
+impl Events {
+    fn push(&mut self, settlement: &Settlement, lease: Option<i16>) {
         self.seqs.push(settlement.seq);
         self.ids.push(settlement.id);
+        self.leases.push(lease);
+    }
+
+    fn bind<'q>(&'q self, statement: Statement<'q>) -> Statement<'q> {
+        statement.bind(&self.seqs).bind(&self.ids).bind(&self.leases)
+    }
+}
+
+impl Failures {
+    fn push(&mut self, settlement: &Settlement, lease: Option<i16>, retry_count: u32, error: &str) {
+        self.events.push(settlement, lease);
         self.counts.push(i32::try_from(retry_count).unwrap_or(i32::MAX));
         // A broker's message may hold what PostgreSQL's text cannot; it must not hold up the batch.
         self.errors.push(error.replace('\0', "\u{fffd}"));
@@ -144,20 +177,21 @@ impl<'s> Batch<'s> {
     fn collect(settlements: &'s [Settlement]) -> Self {
         let mut ordered: Vec<&Settlement> = settlements.iter().collect();
         ordered.sort_by_key(|settlement| settlement.seq);
-        let mut batch = Self::default();
+        let leases: BTreeSet<ShardLease> =
+            ordered.iter().filter_map(|settlement| settlement.lease).collect();
+        let number: BTreeMap<&ShardLease, i16> = leases.iter().zip(1..).collect();
+        let mut batch = Self { leases: lease::columns(&leases), ..Self::default() };
         for settlement in ordered {
+            let lease = settlement.lease.and_then(|lease| number.get(&lease).copied());
             match &settlement.outcome {
-                SettlementOutcome::Delivered => {
-                    batch.delivered.0.push(settlement.seq);
-                    batch.delivered.1.push(settlement.id);
-                }
+                SettlementOutcome::Delivered => batch.delivered.push(settlement, lease),
                 SettlementOutcome::Retry { retry_count, delay, error } => {
-                    batch.retried.push(settlement, *retry_count, error);
+                    batch.retried.push(settlement, lease, *retry_count, error);
                     let micros = i64::try_from(delay.as_micros()).unwrap_or(i64::MAX);
                     batch.delays.push(micros.min(DELAY_MICROS_MAX));
                 }
                 SettlementOutcome::Dead { retry_count, reason, error } => {
-                    batch.buried.push(settlement, *retry_count, error);
+                    batch.buried.push(settlement, lease, *retry_count, error);
                     batch.reasons.push(reason);
                 }
             }
@@ -166,6 +200,19 @@ impl<'s> Batch<'s> {
     }
 
     fn is_delivered_only(&self) -> bool {
-        self.retried.seqs.is_empty() && self.buried.seqs.is_empty()
+        self.retried.counts.is_empty() && self.buried.counts.is_empty()
+    }
+
+    fn bind_delivered<'q>(&'q self, statement: Statement<'q>) -> Statement<'q> {
+        let statement = statement.bind(&self.leases.0).bind(&self.leases.1);
+        self.delivered.bind(statement)
+    }
+
+    fn bind_failures<'q>(&'q self, statement: Statement<'q>) -> Statement<'q> {
+        let statement = self.retried.events.bind(statement);
+        let statement =
+            statement.bind(&self.retried.counts).bind(&self.delays).bind(&self.retried.errors);
+        let statement = self.buried.events.bind(statement);
+        statement.bind(&self.buried.counts).bind(&self.reasons).bind(&self.buried.errors)
     }
 }

@@ -2,5 +2,4 @@
 
 /// At most once per transaction: the triggers of the table may have done it already.
 pub(crate) const BUMP: &str = "\
-    update outbox_signal set revision = revision + 1, bumped_by = pg_current_xact_id() \
-    where bumped_by is distinct from pg_current_xact_id()";
+    update outbox_signal set revision = revision + 1 where xmin <> pg_current_xact_id()::xid";

@@ -26,8 +26,12 @@ async fn three_columns_are_enough() {
     assert_eq!((event.retry_count(), event.max_retries()), (0, 3));
     assert_eq!(event.payload(), &Payload::Json("{}".into()));
     assert_eq!(event.order_key().to_string(), event.aggregate_id().to_string());
-    let settlement =
-        Settlement { seq: found[0].seq, id: event.id(), outcome: SettlementOutcome::Delivered };
+    let settlement = Settlement {
+        lease: None,
+        seq: found[0].seq,
+        id: event.id(),
+        outcome: SettlementOutcome::Delivered,
+    };
     outbox.settle(&[settlement]).await.unwrap();
     let waiting: i64 =
         database.value("select count(*) from outbox_events where processed_at is null").await;
@@ -97,6 +101,7 @@ async fn a_row_that_is_no_event_becomes_a_dead_letter_and_holds_up_its_key_alone
         )
         .await;
     let query = PendingQuery {
+        leases: None,
         selection: PendingSelection::Forward { gaps: Vec::new(), after: 3 },
         events_max: 3,
         bytes_max: 1000,
@@ -175,7 +180,8 @@ async fn a_relay_needs_no_more_rights_than_documented() {
         .run(&format!(
             "create role {role}; \
              grant select, update, delete on outbox_events, outbox_events_pending to {role}; \
-             grant select, update on outbox_signal to {role}; \
+             grant select, update on outbox_signal, outbox_shards to {role}; \
+             grant select, insert, update, delete on outbox_relays to {role}; \
              grant select on outbox_migrations, outbox_events_seq, outbox_events_processed to {role}"
         ))
         .await;
@@ -187,12 +193,21 @@ async fn a_relay_needs_no_more_rights_than_documented() {
     relay.maintain().await.unwrap();
     relay.watermark().await.unwrap();
     assert_eq!(relay.backlog(0).await.unwrap().pending(), 2);
+    let request = posthaste_core::LeaseRequest {
+        relay: Uuid::now_v7(),
+        name: "relay".into(),
+        ttl: std::time::Duration::from_secs(60),
+        release: Vec::new(),
+    };
+    assert!(relay.lease(&request).await.unwrap().shard_set().is_all());
+    relay.leave(request.relay).await.unwrap();
     let found = pending(&relay).await;
     let outcomes = [
         SettlementOutcome::Delivered,
         SettlementOutcome::Dead { retry_count: 1, reason: "rejected", error: "no".into() },
     ];
     let settle = |(found, outcome): (&posthaste_core::PendingEvent, _)| Settlement {
+        lease: None,
         seq: found.seq,
         id: found.event.id(),
         outcome,

@@ -26,6 +26,7 @@ async fn deliver(outbox: &PostgresOutbox, count: usize) {
         .await
         .iter()
         .map(|found| Settlement {
+            lease: None,
             seq: found.seq,
             id: found.event.id(),
             outcome: SettlementOutcome::Delivered,

@@ -114,6 +114,7 @@ async fn a_crash_keeps_what_was_settled_and_the_store_reconnects_by_itself() {
     let events: Vec<_> = (0..10).map(|_| event(Uuid::now_v7())).collect();
     outbox.store(&events).await.unwrap();
     let delivered = |found: &posthaste_core::PendingEvent| posthaste_core::Settlement {
+        lease: None,
         seq: found.seq,
         id: found.event.id(),
         outcome: posthaste_core::SettlementOutcome::Delivered,

@@ -4,7 +4,9 @@
 
 mod common;
 
-use posthaste_core::{OrderKey, OutboxRepository, PendingQuery, PendingSelection};
+use posthaste_core::{
+    OrderKey, OutboxRepository, PendingQuery, PendingSelection, ShardLease, ShardSet,
+};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use common::{TestDatabase, pending, run};
@@ -54,6 +56,7 @@ async fn fetch_and_settle_walk_the_index_on_seq_at_any_size() {
         let outbox = filled(&database, rows, analyze).await;
         let page = outbox
             .fetch_pending(&PendingQuery {
+                leases: None,
                 selection: PendingSelection::Forward {
                     gaps: Vec::new(),
                     after: i64::from(rows) / 2,
@@ -65,16 +68,31 @@ async fn fetch_and_settle_walk_the_index_on_seq_at_any_size() {
             .unwrap();
         let key = OrderKey::named("a key").unwrap();
         let of_key = PendingSelection::Key { key, after: 10, up_to: i64::from(rows) };
-        let query = PendingQuery { selection: of_key, events_max: 10, bytes_max: 1 << 20 };
+        let query =
+            PendingQuery { leases: None, selection: of_key, events_max: 10, bytes_max: 1 << 20 };
         outbox.fetch_pending(&query).await.unwrap();
         outbox.backlog(0).await.unwrap();
         outbox.dead_heads(0, 10).await.unwrap();
         let forward = PendingSelection::Forward { gaps: vec![(3, 4), (9, 9)], after: 90 };
-        let query = PendingQuery { selection: forward, events_max: 5, bytes_max: 1 << 20 };
+        let query =
+            PendingQuery { leases: None, selection: forward, events_max: 5, bytes_max: 1 << 20 };
         let ahead = outbox.fetch_pending(&query).await.unwrap();
         let places: Vec<_> = ahead.events.iter().map(|found| found.seq).collect();
         assert_eq!((&places[..], ahead.more), (&[3, 4, 9, 91, 92][..], true));
+        let half_of_shards = ShardSet::ALL.iter().take(32);
+        let leases: Vec<ShardLease> =
+            half_of_shards.map(|shard| ShardLease { shard, generation: 0 }).collect();
+        for gaps in [vec![(3, 4), (9, 9)], Vec::new()] {
+            let query = PendingQuery {
+                leases: Some(leases.clone()),
+                selection: PendingSelection::Forward { gaps, after: 90 },
+                events_max: 5,
+                bytes_max: 1 << 20,
+            };
+            assert_eq!(outbox.fetch_pending(&query).await.unwrap().events.len(), 5);
+        }
         let settle = |found: &posthaste_core::PendingEvent| posthaste_core::Settlement {
+            lease: None,
             seq: found.seq,
             id: found.event.id(),
             outcome: posthaste_core::SettlementOutcome::Delivered,
@@ -85,13 +103,17 @@ async fn fetch_and_settle_walk_the_index_on_seq_at_any_size() {
         let mut connection = outbox.pool().acquire().await.unwrap();
         let numbers: Vec<String> = (1..=1000).map(|n| n.to_string()).collect();
         let numbers = format!("'{{{}}}'", numbers.join(","));
-        let places = format!("{numbers}, array_fill(gen_random_uuid(), '{{1000}}')");
+        let places = format!(
+            "'{{1, 2}}', '{{0, 0}}', {numbers}, array_fill(gen_random_uuid(), '{{1000}}'), \
+             array_fill(1::smallint, '{{1000}}')"
+        );
         for mode in ["force_custom_plan", "force_generic_plan"] {
             run(&mut connection, &format!("set plan_cache_mode = {mode}")).await;
             let what = format!("{rows} rows, analyzed {analyze}, {mode}");
             let half = rows / 2;
             for (part, arguments) in [
                 ("seq > $3 order by", format!("1001, 8000000, {half}")),
+                ("seq > $3 and (($4", format!("1001, 8000000, {half}, 4294967295")),
                 ("as due, seq", format!("{half}, 10001")),
                 ("event_type, destination from", "5, 1000".into()),
             ] {
@@ -108,13 +130,10 @@ async fn fetch_and_settle_walk_the_index_on_seq_at_any_size() {
                 "{what}: {of_key}"
             );
             assert!(!of_key.contains("Seq Scan"), "{what}: {of_key}");
-            let forward = plan(
-                &mut connection,
-                "as gap (low",
-                &format!("1001, 8000000, {half}, {numbers}, {numbers}"),
-            )
-            .await;
-            check_plan(&forward, &what);
+            let gaps = format!("1001, 8000000, {half}, {numbers}, {numbers}");
+            check_plan(&plan(&mut connection, "as gap (low", &gaps).await, &what);
+            let share = format!("{gaps}, 4294967295");
+            check_plan(&plan(&mut connection, "as gap (low%$6", &share).await, &what);
             check_plan(&plan(&mut connection, "update outbox_events event", &places).await, &what);
         }
     }

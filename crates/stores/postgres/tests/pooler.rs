@@ -120,6 +120,7 @@ async fn more_sessions_than_server_connections_lose_nothing() {
                     .iter()
                     .take(2)
                     .map(|found| Settlement {
+                        lease: None,
                         seq: found.seq,
                         id: found.event.id(),
                         outcome: SettlementOutcome::Delivered,

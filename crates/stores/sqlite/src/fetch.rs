@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     async fn plan(selection: PendingSelection) -> String {
-        let query = PendingQuery { selection, events_max: 10, bytes_max: 10 };
+        let query = PendingQuery { leases: None, selection, events_max: 10, bytes_max: 10 };
         crate::plan::of(&sizes(&query).into_string()).await
     }
 

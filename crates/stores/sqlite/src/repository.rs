@@ -11,7 +11,13 @@ use crate::SqliteOutbox;
 #[async_trait]
 impl OutboxRepository for SqliteOutbox {
     fn capabilities(&self) -> RepositoryCapabilities {
-        RepositoryCapabilities { name: "sqlite", durable: true, late_commits: false, wakes: true }
+        RepositoryCapabilities {
+            name: "sqlite",
+            durable: true,
+            late_commits: false,
+            wakes: true,
+            leases: false,
+        }
     }
 
     async fn check(&self) -> Result<()> {

@@ -66,6 +66,7 @@ async fn every_spelling_of_a_uuid_is_one_key_and_can_be_settled() {
     let settlements: Vec<Settlement> = found
         .iter()
         .map(|found| Settlement {
+            lease: None,
             seq: found.seq,
             id: found.event.id(),
             outcome: SettlementOutcome::Delivered,
@@ -165,6 +166,7 @@ async fn a_page_tells_of_the_rows_that_it_buried() {
     let spoil = format!("update outbox_events set headers = '[]' where id = '{}'", corrupt.id());
     run_sql(&outbox, &spoil).await.unwrap();
     let query = posthaste_core::PendingQuery {
+        leases: None,
         selection: PendingSelection::Forward { gaps: Vec::new(), after: 0 },
         events_max: 3,
         bytes_max: 1_000,

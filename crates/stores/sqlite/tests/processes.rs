@@ -122,8 +122,12 @@ async fn several_processes_write_at_once() {
     outbox.store(std::slice::from_ref(&own)).await.unwrap();
     let seq =
         pending(&outbox).await.iter().find(|found| found.event.id() == own.id()).map(|own| own.seq);
-    let delivered =
-        Settlement { seq: seq.unwrap(), id: own.id(), outcome: SettlementOutcome::Delivered };
+    let delivered = Settlement {
+        lease: None,
+        seq: seq.unwrap(),
+        id: own.id(),
+        outcome: SettlementOutcome::Delivered,
+    };
     assert_eq!(outbox.settle(&[delivered]).await.unwrap(), 1);
     let mut promised = Vec::new();
     for process in &mut processes {
@@ -149,8 +153,12 @@ async fn a_commit_of_another_connection_wakes_and_a_settlement_does_not() {
     other.store(&[event()]).await.unwrap();
     woken(long).await.expect("another connection stored an event");
     let found = pending(&outbox).await.remove(0);
-    let delivered =
-        Settlement { seq: found.seq, id: found.event.id(), outcome: SettlementOutcome::Delivered };
+    let delivered = Settlement {
+        lease: None,
+        seq: found.seq,
+        id: found.event.id(),
+        outcome: SettlementOutcome::Delivered,
+    };
     outbox.settle(&[delivered]).await.unwrap();
     woken(short).await.expect_err("a settlement brings no new event");
     let mut unit = outbox.begin().await.unwrap();

@@ -2,6 +2,7 @@
 
 mod admin;
 mod fetch;
+mod lease;
 mod settle;
 mod store;
 mod upkeep;
@@ -93,6 +94,15 @@ pub async fn repository_suite<H: RepositoryHarness>(harness: &H) -> Report {
         settle::settlements_survive_reopening,
         settle::dead_heads_are_paged_by_place,
         settle::failed_events_are_the_dead_letters_oldest_first,
+        lease::a_relay_alone_leases_every_shard,
+        lease::relays_share_evenly_once_the_surplus_is_given_back,
+        lease::a_shard_taken_since_is_not_released_by_its_old_owner,
+        lease::what_a_relay_leaves_is_free_at_once,
+        lease::a_relay_that_does_not_renew_loses_its_shards,
+        lease::a_relay_that_renews_late_keeps_what_nobody_took,
+        lease::a_settlement_under_a_lease_that_is_over_changes_nothing,
+        lease::a_forward_read_brings_the_keys_of_its_shards_only,
+        lease::a_generation_of_a_shard_has_one_owner,
         admin::find_event_finds_an_event_in_every_state,
         admin::list_filters_by_state,
         admin::list_filters_by_type_key_and_ids,
@@ -120,7 +130,7 @@ async fn page<R: OutboxRepository>(
     events_max: usize,
     bytes_max: usize,
 ) -> anyhow::Result<PendingPage> {
-    let query = PendingQuery { selection, events_max, bytes_max };
+    let query = PendingQuery { leases: None, selection, events_max, bytes_max };
     Ok(repository.fetch_pending(&query).await?)
 }
 
@@ -154,7 +164,7 @@ async fn stored<R: OutboxRepository>(
 }
 
 fn settlement(event: &PendingEvent, outcome: SettlementOutcome) -> Settlement {
-    Settlement { seq: event.seq, id: event.event.id(), outcome }
+    Settlement { lease: None, seq: event.seq, id: event.event.id(), outcome }
 }
 
 fn retry_after(delay: Duration, retry_count: u32) -> SettlementOutcome {

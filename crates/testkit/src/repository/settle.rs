@@ -120,8 +120,14 @@ pub(super) async fn a_settlement_with_another_id_changes_nothing<H: RepositoryHa
     let repository = harness.fresh().await?;
     let event = stored(&repository, &samples::event()?).await?;
     for outcome in [SettlementOutcome::Delivered, retry_after(HOUR, 1), dead()] {
-        let strange = Settlement { seq: event.seq, id: Uuid::now_v7(), outcome: outcome.clone() };
-        let nowhere = Settlement { seq: event.seq + 100, id: event.event.id(), outcome };
+        let strange = Settlement {
+            lease: None,
+            seq: event.seq,
+            id: Uuid::now_v7(),
+            outcome: outcome.clone(),
+        };
+        let nowhere =
+            Settlement { lease: None, seq: event.seq + 100, id: event.event.id(), outcome };
         let changed = repository.settle(&[strange, nowhere]).await?;
         ensure!(changed == 0, "{changed} changed");
     }

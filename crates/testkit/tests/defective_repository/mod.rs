@@ -73,7 +73,7 @@ impl Defective {
     /// The id that really is at the place, whatever the settlement says.
     async fn id_at(&self, seq: Seq) -> Option<Uuid> {
         let selection = PendingSelection::At(vec![seq]);
-        let query = PendingQuery { selection, events_max: 1, bytes_max: usize::MAX };
+        let query = PendingQuery { leases: None, selection, events_max: 1, bytes_max: usize::MAX };
         let page = self.inner.fetch_pending(&query).await.unwrap();
         page.events.first().map(|found| found.event.id())
     }

@@ -127,6 +127,7 @@ pub fn insert(event_type: &str) -> String {
 /// Everything that is pending.
 pub async fn pending(outbox: &PostgresOutbox) -> Vec<PendingEvent> {
     let query = PendingQuery {
+        leases: None,
         selection: PendingSelection::Forward { gaps: Vec::new(), after: 0 },
         events_max: 100_000,
         bytes_max: usize::MAX,

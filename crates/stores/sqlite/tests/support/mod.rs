@@ -30,7 +30,7 @@ pub(crate) async fn select(
     outbox: &SqliteOutbox,
     selection: PendingSelection,
 ) -> Vec<PendingEvent> {
-    let query = PendingQuery { selection, events_max: 10_000, bytes_max: 1 << 26 };
+    let query = PendingQuery { leases: None, selection, events_max: 10_000, bytes_max: 1 << 26 };
     outbox.fetch_pending(&query).await.unwrap().events
 }
 

@@ -1,0 +1,156 @@
+//! A relay of the simulation: the machine, its clock, and its operations on their way.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use rand::RngExt;
+use uuid::Uuid;
+
+use super::world::World;
+use crate::machine::{Command, Input, Machine};
+
+/// An operation on its way: asked for, then in effect, then answered.
+pub(super) enum OnItsWay {
+    Asked(Command),
+    InEffect(Input),
+}
+
+/// Who a relay is, and what the checks need to know of it.
+pub(super) struct Identity {
+    pub(super) id: Uuid,
+    /// Whether others deliver the same outbox.
+    pub(super) shared: bool,
+    /// Its clock runs at this rate of the database's, and does not begin with it.
+    rate: f64,
+    offset: Duration,
+    /// Acknowledged to this relay, with the generation under which it was sent.
+    pub(super) acknowledged: HashSet<(Uuid, i64)>,
+}
+
+impl Identity {
+    pub(super) fn now(&self, world: &World) -> Duration {
+        self.offset + world.now.mul_f64(self.rate)
+    }
+}
+
+pub(super) struct Relay {
+    pub(super) identity: Identity,
+    pub(super) machine: Machine,
+    pub(super) way: Vec<OnItsWay>,
+    /// Stopped by a signal until then: it decides nothing, and what it asked for goes its way.
+    pub(super) frozen_until: Duration,
+    stopping: bool,
+}
+
+impl Relay {
+    pub(super) fn start(world: &mut World, shared: bool) -> Self {
+        let machine = world.machine(shared);
+        let identity = Identity {
+            id: Uuid::from_u128(world.random.random()),
+            shared,
+            rate: world.random.random_range(0.97..1.03),
+            offset: Duration::from_secs(world.random.random_range(0..1_000)),
+            acknowledged: HashSet::new(),
+        };
+        let way = Vec::new();
+        Self { identity, machine, way, frozen_until: Duration::ZERO, stopping: false }
+    }
+
+    pub(super) fn now(&self, world: &World) -> Duration {
+        self.identity.now(world)
+    }
+
+    pub(super) fn wake(&mut self, world: &World) {
+        let now = self.now(world);
+        self.machine.handle(Input::Wake, now);
+    }
+
+    /// Begins to stop.
+    pub(super) fn stop(&mut self, world: &World) {
+        let now = self.now(world);
+        self.stopping = true;
+        self.machine.handle(Input::Stop, now);
+    }
+
+    /// Whether it was told to stop and has nothing to wait for any more.
+    pub(super) fn has_stopped(&self) -> bool {
+        self.stopping && self.machine.is_settled()
+    }
+
+    /// The process dies: memory is gone and no answer comes. What is in effect stays so, and what
+    /// was sent to the database may still take effect later.
+    pub(super) fn crash(self, world: &mut World) {
+        for operation in self.way {
+            match operation {
+                // An embedded database dies with the process; what has leases is on a network.
+                OnItsWay::Asked(command @ (Command::Settle(_) | Command::Lease { .. }))
+                    if self.identity.shared && world.random.random_bool(0.3) =>
+                {
+                    world.ghosts.push((self.identity.id, command));
+                }
+                // Handed to the system before, and so sent in spite of it.
+                OnItsWay::Asked(command @ Command::Publish { .. })
+                    if world.random.random_bool(0.3) =>
+                {
+                    world.perform(&self.identity, command);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Asks the machine for commands and lets one operation take a step, in any order.
+    pub(super) fn advance(&mut self, world: &mut World) {
+        let frozen = world.now < self.frozen_until;
+        if !frozen {
+            self.decide(world);
+        }
+        if self.way.is_empty() {
+            return;
+        }
+        let index = world.random.random_range(0..self.way.len());
+        let touches_process = matches!(
+            self.way[index],
+            OnItsWay::InEffect(_) | OnItsWay::Asked(Command::Publish { .. } | Command::Report(_))
+        );
+        if frozen && touches_process {
+            return;
+        }
+        match self.way.swap_remove(index) {
+            OnItsWay::Asked(command) => {
+                world.trace(|| format!("{} asked {command:?}", self.identity.id));
+                if let Some(input) = world.perform(&self.identity, command) {
+                    self.way.push(OnItsWay::InEffect(input));
+                }
+            }
+            OnItsWay::InEffect(input) => self.take_in(input, world),
+        }
+    }
+
+    pub(super) fn decide(&mut self, world: &World) {
+        let now = self.now(world);
+        self.way.extend(self.machine.commands(now).into_iter().map(OnItsWay::Asked));
+    }
+
+    fn take_in(&mut self, input: Input, world: &World) {
+        world.trace(|| format!("{} hears {input:?}", self.identity.id));
+        if let Input::Published { batch, results, .. } = &input {
+            for ((event, place), result) in batch.events.iter().zip(&batch.places).zip(results) {
+                // It knows of the acknowledgement only while the shard is its own.
+                if result.is_ok() && self.machine.leases.holds(place.key.shard(), place.generation)
+                {
+                    self.identity.acknowledged.insert((event.id(), place.generation));
+                }
+            }
+        }
+        let now = self.now(world);
+        self.machine.handle(input, now);
+    }
+
+    /// How long, by the database's clock, until it has something to do.
+    pub(super) fn next_deadline(&mut self, world: &World) -> Option<Duration> {
+        let now = self.now(world);
+        let deadline = self.machine.next_deadline(now)?;
+        Some((deadline - now).div_f64(self.identity.rate))
+    }
+}

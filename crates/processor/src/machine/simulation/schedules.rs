@@ -1,0 +1,111 @@
+//! Schedules that random ones hit too rarely.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use posthaste_core::{Error, ErrorKind, KeyPipelining, PendingSelection, RetryPolicy};
+
+use super::relay::Relay;
+use super::world::World;
+use crate::machine::{Command, Input};
+
+/// A retry so far off that its event is not kept in memory, and a database so slow that the retry is
+/// recorded only while the event is being fetched again: what that fetch read may be old, and must
+/// not be the end of it.
+#[test]
+fn a_row_read_before_its_own_settlement_is_fetched_again() {
+    let mut world = World::new(0);
+    (world.faults, world.pipelining) = (false, KeyPipelining::OnePerKey);
+    world.begin();
+    world.draw();
+    for row in world.rows.values_mut() {
+        (row.committed, row.corrupt, row.available_at) = (true, false, Duration::ZERO);
+    }
+    world.transactions.clear();
+    let mut relay = Relay::start(&mut world, false);
+    let Relay { identity, machine, .. } = &mut relay;
+    machine.settings.retry_policy = RetryPolicy {
+        base_delay: Duration::from_secs(60),
+        jitter: false,
+        ..RetryPolicy::default()
+    };
+    let mut settle = None;
+    for round in 0..200 {
+        let mut commands = VecDeque::from(machine.commands(world.now));
+        while let Some(command) = commands.pop_front() {
+            match command {
+                Command::Publish { destination, batch, .. } if settle.is_none() && round < 100 => {
+                    let failed = Error::new(ErrorKind::Failed, "publish", "no");
+                    world.blamed.insert(batch.events[0].id(), 1);
+                    let results = vec![Err(failed)];
+                    machine.handle(Input::Published { destination, batch, results }, world.now);
+                }
+                Command::Settle(settlements) if settle.is_none() && round < 100 => {
+                    settle = Some(settlements);
+                }
+                Command::Fetch { query, ticket }
+                    if matches!(query.selection, PendingSelection::At(_)) =>
+                {
+                    let answer = world.fetch(&query, ticket);
+                    if let Some(settlements) = settle.take() {
+                        world.settle(&settlements);
+                        machine.handle(Input::Settled { settlements, result: Ok(1) }, world.now);
+                    }
+                    machine.handle(answer, world.now);
+                }
+                command => {
+                    if let Some(input) = world.perform(identity, command) {
+                        machine.handle(input, world.now);
+                    }
+                }
+            }
+            commands.extend(machine.commands(world.now));
+        }
+        world.now += Duration::from_secs(1);
+    }
+    assert_eq!(
+        (world.rows.len(), settle.is_none()),
+        (1, true),
+        "the schedule was not the one meant"
+    );
+    world.check();
+}
+
+/// A failover to a standby that was behind: the last commits are gone, and their numbers are handed
+/// out again. What is stored now must be delivered, at places that the relay has long passed.
+#[test]
+fn numbers_that_are_handed_out_again_are_read_again() {
+    let mut world = World::new(0);
+    world.faults = false;
+    let mut relay = Relay::start(&mut world, false);
+    let store = |world: &mut World| {
+        world.begin();
+        world.draw();
+        world.transactions.clear();
+        world.locked.clear();
+        for row in world.rows.values_mut() {
+            (row.committed, row.corrupt, row.available_at) = (true, false, Duration::ZERO);
+        }
+    };
+    let mut run = |world: &mut World| {
+        for _ in 0..400 {
+            relay.advance(world);
+            world.now += Duration::from_millis(20);
+        }
+    };
+    for _ in 0..3 {
+        store(&mut world);
+    }
+    run(&mut world);
+    world.check();
+    world.rows.split_off(&2);
+    world.first_deliveries.clear();
+    world.high = 1;
+    world.revision += 1;
+    for _ in 0..3 {
+        store(&mut world);
+    }
+    run(&mut world);
+    world.check();
+    assert_eq!(world.rows.len(), 4);
+}

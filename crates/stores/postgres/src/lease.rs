@@ -1,0 +1,177 @@
+//! Leases: which relay delivers which shards.
+//!
+//! A relay is alive while its `lease_until`, by the database's clock, is not over. Its shards are its
+//! own until another relay has removed it from `outbox_relays` and taken them, which raises their
+//! generation.
+//!
+//! - Renewing changes one row, and needs no more as long as nothing is to be given or taken.
+//! - Whatever changes hands does so in a transaction under one lock, so that each sees what the one
+//!   before did. The lock belongs to the transaction: poolers do not mind.
+//! - A relay that is renewing at this moment is not removed (`skip locked`), and one that was removed
+//!   finds no row to renew. So no two of them believe in the same shard.
+//! - A shard whose events are being settled at this moment is not taken (`skip locked` again, against
+//!   the settlement's `for key share`): it is taken the next time.
+
+use posthaste_core::{
+    Error, ErrorKind, Lease, LeaseRequest, Result, Shard, ShardLease, fair_share,
+};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{Postgres, Row};
+use uuid::Uuid;
+
+use crate::error::failed;
+use crate::outbox::PostgresOutbox;
+use crate::session::Session;
+
+const LEASE: &str = "renew lease";
+const LEAVE: &str = "give back lease";
+
+/// What a relay holds, who is alive, and whether there is anything to take.
+macro_rules! state {
+    () => {
+        "select \
+            array(select relay from outbox_relays where lease_until > now() or relay = $1), \
+            array(select shard from outbox_shards where owner = $1 order by shard), \
+            array(select generation from outbox_shards where owner = $1 order by shard), \
+            exists (select from outbox_shards left join outbox_relays on relay = owner \
+                    where (lease_until > now()) is not true and owner is distinct from $1)"
+    };
+}
+
+/// Renews, and looks. Without a row to renew there is no answer.
+const RENEW: &str = concat!(
+    "with renewed as (update outbox_relays \
+         set lease_until = now() + $2 * interval '1 microsecond' where relay = $1 returning 1) ",
+    state!(),
+    " where exists (select from renewed)"
+);
+
+const STATE: &str = state!();
+
+const LOCK: &str = "select pg_advisory_xact_lock(hashtext('posthaste.lease'))";
+
+const JOIN: &str = "\
+    insert into outbox_relays (relay, name, lease_until) \
+    values ($1, $3, now() + $2 * interval '1 microsecond') \
+    on conflict (relay) do update set lease_until = excluded.lease_until";
+
+const RELEASE: &str = "\
+    update outbox_shards held set owner = null \
+    from unnest($2::smallint[], $3::bigint[]) as given (shard, generation) \
+    where held.owner = $1 and held.shard = given.shard and held.generation = given.generation";
+
+const REMOVE_DEAD: &str = "\
+    delete from outbox_relays where relay in (\
+        select relay from outbox_relays where lease_until <= now() and relay <> $1 \
+        for update skip locked)";
+
+const TAKE: &str = "\
+    update outbox_shards set owner = $1, generation = generation + 1, taken_at = now() \
+    where shard in (\
+        select shard from outbox_shards \
+        where owner is null or not exists (select from outbox_relays where relay = owner) \
+        order by shard limit $2 for update skip locked)";
+
+const LEAVE_RELAY: &str = "\
+    with gone as (delete from outbox_relays where relay = $1) \
+    update outbox_shards set owner = null where owner = $1";
+
+pub(crate) async fn lease(outbox: &PostgresOutbox, request: &LeaseRequest) -> Result<Lease> {
+    let ttl = i64::try_from(request.ttl.as_micros()).unwrap_or(i64::MAX);
+    if request.release.is_empty() {
+        let mut session = outbox.session(LEASE).await?;
+        let statement = session.statement(RENEW).bind(request.relay).bind(ttl);
+        let row = statement.fetch_optional(session.connection()).await.map_err(failed(LEASE))?;
+        session.finish().await?;
+        if let Some(row) = row {
+            let (lease, any_free) = read(&row, request.relay)?;
+            if !any_free || lease.shards.len() >= lease.fair_share {
+                return Ok(lease);
+            }
+        }
+    }
+    change_hands(outbox, request, ttl).await
+}
+
+async fn change_hands(outbox: &PostgresOutbox, request: &LeaseRequest, ttl: i64) -> Result<Lease> {
+    let LeaseRequest { relay, name, release, .. } = request;
+    let mut session = outbox.transaction(outbox.statement_timeout(), LEASE).await?;
+    run(&mut session, |session| session.statement(LOCK)).await?;
+    run(&mut session, |session| session.statement(JOIN).bind(relay).bind(ttl).bind(&**name))
+        .await?;
+    if !release.is_empty() {
+        let (shards, generations): (Vec<i16>, Vec<i64>) = columns(release);
+        run(&mut session, |session| {
+            session.statement(RELEASE).bind(relay).bind(shards).bind(generations)
+        })
+        .await?;
+    }
+    run(&mut session, |session| session.statement(REMOVE_DEAD).bind(relay)).await?;
+    let before = state(&mut session, *relay).await?;
+    let missing = before.fair_share.saturating_sub(before.shards.len());
+    let lease = if missing == 0 {
+        before
+    } else {
+        let missing = i64::try_from(missing).unwrap_or(i64::MAX);
+        run(&mut session, |session| session.statement(TAKE).bind(relay).bind(missing)).await?;
+        state(&mut session, *relay).await?
+    };
+    session.finish().await?;
+    Ok(lease)
+}
+
+pub(crate) async fn leave(outbox: &PostgresOutbox, relay: Uuid) -> Result<()> {
+    let mut session = outbox.session(LEAVE).await?;
+    let statement = session.statement(LEAVE_RELAY).bind(relay);
+    statement.execute(session.connection()).await.map_err(failed(LEAVE))?;
+    session.finish().await
+}
+
+async fn run<'q>(
+    session: &mut Session,
+    statement: impl FnOnce(&Session) -> Query<'q, Postgres, PgArguments>,
+) -> Result<()> {
+    let statement = statement(session);
+    statement.execute(session.connection()).await.map(|_| ()).map_err(failed(LEASE))
+}
+
+async fn state(session: &mut Session, relay: Uuid) -> Result<Lease> {
+    let statement = session.statement(STATE).bind(relay);
+    let row = statement.fetch_one(session.connection()).await.map_err(failed(LEASE))?;
+    read(&row, relay).map(|(lease, _)| lease)
+}
+
+/// The lease, and whether there are shards that nobody alive owns.
+fn read(row: &PgRow, relay: Uuid) -> Result<(Lease, bool)> {
+    let read = || -> sqlx::Result<_> {
+        let alive: Vec<Uuid> = row.try_get(0)?;
+        let shards: Vec<i16> = row.try_get(1)?;
+        let generations: Vec<i64> = row.try_get(2)?;
+        Ok((alive, shards, generations, row.try_get(3)?))
+    };
+    let (alive, shards, generations, any_free) = read().map_err(failed(LEASE))?;
+    let shards = shards.into_iter().zip(generations).map(|(number, generation)| {
+        let shard = usize::try_from(number).ok().and_then(Shard::from_index);
+        let shard = shard.ok_or_else(|| {
+            Error::new(ErrorKind::Schema, LEASE, format!("there is no shard {number}"))
+        })?;
+        Ok(ShardLease { shard, generation })
+    });
+    let lease = Lease {
+        shards: shards.collect::<Result<_>>()?,
+        fair_share: fair_share(&alive, relay),
+        relays: alive.len(),
+    };
+    Ok((lease, any_free))
+}
+
+/// Leases turned by ninety degrees: the numbers of their shards, and their generations.
+pub(crate) fn columns<'l>(
+    leases: impl IntoIterator<Item = &'l ShardLease>,
+) -> (Vec<i16>, Vec<i64>) {
+    leases
+        .into_iter()
+        .map(|lease| (i16::try_from(lease.shard.index()).unwrap_or(i16::MAX), lease.generation))
+        .unzip()
+}

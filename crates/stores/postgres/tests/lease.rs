@@ -1,0 +1,106 @@
+//! What the conformance suite cannot see: a shard that changes hands while its events are settled.
+
+#![allow(clippy::unwrap_used, reason = "a failed expectation should panic there")]
+
+mod common;
+
+use std::time::Duration;
+
+use posthaste_core::{
+    Lease, LeaseRequest, OutboxRepository, Settlement, SettlementOutcome, Shard, ShardLease,
+};
+use posthaste_postgres::PostgresOutbox;
+use uuid::Uuid;
+
+use common::{TestDatabase, event, pending, run};
+
+async fn lease(outbox: &PostgresOutbox, relay: u128, ttl: Duration) -> Lease {
+    let relay = Uuid::from_u128(relay);
+    let request = LeaseRequest { relay, name: "test".into(), ttl, release: Vec::new() };
+    outbox.lease(&request).await.unwrap()
+}
+
+fn delivered(found: &posthaste_core::PendingEvent, lease: &Lease) -> (Settlement, ShardLease) {
+    let shard = Shard::of(found.event.order_key());
+    let lease = *lease.shards.iter().find(|lease| lease.shard == shard).unwrap();
+    let outcome = SettlementOutcome::Delivered;
+    let settlement =
+        Settlement { seq: found.seq, id: found.event.id(), lease: Some(lease), outcome };
+    (settlement, lease)
+}
+
+/// The zombie's statement began before the shard changed hands, and sees the old generation: it must
+/// wait for the change, and then find that it is too late.
+#[tokio::test]
+async fn a_settlement_that_meets_a_change_of_hands_changes_nothing() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    outbox.store(&[event(Uuid::now_v7())]).await.unwrap();
+    let found = pending(&outbox).await;
+    let held = lease(&outbox, 1, Duration::from_secs(600)).await;
+    let (settlement, ShardLease { shard, .. }) = delivered(&found[0], &held);
+
+    let mut taker = database.connection().await;
+    let take =
+        format!("update outbox_shards set generation = generation + 1 where shard = {shard}");
+    run(
+        &mut taker,
+        &format!("begin; select from outbox_shards where shard = {shard} for update; {take}"),
+    )
+    .await;
+    let zombie = tokio::spawn({
+        let outbox = outbox.clone();
+        async move { outbox.settle(&[settlement]).await.unwrap() }
+    });
+    let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
+                   and datname = current_database()";
+    while database.value::<i64>(waiting).await == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    run(&mut taker, "commit").await;
+    assert_eq!(zombie.await.unwrap(), 0);
+    assert_eq!(pending(&outbox).await.len(), 1);
+}
+
+/// A settlement that is not committed yet holds its shards: whoever comes for them gets the others,
+/// at once, and these the next time.
+#[tokio::test]
+async fn a_shard_is_not_taken_while_its_events_are_settled() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    lease(&outbox, 1, Duration::from_millis(1)).await;
+    let mut settling = database.connection().await;
+    run(&mut settling, "begin; select from outbox_shards where shard in (3, 7) for key share")
+        .await;
+    let taken = lease(&outbox, 2, Duration::from_secs(600)).await;
+    let kept: Vec<Shard> =
+        posthaste_core::ShardSet::ALL.without(taken.shard_set()).iter().collect();
+    assert_eq!(kept.iter().map(|shard| shard.index()).collect::<Vec<_>>(), [3, 7]);
+    run(&mut settling, "commit").await;
+    assert!(lease(&outbox, 2, Duration::from_secs(600)).await.shard_set().is_all());
+}
+
+/// However long a renewal has to wait, what it grants counts from when it was asked for.
+#[tokio::test]
+async fn a_relay_that_was_removed_while_it_renewed_is_told_so() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    let held = lease(&outbox, 1, Duration::from_secs(600)).await;
+    let mut remover = database.connection().await;
+    run(&mut remover, "begin; delete from outbox_relays").await;
+    let renewal = tokio::spawn({
+        let outbox = outbox.clone();
+        async move { lease(&outbox, 1, Duration::from_secs(600)).await }
+    });
+    let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
+                   and datname = current_database()";
+    while database.value::<i64>(waiting).await == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    run(&mut remover, "update outbox_shards set generation = generation + 1, owner = null; commit")
+        .await;
+    let renewed = renewal.await.unwrap();
+    assert!(renewed.shard_set().is_all(), "it joined anew");
+    let raised = held.shards.iter().zip(&renewed.shards).all(|(a, b)| b.generation > a.generation);
+    assert!(raised, "{renewed:?}");
+}
