@@ -2,8 +2,11 @@
 //! failures of every class, crashes, operators. A seed replays a run exactly.
 //!
 //! What is checked after each run: every event of a committed transaction was delivered, none of
-//! an aborted one was; within a key, first deliveries are in the order of the numbers; no event
-//! lost an attempt to an outage; a relay that lives sends nothing again that was acknowledged.
+//! an aborted one was; within a key, first deliveries are in the order of the numbers; a relay that
+//! lives sends nothing again that was acknowledged; no event lost an attempt to an outage. An outage
+//! in which everything fails ambiguously may cost attempts as long as it cannot be told from events
+//! that fail by themselves; from the moment when the answers that the relay has show so many keys in
+//! a row that failed, it costs none.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -12,18 +15,21 @@ use std::time::Duration;
 use async_trait::async_trait;
 use posthaste_core::{
     BusCapabilities, DeadHead, Error, ErrorKind, EventBus, KeyPipelining, OpenWriter, OutboxEvent,
-    Payload, PendingEvent, PendingPage, PendingQuery, PendingSelection, PublishResult, RetryPolicy,
-    Seq, Settlement, SettlementOutcome, Watermark,
+    Payload, PendingEvent, PendingPage, PendingQuery, PendingSelection, PublishResult,
+    RetryDecision, RetryPolicy, Seq, Settlement, SettlementOutcome, Watermark,
 };
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use uuid::Uuid;
 
-use super::{Batch, Command, FetchTicket, Input, Machine};
+use super::suspicion::{EVIDENCE_AGE_MAX, OUTAGE_KEYS};
+use super::{Batch, Command, FetchTicket, Input, Machine, Report};
 use crate::routes::Routes;
 use crate::{Destination, ProcessorSettings};
 
 const KEYS: usize = 4;
+/// In every third run or so: enough that an ambiguous outage can show.
+const KEYS_MANY: usize = 3 * OUTAGE_KEYS;
 const DESTINATIONS: [&str; 2] = ["a", "b"];
 
 /// Stands for a bus in the routes; the simulator answers in its place.
@@ -55,6 +61,15 @@ struct Row {
     committed: bool,
     /// Cannot be read as an event until an operator mends it.
     corrupt: bool,
+}
+
+/// How a destination is down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Down {
+    /// It says so.
+    Unavailable,
+    /// Every event fails with an error that could be the event's own.
+    Ambiguous,
 }
 
 /// A transaction of the application that holds the locks of its keys.
@@ -89,8 +104,12 @@ struct World {
     /// Failed attempts the broker blamed on the event itself.
     blamed: HashMap<Uuid, u32>,
     faults: bool,
-    /// Which destinations are down.
-    outage: [bool; 2],
+    keys: usize,
+    /// Which destinations are down, and how.
+    outage: [Option<Down>; 2],
+    /// The keys of each destination that failed since the last success the relay has heard of, and
+    /// when it heard of each.
+    streaks: [HashMap<Uuid, Duration>; 2],
     pipelining: KeyPipelining,
 }
 
@@ -102,6 +121,7 @@ impl World {
         } else {
             KeyPipelining::SuffixFails
         };
+        let keys = if random.random_bool(0.7) { KEYS } else { KEYS_MANY };
         Self {
             random,
             now: Duration::ZERO,
@@ -117,7 +137,9 @@ impl World {
             acknowledged: HashSet::new(),
             blamed: HashMap::new(),
             faults: true,
-            outage: [false; 2],
+            keys,
+            outage: [None; 2],
+            streaks: Default::default(),
             pipelining,
         }
     }
@@ -144,7 +166,7 @@ impl World {
     // The application.
 
     fn begin(&mut self) {
-        let key = self.random.random_range(0..KEYS);
+        let key = self.random.random_range(0..self.keys);
         if !self.locked.insert(key) {
             return;
         }
@@ -211,6 +233,58 @@ impl World {
             row.corrupt = false;
         }
         self.revision += 1;
+    }
+
+    fn toggle_outage(&mut self) {
+        let destination = self.random.random_range(0..DESTINATIONS.len());
+        let down = if self.random.random_bool(0.5) { Down::Unavailable } else { Down::Ambiguous };
+        let outage = &mut self.outage[destination];
+        *outage = if outage.is_none() { Some(down) } else { None };
+    }
+
+    // The relay.
+
+    /// What the relay hears of attempts, in the order in which it does.
+    fn hears(&mut self, destination: usize, batch: &Batch, results: &[PublishResult]) {
+        let streak = &mut self.streaks[destination];
+        let mut failed_keys: HashSet<Uuid> = HashSet::new();
+        for (event, result) in batch.events.iter().zip(results) {
+            // What is behind a failed event of its key was not attempted.
+            if result.is_err() && !failed_keys.insert(event.aggregate_id()) {
+                continue;
+            }
+            match result {
+                Ok(()) => {
+                    self.acknowledged.insert(event.id());
+                    streak.clear();
+                }
+                Err(error) if error.kind() == ErrorKind::Failed => {
+                    streak.insert(event.aggregate_id(), self.now);
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Takes the machine's commands. No attempt counts while so many keys in a row have failed.
+    fn commands(&mut self, machine: &mut Machine) -> Vec<OnItsWay> {
+        let commands = machine.commands(self.now);
+        for command in &commands {
+            let Command::Report(
+                Report::RetryScheduled { event, .. }
+                | Report::DeadLettered { event, reason: RetryDecision::EXHAUSTED_REASON, .. },
+            ) = command
+            else {
+                continue;
+            };
+            let to = self.rows[&self.places[&event.id]].event.destination();
+            let destination = DESTINATIONS.iter().position(|name| Some(*name) == to);
+            let recent = self.streaks[destination.expect("a destination")]
+                .values()
+                .filter(|at| **at + EVIDENCE_AGE_MAX >= self.now);
+            assert!(recent.count() < OUTAGE_KEYS, "an outage counted as an attempt");
+        }
+        commands.into_iter().map(OnItsWay::Asked).collect()
     }
 
     // The database and the broker.
@@ -344,11 +418,16 @@ impl World {
 
     fn publish_one(&mut self, destination: usize, event: &OutboxEvent) -> PublishResult {
         let unavailable = |why| Err(Error::new(ErrorKind::Unreachable, "publish", why));
-        if self.outage[destination] {
-            return unavailable("down");
+        let blame = |world: &mut Self| *world.blamed.entry(event.id()).or_default() += 1;
+        match self.outage[destination] {
+            Some(Down::Unavailable) => return unavailable("down"),
+            Some(Down::Ambiguous) => {
+                blame(self);
+                return Err(Error::new(ErrorKind::Failed, "publish", "down, and does not say so"));
+            }
+            None => {}
         }
         let dice = if self.faults { self.random.random_range(0..100) } else { 100 };
-        let blame = |world: &mut Self| *world.blamed.entry(event.id()).or_default() += 1;
         match dice {
             0..8 => {
                 blame(self);
@@ -396,21 +475,21 @@ fn simulate(seed: u64) {
     let mut world = World::new(seed);
     let mut machine = world.machine();
     let mut way: Vec<OnItsWay> = Vec::new();
-    for _ in 0..600 {
+    // An outage shows only after some events of many keys.
+    let steps = if world.keys == KEYS { 600 } else { 1_000 };
+    for _ in 0..steps {
         match world.random.random_range(0..100) {
             0..10 => world.begin(),
             10..30 => world.draw(),
             30..40 => world.end(),
             40..41 => world.revive(),
-            41..42 => {
-                let destination = world.random.random_range(0..DESTINATIONS.len());
-                world.outage[destination] = !world.outage[destination];
-            }
+            41..42 => world.toggle_outage(),
             42..43 => {
                 // A crash: what is in effect stays so, no answer comes, memory is gone.
                 machine = world.machine();
                 way.clear();
                 world.acknowledged.clear();
+                world.streaks = Default::default();
             }
             43..50 => machine.handle(Input::Wake, world.now),
             50..60 => world.now += Duration::from_millis(world.random.random_range(0..3_000)),
@@ -418,7 +497,7 @@ fn simulate(seed: u64) {
         }
     }
     // Everything heals, every transaction ends, an operator retries what is dead.
-    (world.faults, world.outage) = (false, [false; 2]);
+    (world.faults, world.outage) = (false, [None; 2]);
     while !world.transactions.is_empty() {
         world.end();
     }
@@ -439,7 +518,7 @@ fn simulate(seed: u64) {
             }
             world.now += Duration::from_secs(1);
         }
-        way.extend(machine.commands(world.now).into_iter().map(OnItsWay::Asked));
+        way.extend(world.commands(&mut machine));
         if way.is_empty() {
             let deadline = machine.next_deadline(world.now);
             world.now = deadline.unwrap_or(world.now).max(world.now + Duration::from_millis(1));
@@ -456,7 +535,7 @@ fn simulate(seed: u64) {
 
 /// Asks the machine for commands and lets one operation take a step, in any order.
 fn advance(world: &mut World, machine: &mut Machine, way: &mut Vec<OnItsWay>) {
-    way.extend(machine.commands(world.now).into_iter().map(OnItsWay::Asked));
+    way.extend(world.commands(machine));
     if way.is_empty() {
         return;
     }
@@ -468,10 +547,8 @@ fn advance(world: &mut World, machine: &mut Machine, way: &mut Vec<OnItsWay>) {
             }
         }
         OnItsWay::InEffect(input) => {
-            if let Input::Published { batch, results, .. } = &input {
-                let answered =
-                    batch.events.iter().zip(results).filter(|(_, result)| result.is_ok());
-                world.acknowledged.extend(answered.map(|(event, _)| event.id()));
+            if let Input::Published { destination, batch, results } = &input {
+                world.hears(*destination, batch, results);
             }
             machine.handle(input, world.now);
         }
