@@ -37,7 +37,7 @@ impl Machine {
         let permit = self.outages[destination].permit(now);
         let wanted = match permit {
             Permit::Nothing => return None,
-            Permit::Probe => 1,
+            Permit::Probe(probes) => probes.min(batch_events_max).min(free),
             Permit::All => in_flight_max.div_ceil(CALLS_IN_FLIGHT).min(batch_events_max),
         };
         // Wait for room for a decent batch rather than send single events as answers trickle in.
@@ -45,6 +45,12 @@ impl Machine {
             return None;
         }
         let wanted = self.limit_rate(wanted.min(free), ready, now)?;
+        if let Permit::Probe(probes) = permit
+            && self.outages[destination].begins_to_probe()
+        {
+            let suspects = self.outages[destination].suspicion.suspects();
+            self.keys.order_probes(destination, probes, suspects);
+        }
         let per_key = match (permit, key_pipelining) {
             (Permit::All, KeyPipelining::SuffixFails) => wanted,
             _ => 1,
@@ -53,9 +59,10 @@ impl Machine {
         if taken.is_empty() {
             return None;
         }
-        self.outages[destination].sent();
+        let call = self.outages[destination].sent(taken.len());
         self.in_flight[destination] += taken.len();
         let mut batch = Batch {
+            call,
             events: Vec::with_capacity(taken.len()),
             places: Vec::with_capacity(taken.len()),
         };
@@ -81,13 +88,13 @@ impl Machine {
         free.min(own_max.saturating_sub(self.in_flight[destination]))
     }
 
-    /// A destination may be probed, and all its keys are shelved: fetches one of them again.
+    /// A destination may be probed, and all its keys are shelved: fetches some of them again.
     fn find_probe(&mut self, destination: usize, now: Duration) {
         if self.keys.shelved_count(destination) > 0
             && self.keys.catch_up_count() == 0
-            && self.outages[destination].permit(now) == Permit::Probe
+            && let Permit::Probe(probes) = self.outages[destination].permit(now)
         {
-            self.keys.unshelve(destination, 1, now);
+            self.keys.unshelve(destination, probes, now);
         }
     }
 

@@ -14,8 +14,10 @@ impl Machine {
     /// Events and payload bytes that may be taken in.
     pub(super) fn room(&self) -> (usize, usize) {
         let capacity = 2 * self.settings.batch_size + 2 * self.settings.max_concurrent_events;
-        let used = self.keys.held_events() + self.in_flight() + self.settling.unrecorded();
-        let bytes_held = self.keys.held_bytes() + self.in_flight_bytes;
+        let (undecided, undecided_bytes) = self.undecided();
+        let under_way = self.in_flight() + undecided + self.settling.unrecorded();
+        let used = self.keys.held_events() + under_way;
+        let bytes_held = self.keys.held_bytes() + self.in_flight_bytes + undecided_bytes;
         let bytes = self.settings.buffer_bytes_max.saturating_sub(bytes_held);
         let fitting = bytes / self.payload_bytes_mean.max(1);
         let events = capacity.saturating_sub(used).min(self.settings.batch_size);
@@ -48,7 +50,7 @@ impl Machine {
         let mut any = false;
         for destination in (0..destinations).filter(|_| destinations > 1) {
             if self.outages[destination].error().is_some() {
-                for seq in self.keys.shelve(destination) {
+                for seq in self.keys.shelve(destination, 1) {
                     self.reader.forget(seq);
                     any = true;
                 }

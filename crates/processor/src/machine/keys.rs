@@ -16,7 +16,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use posthaste_core::{OrderKey, Seq, ShardSet};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::key::{Admission, Held, Key, KeyId, Unheld};
 
@@ -238,12 +238,32 @@ impl Keys {
         self.refresh(id, now);
     }
 
-    /// Leaves what waits for a destination in the store, but for one key to probe with. Returns the
-    /// places of what is unheld now.
-    pub(super) fn shelve(&mut self, destination: usize) -> Vec<Seq> {
+    /// Puts the keys to probe a destination with first: half of them at most such that failed
+    /// before, and these behind the others, whose success proves whose fault another failure is.
+    /// What is not among the probes comes behind them, suspects last.
+    pub(super) fn order_probes(
+        &mut self,
+        destination: usize,
+        probes: usize,
+        suspects: &FxHashSet<KeyId>,
+    ) {
+        let ready = &mut self.ready[destination];
+        let (mut suspected, mut others): (VecDeque<KeyId>, VecDeque<KeyId>) =
+            std::mem::take(ready).into_iter().partition(|id| suspects.contains(id));
+        let others_first = others.len().min(probes - suspected.len().min(probes / 2));
+        let others_later = others.split_off(others_first);
+        let suspected_later = suspected.split_off(suspected.len().min(probes - others_first));
+        for part in [others, suspected, others_later, suspected_later] {
+            ready.extend(part);
+        }
+    }
+
+    /// Leaves what waits for a destination in the store, but for `keep` keys to probe with. Returns
+    /// the places of what is unheld now.
+    pub(super) fn shelve(&mut self, destination: usize, keep: usize) -> Vec<Seq> {
         let mut dropped = Vec::new();
         let ready = &mut self.ready[destination];
-        let shelved = ready.split_off(ready.len().min(1));
+        let shelved = ready.split_off(ready.len().min(keep));
         for id in shelved {
             let Some(key) = self.keys.get_mut(&id) else { continue };
             key.queued = false;
@@ -279,11 +299,12 @@ impl Keys {
         dropped
     }
 
-    /// The destination answers again, or, with `keys_max` of 1, is to be probed: its shelved keys
-    /// go on.
+    /// The destination answers again, or is to be probed with `keys_max` keys: its shelved keys go
+    /// on, those first that were shelved first.
     pub(super) fn unshelve(&mut self, destination: usize, keys_max: usize, now: Duration) {
-        let keep = self.shelved[destination].len().saturating_sub(keys_max);
-        for id in self.shelved[destination].split_off(keep) {
+        let go_on = self.shelved[destination].len().min(keys_max);
+        let later = self.shelved[destination].split_off(go_on);
+        for id in std::mem::replace(&mut self.shelved[destination], later) {
             if let Some(key) = self.keys.get_mut(&id) {
                 key.shelved = false;
             }
@@ -579,7 +600,7 @@ mod tests {
         for (seq, key) in [(1, "a"), (2, "b"), (3, "b"), (4, "c")] {
             keys.admit(id(key), held(seq, key), NOW);
         }
-        assert_eq!(keys.shelve(0), [2, 3, 4]);
+        assert_eq!(keys.shelve(0, 1), [2, 3, 4]);
         assert_eq!(keys.admit(id("b"), held(5, "b"), NOW), Admission::Unheld);
         assert_eq!((keys.held_events(), keys.shelved_count(0)), (1, 2));
         assert_eq!(take(&mut keys, 1), [1]);
@@ -590,6 +611,26 @@ mod tests {
             Some(CatchUp::Key { range: Unheld { first: 2, last: 5 }, .. })
         ));
         assert_eq!(keys.next_catch_up(10), Some(CatchUp::At(vec![(id("c"), 4)])));
+    }
+
+    #[test]
+    fn probes_are_of_other_keys_first_and_then_of_suspects() {
+        let mut keys = Keys::new(1);
+        let names = ["a", "b", "c", "d", "e", "f"];
+        for (seq, key) in (1..).zip(names) {
+            keys.admit(id(key), held(seq, key), NOW);
+        }
+        let suspects: FxHashSet<KeyId> = ["a", "b", "c", "d"].map(id).into_iter().collect();
+        keys.order_probes(0, 4, &suspects);
+        assert_eq!(take(&mut keys, 6), [5, 6, 1, 2, 3, 4]);
+
+        let mut keys = Keys::new(1);
+        for (seq, key) in (1..).zip(names) {
+            keys.admit(id(key), held(seq, key), NOW);
+        }
+        let suspects: FxHashSet<KeyId> = ["a"].map(id).into_iter().collect();
+        keys.order_probes(0, 4, &suspects);
+        assert_eq!(take(&mut keys, 6), [2, 3, 4, 1, 5, 6]);
     }
 
     #[test]

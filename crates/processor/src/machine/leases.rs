@@ -219,6 +219,12 @@ impl Machine {
         for seq in self.keys.drop_shards(gone) {
             self.reader.forget(seq);
         }
+        for outage in &mut self.outages {
+            // Its next owner finds out whose fault it was.
+            for failure in outage.suspicion.take_of_shards(gone) {
+                self.reader.forget(failure.held.seq);
+            }
+        }
         self.reader.dead_letters.drop_shards(gone);
         // Whatever of these is still on its way: it is another relay's now.
         self.reader.forget_shards(changes.lost);

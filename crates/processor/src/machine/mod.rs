@@ -17,6 +17,7 @@ mod reader;
 mod settling;
 #[cfg(test)]
 mod simulation;
+mod suspicion;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -105,6 +106,8 @@ pub(crate) struct FetchTicket(Purpose);
 pub(crate) struct Batch {
     pub(crate) events: Vec<OutboxEvent>,
     places: Vec<Place>,
+    /// The number of the call at its destination.
+    call: u64,
 }
 
 /// Where an event that was sent came from.
@@ -231,7 +234,10 @@ impl Machine {
     pub(crate) fn handle(&mut self, input: Input, now: Duration) {
         match input {
             Input::Wake => self.reader.wake(now),
-            Input::Stop => self.stopping = true,
+            Input::Stop => {
+                self.stopping = true;
+                self.decide_undecided(now);
+            }
             Input::Leased(Ok(lease)) => {
                 self.database_answered(Work::Leasing);
                 self.leased(&lease);
@@ -288,6 +294,7 @@ impl Machine {
 
     /// What is to be done now.
     pub(crate) fn commands(&mut self, now: Duration) -> Vec<Command> {
+        self.decide_undecided(now);
         self.keys.wake(now);
         let mut commands = Vec::new();
         if self.database.may(Work::Leasing, now) {
@@ -321,13 +328,14 @@ impl Machine {
             times.extend([self.keys.next_wake(), self.limited_until].into_iter().flatten());
             times.extend(self.reader.due().into_iter().flatten());
             times.extend(self.outages.iter().filter_map(Outage::pause_ends));
+            times.extend(self.verdicts_due());
         }
         times.into_iter().filter(|at| *at > now).min()
     }
 
     /// Nothing is under way that a stop has to wait for.
     pub(crate) fn is_settled(&self) -> bool {
-        self.in_flight() == 0 && self.settling.unrecorded() == 0
+        self.in_flight() == 0 && self.undecided().0 == 0 && self.settling.unrecorded() == 0
     }
 
     /// Every event that is due now was offered once: the end of one pass.

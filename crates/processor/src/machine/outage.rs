@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use posthaste_core::{Error, RetryPolicy};
+use posthaste_core::{Error, ErrorKind, RetryPolicy};
+
+use super::suspicion::{OUTAGE_KEYS, Position, Suspicion, Undecided};
 
 /// The longest pause a server may ask for with a retry-after.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
@@ -21,6 +23,10 @@ pub(super) struct Outage {
     state: State,
     /// What the destination last said; kept while half-open.
     error: Option<String>,
+    /// Calls sent so far: the number of the next one.
+    calls: u64,
+    /// Failures that may be the destination's or their events' own.
+    pub(super) suspicion: Suspicion,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -30,8 +36,9 @@ enum State {
     Closed,
     /// Nothing is sent until `until`.
     Open { until: Duration, failures: u32 },
-    /// One probe may be sent; `sent` says whether it is under way.
-    HalfOpen { failures: u32, sent: bool },
+    /// Probes may be sent, in calls numbered from `first_call`: `sent` events were, of which
+    /// `unanswered` are under way.
+    HalfOpen { failures: u32, first_call: u64, sent: usize, unanswered: usize },
 }
 
 /// How much may be sent.
@@ -39,8 +46,8 @@ enum State {
 pub(super) enum Permit {
     /// As much as there is room for.
     All,
-    /// A single event, to see whether the destination is back.
-    Probe,
+    /// So many events, each of another key, to see whether the destination is back.
+    Probe(usize),
     /// Nothing.
     Nothing,
 }
@@ -51,49 +58,152 @@ impl Outage {
         if let State::Open { until, failures } = self.state
             && now >= until
         {
-            self.state = State::HalfOpen { failures, sent: false };
+            let first_call = self.calls;
+            self.state = State::HalfOpen { failures, first_call, sent: 0, unanswered: 0 };
         }
-        match self.state {
+        let probes_max = self.probes_max();
+        match &mut self.state {
             State::Closed => Permit::All,
-            State::HalfOpen { sent: false, .. } => Permit::Probe,
-            State::Open { .. } | State::HalfOpen { sent: true, .. } => Permit::Nothing,
+            State::Open { .. } => Permit::Nothing,
+            State::HalfOpen { sent, unanswered, .. } => {
+                if *unanswered == 0 && *sent >= probes_max {
+                    // They told nothing either way.
+                    *sent = 0;
+                }
+                match probes_max.saturating_sub(*sent) {
+                    0 => Permit::Nothing,
+                    probes => Permit::Probe(probes),
+                }
+            }
         }
     }
 
-    /// Something was sent: a half-open breaker lets nothing more through until it is answered.
-    pub(super) fn sent(&mut self) {
-        if let State::HalfOpen { sent, .. } = &mut self.state {
-            *sent = true;
+    /// A destination that says itself that it is down is asked with a single event. Where events
+    /// failed, a single one could be poison, and keep it closed for all others.
+    fn probes_max(&self) -> usize {
+        if self.suspicion.has_evidence() { OUTAGE_KEYS } else { 1 }
+    }
+
+    /// No probe was sent yet since the pause was over.
+    pub(super) fn begins_to_probe(&self) -> bool {
+        matches!(self.state, State::HalfOpen { sent: 0, .. })
+    }
+
+    /// So many events were sent. Returns the number of the call.
+    pub(super) fn sent(&mut self, events: usize) -> u64 {
+        if let State::HalfOpen { sent, unanswered, .. } = &mut self.state {
+            *sent += events;
+            *unanswered += events;
+        }
+        self.calls += 1;
+        self.calls - 1
+    }
+
+    /// A call is answered that so many events were sent in; to be told before their results.
+    pub(super) fn answered(&mut self, call: u64, events: usize) {
+        if let State::HalfOpen { first_call, unanswered, .. } = &mut self.state
+            && call >= *first_call
+        {
+            *unanswered = unanswered.saturating_sub(events);
         }
     }
 
-    /// What was to be sent was not.
-    pub(super) fn not_sent(&mut self) {
-        if let State::HalfOpen { sent, .. } = &mut self.state {
-            *sent = false;
+    /// What was to be sent in a call was not.
+    pub(super) fn not_sent(&mut self, call: u64, events: usize) {
+        self.answered(call, events);
+        if let State::HalfOpen { first_call, sent, .. } = &mut self.state
+            && call >= *first_call
+        {
+            *sent = sent.saturating_sub(events);
         }
     }
 
-    /// The destination answered for an event, be it with a refusal of that event.
-    pub(super) fn answered(&mut self) {
-        // An open breaker stays open: the answer is to something sent before the outage.
-        if matches!(self.state, State::HalfOpen { sent: true, .. }) {
-            *self = Self::default();
+    /// An event was taken. An answer to what was sent before an outage does not end it.
+    pub(super) fn succeeded(&mut self, sent: Position) {
+        match self.state {
+            State::Closed => self.suspicion.succeeded(sent.0),
+            State::HalfOpen { first_call, .. } if sent.0 >= first_call => {
+                self.suspicion.probe_succeeded(sent, first_call..self.calls);
+                self.suspicion.succeeded(sent.0);
+                self.close();
+            }
+            State::HalfOpen { .. } | State::Open { .. } => {}
         }
+    }
+
+    /// An event cannot be sent, ever. That says little of the destination: many such events are
+    /// found out before anything is sent.
+    pub(super) fn refused(&mut self, call: u64, kind: ErrorKind) {
+        let heard = kind == ErrorKind::Rejected && !self.suspicion.has_evidence();
+        if let State::HalfOpen { first_call, sent, .. } = &mut self.state
+            && call >= *first_call
+        {
+            // Another may probe in its place.
+            *sent = sent.saturating_sub(1);
+            if heard {
+                self.close();
+            }
+        }
+    }
+
+    /// An event failed, and it is not known whose fault that is.
+    pub(super) fn failed(&mut self, failure: Undecided) {
+        self.suspicion.failed(failure, self.calls);
     }
 
     /// The destination is unavailable.
     pub(super) fn unavailable(&mut self, error: &Error, now: Duration, random: f64) {
+        let asked = error.retry_after().unwrap_or_default().min(RETRY_AFTER_MAX);
+        self.open(error.report(), asked, now, random);
+    }
+
+    /// Takes it for an outage if enough keys failed and, where these are probes, none is left to
+    /// send or to be answered; `more_ready` says whether there are more. Returns whether the
+    /// destination is paused now.
+    pub(super) fn suspect(&mut self, more_ready: bool, now: Duration, random: f64) -> bool {
+        let decided = match self.state {
+            State::Open { .. } => return true,
+            State::Closed => true,
+            State::HalfOpen { sent, unanswered, .. } => {
+                unanswered == 0 && (sent >= self.probes_max() || !more_ready)
+            }
+        };
+        if !decided || !self.suspicion.is_outage(now) {
+            return false;
+        }
+        let Some(error) = self.suspicion.last_error() else { return false };
+        let text = format!(
+            "{OUTAGE_KEYS} keys failed in a row and none succeeded; the last: {}",
+            error.report()
+        );
+        let asked = error.retry_after().unwrap_or_default().min(RETRY_AFTER_MAX);
+        self.open(text, asked, now, random);
+        true
+    }
+
+    /// Failures were found to be their events' own: the destination works.
+    pub(super) fn acquitted(&mut self) {
+        if matches!(self.state, State::HalfOpen { .. }) {
+            self.close();
+        }
+    }
+
+    fn open(&mut self, error: String, asked: Duration, now: Duration, random: f64) {
         let failures = match self.state {
             State::Closed => 1,
             State::HalfOpen { failures, .. } => failures.saturating_add(1),
             // One outage, however many of the events in flight report it.
             State::Open { .. } => return,
         };
-        let asked = error.retry_after().unwrap_or_default().min(RETRY_AFTER_MAX);
         let pause = PAUSES.delay(failures, random).max(asked);
         self.state = State::Open { until: now.saturating_add(pause), failures };
-        self.error = Some(error.report());
+        self.error = Some(error);
+    }
+
+    fn close(&mut self) {
+        self.state = State::Closed;
+        self.error = None;
+        self.suspicion.cleared();
     }
 
     /// When the pause is over, if there is one.
@@ -127,10 +237,11 @@ mod tests {
         outage.unavailable(&down(), start, 0.0);
         assert_eq!(outage.permit(start), Permit::Nothing);
         let until = outage.pause_ends().expect("a pause");
-        assert_eq!(outage.permit(until), Permit::Probe);
-        outage.sent();
+        assert_eq!(outage.permit(until), Permit::Probe(1));
+        let call = outage.sent(1);
         assert_eq!(outage.permit(until), Permit::Nothing);
-        outage.answered();
+        outage.answered(call, 1);
+        outage.succeeded((call, 0));
         assert_eq!(outage.permit(until), Permit::All);
         assert_eq!(outage.error(), None);
     }
@@ -142,7 +253,7 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..40 {
             outage.permit(now);
-            outage.sent();
+            outage.sent(1);
             outage.unavailable(&down(), now, 0.0);
             let until = outage.pause_ends().expect("a pause");
             pauses.push(until - now);
@@ -165,8 +276,31 @@ mod tests {
     #[test]
     fn an_answer_to_something_sent_before_the_outage_does_not_end_it() {
         let mut outage = Outage::default();
+        let call = outage.sent(1);
         outage.unavailable(&down(), Duration::ZERO, 0.0);
-        outage.answered();
-        assert_eq!(outage.permit(Duration::ZERO), Permit::Nothing);
+        let until = outage.pause_ends().expect("a pause");
+        for now in [Duration::ZERO, until] {
+            outage.permit(now);
+            outage.answered(call, 1);
+            outage.succeeded((call, 0));
+            assert!(outage.error().is_some());
+        }
+        assert_eq!(outage.permit(until), Permit::Probe(1));
+    }
+
+    #[test]
+    fn a_refusal_tells_that_it_is_back_only_if_the_destination_gave_it() {
+        for (kind, permit) in
+            [(ErrorKind::Rejected, Permit::All), (ErrorKind::TooLarge, Permit::Probe(1))]
+        {
+            let mut outage = Outage::default();
+            outage.unavailable(&down(), Duration::ZERO, 0.0);
+            let until = outage.pause_ends().expect("a pause");
+            assert_eq!(outage.permit(until), Permit::Probe(1));
+            let call = outage.sent(1);
+            outage.answered(call, 1);
+            outage.refused(call, kind);
+            assert_eq!(outage.permit(until), permit);
+        }
     }
 }

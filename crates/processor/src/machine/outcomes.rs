@@ -9,6 +9,7 @@ use posthaste_core::{
 use rustc_hash::FxHashSet;
 
 use super::key::{Admission, Held, KeyId};
+use super::suspicion::{Position, SHELVED_VERDICT_WAIT, Undecided, VERDICT_WAIT};
 use super::{Batch, Machine, Place, Report, Summary};
 use crate::DeadHeadPolicy;
 
@@ -27,34 +28,124 @@ impl Machine {
         results.resize_with(batch.events.len(), || {
             Err(Error::new(ErrorKind::Internal, "publish", "the bus gave no result for this event"))
         });
-        self.in_flight[destination] -= batch.events.len();
         let was_paused = self.outages[destination].error().is_some();
+        self.in_flight[destination] -= batch.events.len();
+        self.outages[destination].answered(batch.call, batch.events.len());
         let mut failed_keys: FxHashSet<KeyId> = FxHashSet::default();
-        let mut keys_of_batch = Vec::with_capacity(batch.places.len());
-        for ((event, place), result) in batch.events.into_iter().zip(batch.places).zip(results) {
+        let mut dealt_with = Vec::with_capacity(batch.places.len());
+        let sent = batch.events.into_iter().zip(batch.places).zip(results);
+        for (number, ((event, place), result)) in sent.enumerate() {
             let id = place.key;
-            let is_ours = self.returned(place, &event);
-            keys_of_batch.extend(is_ours.then_some(id));
+            let position = (batch.call, number);
+            if !self.returned(place, &event) {
+                // Another relay sees to the event now. The destination is ours still.
+                self.outcome_of_anothers(destination, position, result, now);
+                continue;
+            }
             let held = Held { seq: place.seq, due: Duration::ZERO, destination, event };
             match result {
-                // Another relay sees to the event now. The destination is ours still.
-                Ok(()) if !is_ours => self.outages[destination].answered(),
-                Err(error) if !is_ours => self.destination_failed(destination, &error, now),
                 Ok(()) => {
-                    self.outages[destination].answered();
+                    self.outages[destination].succeeded(position);
                     self.delivered(id, &held);
                 }
                 // Behind a failed event of its key: goes again, and counts nothing.
                 Err(_) if failed_keys.contains(&id) => self.put_back(id, held, now),
                 Err(error) => {
                     failed_keys.insert(id);
-                    self.attempt_failed(id, held, &error, now);
+                    let failure = Undecided { id, held, error, failed_at: now, sent: position };
+                    if !self.attempt_failed(failure, now) {
+                        continue;
+                    }
                 }
             }
+            dealt_with.push(id);
         }
-        for id in keys_of_batch {
+        for id in dealt_with {
             self.keys.release(id, now);
         }
+        self.decide_failures(destination, now);
+        self.report_pause(destination, was_paused, now);
+    }
+
+    /// Decides what can be decided of the failures whose fault is unknown.
+    pub(super) fn decide_undecided(&mut self, now: Duration) {
+        for destination in 0..self.outages.len() {
+            let was_paused = self.outages[destination].error().is_some();
+            self.decide_failures(destination, now);
+            self.report_pause(destination, was_paused, now);
+        }
+    }
+
+    fn decide_failures(&mut self, destination: usize, now: Duration) {
+        if self.outages[destination].suspicion.undecided_count() == 0 {
+            return;
+        }
+        let random = self.random();
+        let more_ready = self.keys.ready_count(destination) > 0;
+        let outage = &mut self.outages[destination];
+        let mut own = Vec::new();
+        if !outage.suspicion.is_outage(now) {
+            own = outage.suspicion.take_proven();
+        }
+        // After a stop nothing more is sent that could tell.
+        if outage.suspect(more_ready, now, random) || self.stopping {
+            self.excuse_undecided(destination, now);
+        } else if let Some(wait) = self.verdict_wait(destination) {
+            let outage = &mut self.outages[destination];
+            let alone = outage.suspicion.take_waited(wait, now);
+            if !alone.is_empty() {
+                outage.acquitted();
+            }
+            own.extend(alone);
+        }
+        for failure in own {
+            let id = failure.id;
+            self.count_attempt(failure, now);
+            self.keys.release(id, now);
+        }
+    }
+
+    /// An outage, or a stop: what is undecided goes behind other keys and counts nothing.
+    fn excuse_undecided(&mut self, destination: usize, now: Duration) {
+        for Undecided { id, held, .. } in self.outages[destination].suspicion.take_excused() {
+            self.counts.interrupted += 1;
+            self.put_back(id, held, now);
+            self.keys.release(id, now);
+        }
+        // Where memory is short, others must come to probe in their place.
+        if self.keys.shelved_count(destination) > 0 {
+            for seq in self.keys.shelve(destination, 0) {
+                self.reader.forget(seq);
+            }
+        }
+    }
+
+    /// How long an undecided failure waits, if nothing is under way to the destination or ready for
+    /// it that could tell whose fault it is.
+    fn verdict_wait(&self, destination: usize) -> Option<Duration> {
+        let left_alone =
+            self.in_flight[destination] == 0 && self.keys.ready_count(destination) == 0;
+        let shelved = self.keys.shelved_count(destination) > 0;
+        left_alone.then_some(if shelved { SHELVED_VERDICT_WAIT } else { VERDICT_WAIT })
+    }
+
+    /// When failures must be decided that nothing else decides.
+    pub(super) fn verdicts_due(&self) -> impl Iterator<Item = Duration> {
+        (0..self.outages.len()).filter_map(|destination| {
+            let since = self.outages[destination].suspicion.undecided_since()?;
+            Some(since + self.verdict_wait(destination)?)
+        })
+    }
+
+    /// Failures whose fault is unknown, and their payload bytes: they are in memory as well.
+    pub(super) fn undecided(&self) -> (usize, usize) {
+        self.outages.iter().fold((0, 0), |(events, bytes), outage| {
+            let suspicion = &outage.suspicion;
+            (events + suspicion.undecided_count(), bytes + suspicion.undecided_bytes())
+        })
+    }
+
+    fn report_pause(&mut self, destination: usize, was_paused: bool, now: Duration) {
         match (was_paused, self.outages[destination].error()) {
             (false, Some(error)) => {
                 let error = error.to_owned();
@@ -72,13 +163,31 @@ impl Machine {
     /// still.
     pub(super) fn not_sent(&mut self, destination: usize, batch: Batch, now: Duration) {
         self.in_flight[destination] -= batch.events.len();
-        self.outages[destination].not_sent();
+        self.outages[destination].not_sent(batch.call, batch.events.len());
         for (event, place) in batch.events.into_iter().zip(batch.places) {
             if self.returned(place, &event) {
                 let held = Held { seq: place.seq, due: Duration::ZERO, destination, event };
                 self.put_back(place.key, held, now);
                 self.keys.release(place.key, now);
             }
+        }
+    }
+
+    /// What the outcome of an event that is another relay's now says of the destination.
+    fn outcome_of_anothers(
+        &mut self,
+        destination: usize,
+        position: Position,
+        result: PublishResult,
+        now: Duration,
+    ) {
+        let random = self.random();
+        let outage = &mut self.outages[destination];
+        match result.as_ref().map_err(|error| (error, error.status())) {
+            Ok(()) => outage.succeeded(position),
+            Err((error, ErrorStatus::Unavailable)) => outage.unavailable(error, now, random),
+            Err((error, ErrorStatus::Permanent)) => outage.refused(position.0, error.kind()),
+            Err((_, ErrorStatus::Transient)) => {}
         }
     }
 
@@ -114,45 +223,43 @@ impl Machine {
         }
     }
 
-    fn attempt_failed(&mut self, id: KeyId, held: Held, error: &Error, now: Duration) {
-        match error.status() {
+    /// Returns whether it is known what becomes of the event.
+    fn attempt_failed(&mut self, failure: Undecided, now: Duration) -> bool {
+        let destination = failure.held.destination;
+        match failure.error.status() {
             ErrorStatus::Unavailable => {
-                self.destination_failed(held.destination, error, now);
+                let random = self.random();
+                self.outages[destination].unavailable(&failure.error, now, random);
                 self.counts.interrupted += 1;
-                self.put_back(id, held, now);
+                self.put_back(failure.id, failure.held, now);
+                true
             }
             ErrorStatus::Permanent => {
-                self.destination_failed(held.destination, error, now);
+                let Undecided { id, held, error, sent: (call, _), .. } = failure;
+                self.outages[destination].refused(call, error.kind());
                 let retry_count = held.event.retry_count();
-                self.dead_letter(id, held, error.kind().as_str(), retry_count, error);
+                self.dead_letter(id, held, error.kind().as_str(), retry_count, &error);
+                true
             }
             ErrorStatus::Transient => {
-                self.destination_failed(held.destination, error, now);
-                let random = self.random();
-                match held.event.decide_retry(&self.settings.retry_policy, random) {
-                    RetryDecision::Exhausted { retry_count } => {
-                        self.dead_letter(
-                            id,
-                            held,
-                            RetryDecision::EXHAUSTED_REASON,
-                            retry_count,
-                            error,
-                        );
-                    }
-                    RetryDecision::Retry { retry_count, delay } => {
-                        self.retry_later(id, held, retry_count, delay, error, now);
-                    }
-                }
+                self.outages[destination].failed(failure);
+                false
             }
         }
     }
 
-    /// What a failure says of the destination.
-    fn destination_failed(&mut self, destination: usize, error: &Error, now: Duration) {
+    fn count_attempt(&mut self, failure: Undecided, now: Duration) {
+        let Undecided { id, held, error, failed_at, .. } = failure;
         let random = self.random();
-        match error.status() {
-            ErrorStatus::Unavailable => self.outages[destination].unavailable(error, now, random),
-            ErrorStatus::Permanent | ErrorStatus::Transient => self.outages[destination].answered(),
+        match held.event.decide_retry(&self.settings.retry_policy, random) {
+            RetryDecision::Exhausted { retry_count } => {
+                self.dead_letter(id, held, RetryDecision::EXHAUSTED_REASON, retry_count, &error);
+            }
+            RetryDecision::Retry { retry_count, delay } => {
+                // The delay began with the failure, not with the verdict.
+                let left = failed_at.saturating_add(delay).saturating_sub(now);
+                self.retry_later(id, held, retry_count, left, &error, now);
+            }
         }
     }
 

@@ -17,3 +17,4 @@ mod outages;
 mod routing;
 mod storage;
 mod support;
+mod verdicts;

@@ -1,13 +1,15 @@
 //! A relay of the simulation: the machine, its clock, and its operations on their way.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use posthaste_core::{ErrorKind, PublishResult, RetryDecision};
 use rand::RngExt;
 use uuid::Uuid;
 
-use super::world::World;
-use crate::machine::{Command, Input, Machine};
+use super::world::{DESTINATIONS, World};
+use crate::machine::suspicion::{EVIDENCE_AGE_MAX, OUTAGE_KEYS};
+use crate::machine::{Batch, Command, Input, Machine, Report};
 
 /// An operation on its way: asked for, then in effect, then answered.
 pub(super) enum OnItsWay {
@@ -25,6 +27,9 @@ pub(super) struct Identity {
     offset: Duration,
     /// Acknowledged to this relay, with the generation under which it was sent.
     pub(super) acknowledged: HashSet<(Uuid, i64)>,
+    /// The keys of each destination that failed since the last success this relay has heard of, and
+    /// when, by its clock, it heard of each.
+    streaks: [HashMap<Uuid, Duration>; DESTINATIONS.len()],
 }
 
 impl Identity {
@@ -51,6 +56,7 @@ impl Relay {
             rate: world.random.random_range(0.97..1.03),
             offset: Duration::from_secs(world.random.random_range(0..1_000)),
             acknowledged: HashSet::new(),
+            streaks: Default::default(),
         };
         let way = Vec::new();
         Self { identity, machine, way, frozen_until: Duration::ZERO, stopping: false }
@@ -129,22 +135,61 @@ impl Relay {
 
     pub(super) fn decide(&mut self, world: &World) {
         let now = self.now(world);
-        self.way.extend(self.machine.commands(now).into_iter().map(OnItsWay::Asked));
+        let commands = self.machine.commands(now);
+        for command in &commands {
+            self.check_blame(command, world, now);
+        }
+        self.way.extend(commands.into_iter().map(OnItsWay::Asked));
+    }
+
+    /// No attempt counts while so many keys in a row have failed.
+    fn check_blame(&self, command: &Command, world: &World, now: Duration) {
+        let Command::Report(
+            Report::RetryScheduled { event, .. }
+            | Report::DeadLettered { event, reason: RetryDecision::EXHAUSTED_REASON, .. },
+        ) = command
+        else {
+            return;
+        };
+        let to = world.rows[&world.places[&event.id]].event.destination();
+        let destination = DESTINATIONS.iter().position(|name| Some(*name) == to);
+        let recent = self.identity.streaks[destination.expect("a destination")]
+            .values()
+            .filter(|at| **at + EVIDENCE_AGE_MAX >= now);
+        assert!(recent.count() < OUTAGE_KEYS, "an outage counted as an attempt");
     }
 
     fn take_in(&mut self, input: Input, world: &World) {
         world.trace(|| format!("{} hears {input:?}", self.identity.id));
-        if let Input::Published { batch, results, .. } = &input {
-            for ((event, place), result) in batch.events.iter().zip(&batch.places).zip(results) {
-                // It knows of the acknowledgement only while the shard is its own.
-                if result.is_ok() && self.machine.leases.holds(place.key.shard(), place.generation)
-                {
-                    self.identity.acknowledged.insert((event.id(), place.generation));
+        let now = self.now(world);
+        if let Input::Published { destination, batch, results } = &input {
+            self.hears(*destination, batch, results, now);
+        }
+        self.machine.handle(input, now);
+    }
+
+    /// What it hears of attempts, in the order in which it does.
+    fn hears(&mut self, to: usize, batch: &Batch, results: &[PublishResult], now: Duration) {
+        let Identity { acknowledged, streaks, .. } = &mut self.identity;
+        let mut failed_keys: HashSet<Uuid> = HashSet::new();
+        for ((event, place), result) in batch.events.iter().zip(&batch.places).zip(results) {
+            // Of what is another relay's now it only learns that the destination works.
+            let is_ours = self.machine.leases.holds(place.key.shard(), place.generation);
+            match result {
+                Ok(()) => {
+                    streaks[to].clear();
+                    if is_ours {
+                        acknowledged.insert((event.id(), place.generation));
+                    }
                 }
+                // What is behind a failed event of its key was not attempted.
+                Err(_) if !failed_keys.insert(event.aggregate_id()) || !is_ours => {}
+                Err(error) if error.kind() == ErrorKind::Failed => {
+                    streaks[to].insert(event.aggregate_id(), now);
+                }
+                Err(_) => {}
             }
         }
-        let now = self.now(world);
-        self.machine.handle(input, now);
     }
 
     /// How long, by the database's clock, until it has something to do.

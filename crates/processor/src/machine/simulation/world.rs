@@ -17,13 +17,16 @@ use uuid::Uuid;
 
 use super::leases::Leases;
 use super::relay::Identity;
+use crate::machine::suspicion::OUTAGE_KEYS;
 use crate::machine::{Batch, Command, FetchTicket, Input, Machine};
 use crate::routes::Routes;
 use crate::{Destination, ProcessorSettings};
 
 /// How long a lease lasts.
 pub(super) const TTL: Duration = Duration::from_secs(5);
-const KEYS: usize = 6;
+pub(super) const KEYS: usize = 6;
+/// In every third run or so: enough that an ambiguous outage can show.
+const KEYS_MANY: usize = 3 * OUTAGE_KEYS;
 pub(super) const DESTINATIONS: [&str; 2] = ["a", "b"];
 
 /// Stands for a bus in the routes; the simulator answers in its place.
@@ -58,6 +61,15 @@ pub(super) struct Row {
     pub(super) corrupt: bool,
 }
 
+/// How a destination is down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Down {
+    /// It says so.
+    Unavailable,
+    /// Every event fails with an error that could be the event's own.
+    Ambiguous,
+}
+
 /// A transaction of the application that holds the locks of its keys.
 #[derive(Debug)]
 pub(super) struct Transaction {
@@ -84,8 +96,9 @@ pub(super) struct World {
     /// Failed attempts the broker blamed on the event itself.
     pub(super) blamed: HashMap<Uuid, u32>,
     pub(super) faults: bool,
-    /// Which destinations are down.
-    pub(super) outage: [bool; 2],
+    pub(super) keys: usize,
+    /// Which destinations are down, and how.
+    pub(super) outage: [Option<Down>; 2],
     pub(super) pipelining: KeyPipelining,
     /// What processes that died had asked of the database, and by whom: it may happen any time.
     pub(super) ghosts: Vec<(Uuid, Command)>,
@@ -100,6 +113,7 @@ impl World {
         } else {
             KeyPipelining::SuffixFails
         };
+        let keys = if random.random_bool(0.7) { KEYS } else { KEYS_MANY };
         Self {
             random,
             now: Duration::ZERO,
@@ -115,7 +129,8 @@ impl World {
             places: HashMap::new(),
             blamed: HashMap::new(),
             faults: true,
-            outage: [false; 2],
+            keys,
+            outage: [None; 2],
             pipelining,
             ghosts: Vec::new(),
             tracing: std::env::var_os("POSTHASTE_SIM_TRACE").is_some(),
@@ -163,7 +178,7 @@ impl World {
     // The application.
 
     pub(super) fn begin(&mut self) {
-        let key = self.random.random_range(0..KEYS);
+        let key = self.random.random_range(0..self.keys);
         if !self.locked.insert(key) {
             return;
         }
@@ -235,6 +250,13 @@ impl World {
     }
 
     // The database and the broker.
+
+    pub(super) fn toggle_outage(&mut self) {
+        let destination = self.random.random_range(0..DESTINATIONS.len());
+        let down = if self.random.random_bool(0.5) { Down::Unavailable } else { Down::Ambiguous };
+        let outage = &mut self.outage[destination];
+        *outage = if outage.is_none() { Some(down) } else { None };
+    }
 
     /// Carries out what a relay asked for.
     pub(super) fn perform(&mut self, relay: &Identity, command: Command) -> Option<Input> {
@@ -416,11 +438,16 @@ impl World {
 
     fn publish_one(&mut self, destination: usize, event: &OutboxEvent) -> PublishResult {
         let unavailable = |why| Err(Error::new(ErrorKind::Unreachable, "publish", why));
-        if self.outage[destination] {
-            return unavailable("down");
+        let blame = |world: &mut Self| *world.blamed.entry(event.id()).or_default() += 1;
+        match self.outage[destination] {
+            Some(Down::Unavailable) => return unavailable("down"),
+            Some(Down::Ambiguous) => {
+                blame(self);
+                return Err(Error::new(ErrorKind::Failed, "publish", "down, and does not say so"));
+            }
+            None => {}
         }
         let dice = if self.faults { self.random.random_range(0..100) } else { 100 };
-        let blame = |world: &mut Self| *world.blamed.entry(event.id()).or_default() += 1;
         match dice {
             0..8 => {
                 blame(self);
