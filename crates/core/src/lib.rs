@@ -19,9 +19,11 @@ mod headers;
 mod key;
 pub mod memory;
 mod migration;
+mod open_transaction;
 mod payload;
 mod repository;
 mod retry;
+mod stuck_key;
 mod unit_of_work;
 
 pub use admin::{EventFilter, EventState, OutboxAdmin};
@@ -32,10 +34,12 @@ pub use event_builder::{EVENT_TYPE_CHARS_MAX, OutboxEventBuilder};
 pub use headers::{HEADER_NAME_BYTES_MAX, HEADERS_BYTES_MAX, Headers};
 pub use key::{ORDER_KEY_BYTES_MAX, OrderKey};
 pub use migration::{Migration, MigrationStatus, OutboxMigrations};
+pub use open_transaction::{OpenTransaction, SessionActivity, TransactionHolder};
 pub use payload::{JSON_CONTENT_TYPE, Payload};
 pub use repository::{
     Backlog, DeadHead, OpenWriter, OutboxRepository, PendingEvent, PendingPage, PendingQuery,
     PendingSelection, RepositoryCapabilities, Seq, Settlement, SettlementOutcome, Watermark,
 };
 pub use retry::{RetryDecision, RetryPolicy};
+pub use stuck_key::{StuckBy, StuckKey, StuckKeyPage, StuckKeyQuery};
 pub use unit_of_work::{OutboxTransaction, UnitOfWork};
