@@ -39,6 +39,7 @@ mod row;
 mod session;
 mod settle;
 mod signal;
+mod standby;
 mod store;
 mod stuck_keys;
 mod timestamp;
