@@ -103,7 +103,7 @@ async fn fetch_and_settle_walk_the_index_on_seq_at_any_size() {
                 ("event_type, destination from", "5, 1000".into()),
                 ("having min(seq) >", "5, 51, 1000000".into()),
                 ("where retry_count > 0 and", "5, 51, 100000".into()),
-                ("left join walked", format!("5, 100000, '{{7}}', '{{k}}', '{{true}}'")),
+                ("left join walked", "5, 100000, '{7}', '{k}', '{true}'".into()),
             ] {
                 let fetch = plan(&mut connection, part, &arguments).await;
                 check_plan(&fetch, &what);
