@@ -50,6 +50,8 @@ fn a_blocked_key_is_shown_with_its_head_why_since_when_and_what_waits() {
     for part in ["blocked", id, "placed", "nowhere", "destination_missing"] {
         assert!(human.contains(part), "{human}");
     }
+    let full = cli.json(&["keys", "list", "--limit", "1"]);
+    assert_eq!((&full["more"], &full["next"]), (&json!(false), &Value::Null));
     cli.run(&["events", "discard", id]).succeeded();
     assert_eq!(listed(&cli.json(&["keys", "list"])), []);
 }
@@ -135,6 +137,10 @@ async fn a_list_longer_than_a_page_goes_on_where_it_says() {
     assert!(pages >= 6, "{pages} pages");
     let human = cli.run(&["keys", "list", "--limit", "2"]).succeeded().stdout;
     assert!(human.contains("posthaste keys list --by dead --after 2"), "{human}");
+    let full = cli.json(&["keys", "list", "--limit", "30"]);
+    assert_eq!(full["next"], json!({ "by": "retry", "after": 0 }), "the other kind begins there");
+    let full = cli.json(&["keys", "list", "--limit", "60"]);
+    assert_eq!((&full["more"], &full["next"]), (&json!(false), &Value::Null));
     let both = cli.json(&["keys", "list"]);
     assert_eq!(both["keys"].as_array().unwrap().len(), 50, "30 and the first 20 of the others");
     let retrying = &both["keys"][30]["head"];

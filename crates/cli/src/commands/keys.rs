@@ -84,11 +84,12 @@ async fn list(
     let mut keys = Vec::new();
     for by in KeysBy::ALL.into_iter().filter(|by| only.is_none_or(|only| only == *by)) {
         let left = limit - keys.len();
-        if left == 0 {
+        // With no room left, one tells whether there are any.
+        let query = StuckKeyQuery { by: by.stuck_by(), after, limit: left.max(1) };
+        let StuckKeyPage { keys: found, next } = store.stuck_keys(&query).await?;
+        if left == 0 && (!found.is_empty() || next.is_some()) {
             return Ok((keys, Some(Next { by, after, by_limit: true })));
         }
-        let query = StuckKeyQuery { by: by.stuck_by(), after, limit: left };
-        let StuckKeyPage { keys: found, next } = store.stuck_keys(&query).await?;
         let by_limit = found.len() == left;
         keys.extend(found.into_iter().map(|key| listed(key, by, routes)));
         if let Some(after) = next {
