@@ -54,12 +54,20 @@ pub(crate) enum Command {
     },
     /// Stores events
     Publish(Box<PublishArgs>),
-    /// Shows the schema's version and what waits
+    /// Shows the schema's version, what waits, and which transactions hold events back
     Status,
+    /// Finds what keeps events from being delivered: configuration, database, destinations, dead
+    /// letters, transactions left open
+    Doctor,
     /// Lists, shows, retries and discards events
     Events {
         #[command(subcommand)]
         command: EventsCommand,
+    },
+    /// Lists keys that wait for an operator or a retry
+    Keys {
+        #[command(subcommand)]
+        command: KeysCommand,
     },
     /// Removes delivered events; never a pending or dead one
     Cleanup {
@@ -209,6 +217,37 @@ pub(crate) enum EventsCommand {
     Discard(ChangeArgs),
 }
 
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// Lists keys with a dead letter, then keys that wait for a retry, by the place of that event
+    List {
+        /// Only keys that wait for this
+        #[arg(long, value_name = "WHAT")]
+        by: Option<KeysBy>,
+        /// The most keys to list
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = parse_limit)]
+        limit: usize,
+        /// Only keys whose event is after this place: the next page
+        #[arg(
+            long,
+            value_name = "PLACE",
+            requires = "by",
+            default_value_t = 0,
+            hide_default_value = true
+        )]
+        after: i64,
+    },
+}
+
+/// What a key waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum KeysBy {
+    /// An operator: one of its events is a dead letter
+    Dead,
+    /// The next attempt of an event that failed
+    Retry,
+}
+
 /// Which events; every filter that is given must match.
 #[derive(Debug, Args)]
 pub(crate) struct FilterArgs {
@@ -269,6 +308,14 @@ fn parse_state(text: &str) -> Result<EventState, String> {
         let names: Vec<&str> = EventState::ALL.iter().map(|state| state.as_str()).collect();
         format!("one of: {}", names.join(", "))
     })
+}
+
+fn parse_limit(text: &str) -> Result<usize, String> {
+    let limit: u32 = text.parse().map_err(|_| "a limit is a whole number from 1 on".to_owned())?;
+    if limit == 0 {
+        return Err("a limit is a whole number from 1 on".to_owned());
+    }
+    usize::try_from(limit).map_err(|error| error.to_string())
 }
 
 fn parse_time(text: &str) -> Result<Timestamp, String> {

@@ -80,7 +80,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
 }
 
 /// The whole chain on one line. Many libraries repeat their source in their own text.
-fn text_of(error: &anyhow::Error) -> String {
+pub(crate) fn text_of(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
@@ -94,7 +94,8 @@ fn text_of(error: &anyhow::Error) -> String {
     text
 }
 
-fn hint_of(error: &anyhow::Error) -> Option<String> {
+/// What the error says to do, where it says something.
+pub(crate) fn hint_of(error: &anyhow::Error) -> Option<String> {
     if let Some(hint) = error.downcast_ref::<Hint>() {
         return Some(hint.hint.clone());
     }

@@ -1,10 +1,12 @@
 //! What an operator does with stored events.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::{OutboxEvent, Result, Seq};
+use crate::{OpenTransaction, OutboxEvent, Result, Seq, StuckKeyPage, StuckKeyQuery};
 
 /// Finds, revives and discards events. Every adapter of
 /// [`OutboxRepository`](crate::OutboxRepository) keeps this too.
@@ -26,6 +28,25 @@ pub trait OutboxAdmin: Send + Sync {
     /// Deletes matching pending and dead events, undelivered. Delivered events are left to
     /// cleanup. Returns how many.
     async fn discard_events(&self, filter: &EventFilter) -> Result<u64>;
+
+    /// Keys that wait for an operator or for a retry, by the place of the event they wait for.
+    ///
+    /// Each is listed once, under its first dead letter or its first event that waits for a retry;
+    /// a key that has both is listed under either question. What a page costs does not grow with
+    /// the backlog: a store looks at so many events only and says where to go on.
+    async fn stuck_keys(&self, query: &StuckKeyQuery) -> Result<StuckKeyPage>;
+
+    /// Transactions that are open for `older_than` or longer and have stored events, or may have:
+    /// the oldest first, at most `limit`. One whose age we may not see is among them, at the end.
+    ///
+    /// Default: none, for stores whose writers hold nothing back.
+    async fn open_transactions(
+        &self,
+        _older_than: Duration,
+        _limit: usize,
+    ) -> Result<Vec<OpenTransaction>> {
+        Ok(Vec::new())
+    }
 }
 
 /// Where an event is in its life.

@@ -20,10 +20,12 @@ mod key;
 mod lease;
 pub mod memory;
 mod migration;
+mod open_transaction;
 mod payload;
 mod repository;
 mod retry;
 mod shard;
+mod stuck_key;
 mod unit_of_work;
 
 pub use admin::{EventFilter, EventState, OutboxAdmin};
@@ -35,6 +37,7 @@ pub use headers::{HEADER_NAME_BYTES_MAX, HEADERS_BYTES_MAX, Headers};
 pub use key::{ORDER_KEY_BYTES_MAX, OrderKey};
 pub use lease::{Lease, LeaseRequest, ShardLease, fair_share};
 pub use migration::{Migration, MigrationStatus, OutboxMigrations};
+pub use open_transaction::{OpenTransaction, SessionActivity, TransactionHolder};
 pub use payload::{JSON_CONTENT_TYPE, Payload};
 pub use repository::{
     Backlog, DeadHead, OpenWriter, OutboxRepository, PendingEvent, PendingPage, PendingQuery,
@@ -42,4 +45,5 @@ pub use repository::{
 };
 pub use retry::{RetryDecision, RetryPolicy};
 pub use shard::{Shard, ShardSet};
+pub use stuck_key::{StuckBy, StuckKey, StuckKeyPage, StuckKeyQuery};
 pub use unit_of_work::{OutboxTransaction, UnitOfWork};

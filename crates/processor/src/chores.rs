@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use posthaste_core::OutboxRepository;
+use posthaste_core::{OpenWriter, OutboxRepository};
+use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 
 use crate::shared::Shared;
@@ -34,8 +35,15 @@ pub(crate) async fn run(
 }
 
 async fn keep_backlog_fresh(repository: &dyn OutboxRepository, shared: &Shared) {
+    let mut writers = OpenWriters::default();
+    telemetry::oldest_open_writer(Duration::ZERO);
     loop {
         let started = Instant::now();
+        if repository.capabilities().late_commits
+            && let Ok(watermark) = telemetry::storage("watermark", repository.watermark()).await
+        {
+            telemetry::oldest_open_writer(writers.observe(watermark.writers, Instant::now()));
+        }
         match telemetry::storage("backlog", repository.backlog(0)).await {
             Ok(backlog) => {
                 telemetry::backlog(&backlog);
@@ -46,6 +54,26 @@ async fn keep_backlog_fresh(repository: &dyn OutboxRepository, shared: &Shared) 
         }
         // However slow the database is, its counts take a small share of its time.
         tokio::time::sleep(BACKLOG_INTERVAL.max(started.elapsed() * 20)).await;
+    }
+}
+
+/// Since when each open writer is known. Their own ages only the database knows, and it need not
+/// tell us.
+#[derive(Debug, Default)]
+struct OpenWriters(FxHashMap<OpenWriter, Instant>);
+
+impl OpenWriters {
+    /// Takes those that are open now; returns how long the oldest of them is known.
+    fn observe(&mut self, open: Vec<OpenWriter>, now: Instant) -> Duration {
+        self.0 = open
+            .into_iter()
+            .map(|writer| {
+                let since = self.0.get(&writer).copied().unwrap_or(now);
+                (writer, since)
+            })
+            .collect();
+        let oldest = self.0.values().min();
+        oldest.map_or(Duration::ZERO, |since| now.duration_since(*since))
     }
 }
 
@@ -67,5 +95,27 @@ async fn keep_tidy(repository: &dyn OutboxRepository, retention: Option<Duration
             }
         }
         tokio::time::sleep(UPKEEP_INTERVAL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_writer_is_the_one_that_is_known_longest_and_still_open() {
+        let writer = |token: &str| OpenWriter { token: token.into() };
+        let mut writers = OpenWriters::default();
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let mut observe = |open: &[&str], seconds| {
+            let open = open.iter().map(|token| writer(token)).collect();
+            writers.observe(open, at(seconds)).as_secs()
+        };
+        assert_eq!(observe(&["a"], 0), 0);
+        assert_eq!(observe(&["a", "b"], 5), 5);
+        assert_eq!(observe(&["b", "c"], 15), 10, "a has ended");
+        assert_eq!(observe(&[], 20), 0);
+        assert_eq!(observe(&["b"], 25), 0, "a name is forgotten with its transaction");
     }
 }

@@ -19,6 +19,6 @@ mod telemetry;
 
 pub use builder::OutboxProcessorBuilder;
 pub use processor::OutboxProcessor;
-pub use routes::{DeadHeadPolicy, Destination, Pattern, Route};
+pub use routes::{DeadHeadPolicy, Destination, Pattern, Route, RouteTable, Routed};
 pub use settings::ProcessorSettings;
 pub use statistics::{DestinationState, ProcessorStatistics, RelayState, StopReport};

@@ -54,6 +54,9 @@ pub struct Route {
     pub event_type: Pattern,
     /// The name of the destination.
     pub destination: String,
+    /// What happens to a key whose head came this way and is dead; `None` leaves it to the
+    /// destination.
+    pub dead_head: Option<DeadHeadPolicy>,
 }
 
 /// A text with `*` for any run of characters: `order.*`, `*`, `*.failed`.
@@ -81,39 +84,98 @@ impl Pattern {
     }
 }
 
-/// All destinations and the routes to them.
-#[derive(Debug)]
-pub(crate) struct Routes {
-    destinations: Vec<Destination>,
-    /// One per destination; asked for once, since a bus may compute them.
-    capabilities: Vec<BusCapabilities>,
+/// Where events go, by names alone: for the processor, and for tools that have no buses.
+#[derive(Debug, Clone)]
+pub struct RouteTable {
+    destinations: Vec<(Arc<str>, DeadHeadPolicy)>,
     /// Index of the destination beside the pattern.
-    routes: Vec<(Pattern, usize)>,
+    routes: Vec<(Pattern, usize, Option<DeadHeadPolicy>)>,
 }
 
-impl Routes {
+/// Where an event goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Routed {
+    /// The index of its destination, in the order in which they were given.
+    pub destination: usize,
+    /// What happens to its key when it is dead.
+    pub dead_head: DeadHeadPolicy,
+}
+
+impl RouteTable {
+    /// Of destinations, each with its policy, and the routes to them.
+    ///
     /// # Errors
     /// [`ErrorKind::Config`] without a destination, for a name used twice, or for a route to a
     /// name that is not there.
-    pub(crate) fn new(destinations: Vec<Destination>, routes: Vec<Route>) -> Result<Self> {
-        let refuse = |why: String| Err(Error::new(ErrorKind::Config, "build processor", why));
+    pub fn new(
+        destinations: impl IntoIterator<Item = (Arc<str>, DeadHeadPolicy)>,
+        routes: impl IntoIterator<Item = Route>,
+    ) -> Result<Self> {
+        let destinations: Vec<(Arc<str>, DeadHeadPolicy)> = destinations.into_iter().collect();
         if destinations.is_empty() {
             return refuse("no destination was given".into());
         }
-        for (position, destination) in destinations.iter().enumerate() {
-            if destinations[..position].iter().any(|other| other.name == destination.name) {
-                return refuse(format!("destination {} is given twice", destination.name));
+        for (position, (name, _)) in destinations.iter().enumerate() {
+            if destinations[..position].iter().any(|(other, _)| other == name) {
+                return refuse(format!("destination {name} is given twice"));
             }
         }
-        let mut resolved = Vec::with_capacity(routes.len());
-        for Route { event_type, destination } in routes {
-            match destinations.iter().position(|known| *known.name == *destination) {
-                Some(index) => resolved.push((event_type, index)),
+        let mut resolved = Vec::new();
+        for Route { event_type, destination, dead_head } in routes {
+            match destinations.iter().position(|(known, _)| **known == *destination) {
+                Some(index) => resolved.push((event_type, index, dead_head)),
                 None => {
                     return refuse(format!("a route names the unknown destination {destination}"));
                 }
             }
         }
+        Ok(Self { destinations, routes: resolved })
+    }
+
+    /// Where an event goes, from the two columns that decide; `None` where its `destination`
+    /// column names one that is not configured. Such an event becomes a dead letter and blocks its
+    /// key.
+    #[must_use]
+    pub fn resolve(&self, destination: Option<&str>, event_type: &str) -> Option<Routed> {
+        let (index, dead_head) = match destination {
+            Some(name) => (self.destinations.iter().position(|(known, _)| **known == *name)?, None),
+            None => self
+                .routes
+                .iter()
+                .find(|(pattern, _, _)| pattern.matches(event_type))
+                .map_or((0, None), |(_, index, dead_head)| (*index, *dead_head)),
+        };
+        let dead_head = dead_head.unwrap_or(self.destinations[index].1);
+        Some(Routed { destination: index, dead_head })
+    }
+
+    /// The name of a destination.
+    ///
+    /// # Panics
+    /// For an index that is not of [`resolve`](Self::resolve).
+    #[must_use]
+    pub fn name(&self, destination: usize) -> &str {
+        &self.destinations[destination].0
+    }
+}
+
+/// All destinations and the routes to them.
+#[derive(Debug)]
+pub(crate) struct Routes {
+    table: RouteTable,
+    destinations: Vec<Destination>,
+    /// One per destination; asked for once, since a bus may compute them.
+    capabilities: Vec<BusCapabilities>,
+}
+
+impl Routes {
+    /// # Errors
+    /// As [`RouteTable::new`]; also for a bus that takes nothing.
+    pub(crate) fn new(destinations: Vec<Destination>, routes: Vec<Route>) -> Result<Self> {
+        let names = destinations
+            .iter()
+            .map(|destination| (Arc::clone(&destination.name), destination.dead_head));
+        let table = RouteTable::new(names, routes)?;
         let capabilities: Vec<BusCapabilities> =
             destinations.iter().map(|destination| destination.bus.capabilities()).collect();
         if let Some(at) = capabilities.iter().position(|bus| bus.batch_events_max == 0) {
@@ -122,7 +184,7 @@ impl Routes {
                 destinations[at].name
             ));
         }
-        Ok(Self { destinations, capabilities, routes: resolved })
+        Ok(Self { table, destinations, capabilities })
     }
 
     pub(crate) fn destinations(&self) -> &[Destination] {
@@ -136,21 +198,19 @@ impl Routes {
     /// The index of the event's destination; `None` where its `destination` column names one that
     /// is not configured.
     pub(crate) fn resolve(&self, event: &OutboxEvent) -> Option<usize> {
-        self.resolve_names(event.destination(), event.event_type())
+        let routed = self.table.resolve(event.destination(), event.event_type());
+        routed.map(|routed| routed.destination)
     }
 
-    /// As [`resolve`](Self::resolve), from the two columns that decide.
-    pub(crate) fn resolve_names(
-        &self,
-        destination: Option<&str>,
-        event_type: &str,
-    ) -> Option<usize> {
-        if let Some(name) = destination {
-            return self.destinations.iter().position(|destination| *destination.name == *name);
-        }
-        let matching = self.routes.iter().find(|(pattern, _)| pattern.matches(event_type));
-        Some(matching.map_or(0, |(_, index)| *index))
+    /// What happens to a key when an event with these two columns is dead.
+    pub(crate) fn dead_head(&self, destination: Option<&str>, event_type: &str) -> DeadHeadPolicy {
+        let routed = self.table.resolve(destination, event_type);
+        routed.map_or(DeadHeadPolicy::Block, |routed| routed.dead_head)
     }
+}
+
+fn refuse<T>(why: String) -> Result<T> {
+    Err(Error::new(ErrorKind::Config, "build processor", why))
 }
 
 #[cfg(test)]
@@ -172,5 +232,29 @@ mod tests {
         ] {
             assert_eq!(Pattern::new(pattern).matches(text), expected, "{pattern} {text}");
         }
+    }
+
+    #[test]
+    fn a_routes_policy_goes_before_its_destinations_and_only_on_its_way() {
+        let route = |pattern: &str, dead_head| Route {
+            event_type: Pattern::new(pattern),
+            destination: "first".into(),
+            dead_head,
+        };
+        let table = RouteTable::new(
+            [("first".into(), DeadHeadPolicy::Block), ("second".into(), DeadHeadPolicy::Skip)],
+            [route("audit.*", Some(DeadHeadPolicy::Skip)), route("order.*", None)],
+        )
+        .unwrap();
+        let policy = |destination, event_type| {
+            table.resolve(destination, event_type).map(|routed| routed.dead_head)
+        };
+        assert_eq!(policy(None, "audit.seen"), Some(DeadHeadPolicy::Skip));
+        assert_eq!(policy(None, "order.placed"), Some(DeadHeadPolicy::Block));
+        assert_eq!(policy(None, "other"), Some(DeadHeadPolicy::Block));
+        // Its writer sent it there; no route did.
+        assert_eq!(policy(Some("first"), "audit.seen"), Some(DeadHeadPolicy::Block));
+        assert_eq!(policy(Some("second"), "order.placed"), Some(DeadHeadPolicy::Skip));
+        assert_eq!(policy(Some("nowhere"), "audit.seen"), None);
     }
 }

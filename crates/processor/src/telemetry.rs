@@ -5,7 +5,7 @@
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use jiff::Timestamp;
@@ -98,6 +98,11 @@ pub(crate) fn backlog(backlog: &Backlog) {
     gauge!("outbox_oldest_pending_age_seconds").set(backlog.oldest_pending_age.as_secs_f64());
 }
 
+/// How long the oldest transaction is known that may hold events back.
+pub(crate) fn oldest_open_writer(age: Duration) {
+    gauge!("outbox_oldest_open_writer_age_seconds").set(age.as_secs_f64());
+}
+
 pub(crate) fn statistics(statistics: &ProcessorStatistics) {
     gauge!("outbox_inflight_events").set(statistics.in_flight as f64);
     gauge!("outbox_shards").set(statistics.shards as f64);
@@ -119,6 +124,11 @@ pub(crate) fn describe(destinations: &[Destination]) {
         "outbox_oldest_pending_age_seconds",
         Unit::Seconds,
         "Age of the oldest event that is due"
+    );
+    describe_gauge!(
+        "outbox_oldest_open_writer_age_seconds",
+        Unit::Seconds,
+        "How long the oldest open transaction is known that may have stored events"
     );
     describe_gauge!("outbox_dead_events", Unit::Count, "Dead letters; an estimate beyond 10,000");
     describe_gauge!(

@@ -75,6 +75,8 @@ async fn defects_of_administration_and_upkeep_are_found() {
         (RepositoryDefect::CleansUpNothing, "cleanup_removes_only_old_delivered_events"),
         (RepositoryDefect::CountsNoRetries, "backlog_counts_each_phase"),
         (RepositoryDefect::IgnoresTime, "list_filters_by_time_and_place"),
+        (RepositoryDefect::ListsStuckKeysOnce, "stuck_keys_are_paged_by_place"),
+        (RepositoryDefect::ForgetsWhatWaits, "a_key_with_a_dead_letter_is_listed_once"),
     ] {
         repository_defect_is_found(defect, check).await;
     }

@@ -4,9 +4,12 @@ mod bulk;
 mod cleanup;
 mod completions;
 mod config;
+mod doctor;
 mod event_view;
 mod events;
+mod keys;
 mod migrate;
+mod open_transactions;
 mod publish;
 mod run;
 mod signals;
@@ -34,6 +37,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Migrate { command } => migrate::run(command, &quiet(global)?, output).await?,
         Command::Publish(args) => publish::run(*args, &quiet(global)?, output).await?,
         Command::Status => status::run(&quiet(global)?, output).await?,
+        Command::Doctor => return doctor::run(&quiet(global)?, output).await,
+        Command::Keys { command } => keys::run(command, &quiet(global)?, output).await?,
         Command::Events { command } => {
             return events::run(command, &quiet(global)?, output).await;
         }

@@ -2,15 +2,17 @@
 
 use serde_json::json;
 
+use super::open_transactions;
 use crate::config::{Config, units};
 use crate::output::{Output, table, time};
 use crate::store;
 
-/// Shows the schema's version and what waits.
+/// Shows the schema's version, what waits, and who holds events back.
 pub(crate) async fn run(config: &Config, output: Output) -> anyhow::Result<()> {
     let store = store::open_ready(config).await?;
     let schema = store.migration_status().await?;
     let backlog = store.backlog(0).await?;
+    let open = open_transactions::find(&*store).await?;
     let result = json!({
         "database": { "kind": config.database.kind(), "address": config.database.address() },
         "schema": { "current": schema.current, "wanted": schema.wanted },
@@ -25,6 +27,7 @@ pub(crate) async fn run(config: &Config, output: Output) -> anyhow::Result<()> {
                 .oldest_pending_at
                 .map(|_| backlog.oldest_pending_age.as_secs_f64()),
         },
+        "open_transactions": open.iter().map(open_transactions::as_json).collect::<Vec<_>>(),
     });
     output.write(&result, || {
         let oldest = backlog.oldest_pending_at.map_or_else(
@@ -44,6 +47,9 @@ pub(crate) async fn run(config: &Config, output: Output) -> anyhow::Result<()> {
             ("oldest that is due", oldest),
         ] {
             table.add_row([name.to_owned(), value]);
+        }
+        for open in &open {
+            table.add_row(["holds events back".to_owned(), open_transactions::as_line(open)]);
         }
         table.to_string()
     })

@@ -114,6 +114,7 @@ pub(crate) struct DestinationType {
 }
 
 const ANY_COUNT: i64 = 1_000_000;
+const DEAD_HEADS: &[&str] = &["block", "skip"];
 const LOG_LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
 
 const fn key(path: &'static str, kind: Kind, default: Default, doc: &'static str) -> Key {
@@ -311,6 +312,13 @@ pub(crate) const ROUTE_KEYS: &[Key] = &[
         Default::Required,
         "The name of the destination that they go to.",
     ),
+    key(
+        "routes[].dead_head",
+        Kind::Choice(DEAD_HEADS),
+        Default::Absent("what the destination says"),
+        "What happens to the later events of a key whose first one came this way and is a dead \
+         letter: `block` or `skip`, as for a destination.",
+    ),
 ];
 
 /// The keys that every destination has.
@@ -323,11 +331,11 @@ pub(crate) const DESTINATION_KEYS: &[Key] = &[
     ),
     key(
         "dead_head",
-        Kind::Choice(&["block", "skip"]),
+        Kind::Choice(DEAD_HEADS),
         Default::Value("block"),
         "What happens to the later events of a key whose first one is a dead letter: `block` \
          keeps them waiting until someone retries or discards it, which keeps the key's order; \
-         `skip` goes on without it.",
+         `skip` goes on without it. A route may say otherwise for what goes its way.",
     ),
 ];
 

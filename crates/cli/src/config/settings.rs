@@ -260,18 +260,26 @@ fn destinations_of(values: &Values, problems: &mut Vec<Problem>) -> Vec<Destinat
                 Some((key.to_owned(), resolved.value.clone()))
             })
             .collect();
-        let skips = keys
-            .iter()
-            .any(|(key, value)| key == "dead_head" && *value == Value::Text("skip".into()));
+        let dead_head =
+            keys.iter().find(|(key, _)| key == "dead_head").and_then(|(_, value)| policy(value));
         destinations.push(DestinationSettings {
             name: name.clone(),
             kind: kind.clone().unwrap_or_default(),
             place: values.get(&format!("{prefix}type")).map(|resolved| resolved.origin.to_string()),
-            dead_head: if skips { DeadHeadPolicy::Skip } else { DeadHeadPolicy::Block },
+            dead_head: dead_head.unwrap_or_default(),
             keys,
         });
     }
     destinations
+}
+
+/// What a key `dead_head` says; `None` where it is not given.
+fn policy(value: &Value) -> Option<DeadHeadPolicy> {
+    match value {
+        Value::Text(text) if text == "skip" => Some(DeadHeadPolicy::Skip),
+        Value::Text(_) => Some(DeadHeadPolicy::Block),
+        _ => None,
+    }
 }
 
 fn routes_of(values: &Values, problems: &mut Vec<Problem>) -> Vec<Route> {
@@ -302,7 +310,12 @@ fn routes_of(values: &Values, problems: &mut Vec<Problem>) -> Vec<Route> {
                 ),
             });
         }
-        routes.push(Route { event_type: Pattern::new(pattern), destination });
+        let dead_head = values.get(&format!("{route}.dead_head"));
+        routes.push(Route {
+            event_type: Pattern::new(pattern),
+            destination,
+            dead_head: dead_head.and_then(|resolved| policy(&resolved.value)),
+        });
     }
     routes
 }

@@ -19,4 +19,5 @@ mod crashes;
 mod database_restart;
 mod open_transaction;
 mod python_writer;
+mod restore;
 mod shutdown;

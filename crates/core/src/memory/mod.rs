@@ -5,6 +5,7 @@
 
 mod bus;
 mod repository;
+mod stuck_keys;
 
 pub use bus::MemoryBus;
 pub use repository::{MemoryRepository, MemoryTransaction};

@@ -6,11 +6,12 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use super::stuck_keys;
 use crate::{
     Backlog, DeadHead, Error, ErrorKind, EventFilter, EventRecord, EventState, OutboxAdmin,
     OutboxEvent, OutboxRepository, OutboxTransaction, PendingEvent, PendingPage, PendingQuery,
     PendingSelection, RepositoryCapabilities, Result, Seq, Settlement, SettlementOutcome,
-    UnitOfWork, Watermark,
+    StuckKeyPage, StuckKeyQuery, UnitOfWork, Watermark,
 };
 
 /// An outbox in memory. Clones share their events.
@@ -344,6 +345,10 @@ impl OutboxAdmin for MemoryRepository {
         }
         state.revision += 1;
         Ok(removed)
+    }
+
+    async fn stuck_keys(&self, query: &StuckKeyQuery) -> Result<StuckKeyPage> {
+        Ok(stuck_keys::page(&self.lock().events, query, Timestamp::now()))
     }
 }
 

@@ -177,9 +177,7 @@ impl Machine {
         destination: Option<&str>,
         event_type: &str,
     ) -> DeadHeadPolicy {
-        self.routes
-            .resolve_names(destination, event_type)
-            .map_or(DeadHeadPolicy::Block, |index| self.routes.destinations()[index].dead_head)
+        self.routes.dead_head(destination, event_type)
     }
 }
 

@@ -303,10 +303,13 @@ impl Reader {
         self.asked_at = None;
     }
 
-    /// The operation failed: it is asked again after the store's pause.
+    /// The operation failed: it is asked again after the store's pause. Before anything is read, a
+    /// watermark says whether it is the same database that answers then: one that was restored
+    /// hands out numbers again, and is read from its start.
     pub(super) fn failed(&mut self) {
         self.asked_at = None;
         self.stale = false;
+        self.watermark_at = Duration::ZERO;
     }
 
     /// Other relays' shards are this one's now: what they left is read from the start, their dead
@@ -368,5 +371,34 @@ fn selection_of(catch_up: &CatchUp) -> PendingSelection {
         CatchUp::Key { name, range, .. } => {
             PendingSelection::Key { key: name.clone(), after: range.first - 1, up_to: range.last }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOM: (usize, usize) = (10, 1_000);
+
+    /// Otherwise it would read on from where it was in a database that may be another one.
+    #[test]
+    fn after_a_failure_it_asks_first_whether_the_database_is_the_same() {
+        let mut reader = Reader::new(Duration::from_millis(100));
+        let mut keys = Keys::new(1);
+        let now = Duration::from_secs(1);
+        let leases = Leases::new(None);
+        let mut next =
+            |reader: &mut Reader| reader.next_operation(now, ROOM, &leases, &mut keys).unwrap();
+
+        assert_eq!(next(&mut reader), Operation::Watermark);
+        let mark = Watermark { high: 7, writers: Vec::new(), revision: 1 };
+        reader.watermark_read(&mark, now);
+        let _: Vec<_> = reader.dead_letters.page_read(&[]);
+        let forward = |operation: &Operation| matches!(operation, Operation::Fetch { .. });
+        assert!(forward(&next(&mut reader)), "no watermark is due");
+        reader.failed();
+        assert_eq!(next(&mut reader), Operation::Watermark);
+        reader.watermark_read(&mark, now);
+        assert!(forward(&next(&mut reader)));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use posthaste_core::memory::MemoryRepository;
 use posthaste_core::{
-    Backlog, DeadHead, OutboxEvent, OutboxRepository, PendingPage, PendingQuery,
+    Backlog, DeadHead, OpenWriter, OutboxEvent, OutboxRepository, PendingPage, PendingQuery,
     RepositoryCapabilities, Result, Seq, Settlement, Watermark,
 };
 use posthaste_testkit::faults::Operation;
@@ -19,11 +19,13 @@ pub(crate) struct Hooked {
     inner: MemoryRepository,
     around: Arc<Around>,
     fetched: Arc<Fetched>,
+    open_writers: Vec<OpenWriter>,
 }
 
 impl Hooked {
     pub(crate) fn new(inner: MemoryRepository) -> Self {
-        Self { inner, around: Arc::new(|_| {}), fetched: Arc::new(|_| {}) }
+        let open_writers = Vec::new();
+        Self { inner, around: Arc::new(|_| {}), fetched: Arc::new(|_| {}), open_writers }
     }
 
     /// Called before each call and, for `settle`, once more after it was carried out.
@@ -37,12 +39,19 @@ impl Hooked {
         self.fetched = Arc::new(hook);
         self
     }
+
+    /// A transaction that may have stored events, and never ends.
+    pub(crate) fn open_writer(mut self, token: &str) -> Self {
+        self.open_writers.push(OpenWriter { token: token.into() });
+        self
+    }
 }
 
 #[async_trait]
 impl OutboxRepository for Hooked {
     fn capabilities(&self) -> RepositoryCapabilities {
-        self.inner.capabilities()
+        let late_commits = !self.open_writers.is_empty();
+        RepositoryCapabilities { late_commits, ..self.inner.capabilities() }
     }
 
     async fn check(&self) -> Result<()> {
@@ -62,7 +71,8 @@ impl OutboxRepository for Hooked {
 
     async fn watermark(&self) -> Result<Watermark> {
         (self.around)(Operation::Watermark);
-        self.inner.watermark().await
+        let watermark = self.inner.watermark().await?;
+        Ok(Watermark { writers: self.open_writers.clone(), ..watermark })
     }
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<u64> {

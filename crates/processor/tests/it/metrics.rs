@@ -4,14 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
+use posthaste_core::memory::{MemoryBus, MemoryRepository};
 use posthaste_core::{OutboxEvent, Payload};
+use posthaste_processor::OutboxProcessor;
 use posthaste_testkit::faults::Fault;
 use uuid::Uuid;
 
+use crate::hooked::Hooked;
 use crate::support::{SECOND, World, until};
 
 /// Every metric, with its labels.
-const METRICS: [(&str, &[&str]); 17] = [
+const METRICS: [(&str, &[&str]); 18] = [
     ("outbox_batch_size_events", &[]),
     ("outbox_build_info", &["version"]),
     ("outbox_dead_events", &[]),
@@ -21,6 +24,7 @@ const METRICS: [(&str, &[&str]); 17] = [
     ("outbox_inflight_events", &[]),
     ("outbox_shards", &[]),
     ("outbox_relays", &[]),
+    ("outbox_oldest_open_writer_age_seconds", &[]),
     ("outbox_oldest_pending_age_seconds", &[]),
     ("outbox_pending_events", &["phase"]),
     ("outbox_pruned_events_total", &[]),
@@ -147,6 +151,19 @@ async fn metrics_count_what_happened() {
     assert_eq!(value("outbox_inflight_events", &[]), 0);
     assert_eq!(value("outbox_relay_state", &[("state", "stopped")]), 1);
     assert_eq!(value("outbox_relay_state", &[("state", "running")]), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transaction_that_stays_open_shows_for_as_long_as_it_is_known() {
+    let recorder = recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let outbox = Hooked::new(MemoryRepository::new()).open_writer("3/7");
+    let relay = OutboxProcessor::builder(outbox).bus(MemoryBus::new()).build().unwrap();
+    relay.start().await.unwrap();
+    tokio::time::sleep(60 * SECOND).await;
+    relay.stop().await;
+    let age = value(&samples(&recorder), "outbox_oldest_open_writer_age_seconds", &[]);
+    assert!((50.0..=60.0).contains(&age), "{age} s");
 }
 
 #[tokio::test(start_paused = true)]

@@ -132,6 +132,7 @@ async fn one_destination_fails(
         .route(Route {
             event_type: posthaste_processor::Pattern::new("down.*"),
             destination: "down".into(),
+            dead_head: None,
         })
         .build()
         .unwrap();

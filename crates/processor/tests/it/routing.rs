@@ -7,6 +7,7 @@ use posthaste_core::{ErrorKind, OutboxEvent, Payload};
 use posthaste_processor::{
     DeadHeadPolicy, Destination, OutboxProcessor, OutboxProcessorBuilder, Pattern, Route,
 };
+use posthaste_testkit::faults::Fault;
 use uuid::Uuid;
 
 use crate::support::{World, ids};
@@ -23,7 +24,7 @@ fn typed(event_type: &str, destination: Option<&str>) -> OutboxEvent {
 }
 
 fn route(pattern: &str, destination: &str) -> Route {
-    Route { event_type: Pattern::new(pattern), destination: destination.into() }
+    Route { event_type: Pattern::new(pattern), destination: destination.into(), dead_head: None }
 }
 
 struct Two {
@@ -84,6 +85,39 @@ async fn an_unknown_destination_is_a_dead_letter_that_names_it_and_others_flow()
     assert_eq!(dead.dead_reason(), Some("destination_missing"));
     assert_eq!(dead.retry_count(), 0);
     assert!(dead.error_message().unwrap().contains("nowhere"));
+}
+
+/// The same poison on two ways to one destination that blocks: a route that skips lets its key go
+/// on, also when the relay starts anew and reads the dead letters.
+#[tokio::test(start_paused = true)]
+async fn a_route_may_skip_a_dead_head_where_its_destination_blocks() {
+    let of_key = |key: Uuid, event_type: &str| {
+        let payload = Payload::json_text("1").unwrap();
+        OutboxEvent::builder(key, event_type).payload(payload).build().unwrap()
+    };
+    let (skips, blocks) = (Uuid::now_v7(), Uuid::now_v7());
+    let dead = [of_key(skips, "audit.seen"), of_key(blocks, "order.placed")];
+    let behind = [of_key(skips, "order.placed"), of_key(blocks, "audit.seen")];
+    let world = World::with(&[&dead[..], &behind[..]].concat()).await;
+    let poison = ids(&dead);
+    world
+        .script
+        .plan(move |event, _| poison.contains(&event.id()).then_some(Fault::RejectPermanently));
+    let builder = || {
+        let destination = Destination::new("default", Arc::new(world.bus.clone()));
+        let skip = Some(DeadHeadPolicy::Skip);
+        OutboxProcessor::builder(world.repository.clone())
+            .destination(destination)
+            .route(Route { dead_head: skip, ..route("audit.*", "default") })
+            .build()
+            .unwrap()
+    };
+    assert_eq!(builder().process_events().await.unwrap(), 1);
+    assert_eq!(ids(&world.delivered.published()), [behind[0].id()]);
+    let later = [of_key(skips, "order.placed"), of_key(blocks, "order.placed")];
+    world.store(&later).await;
+    assert_eq!(builder().process_events().await.unwrap(), 1);
+    assert_eq!(ids(&world.delivered.published()), [behind[0].id(), later[0].id()]);
 }
 
 #[tokio::test(start_paused = true)]

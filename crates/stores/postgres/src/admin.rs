@@ -3,20 +3,23 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use posthaste_core::{EventFilter, EventState, OutboxAdmin, OutboxEvent, Result};
+use posthaste_core::{
+    EventFilter, EventState, OpenTransaction, OutboxAdmin, OutboxEvent, Result, StuckKeyPage,
+    StuckKeyQuery,
+};
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
 use sqlx::{Postgres, QueryBuilder, Row};
 use uuid::Uuid;
 
 use crate::error::{failed, is_conflict};
-use crate::history;
 use crate::outbox::PostgresOutbox;
 use crate::repository::sql_limit;
 use crate::row::{StoredEvent, columns};
 use crate::session::Session;
 use crate::signal::BUMP;
 use crate::timestamp::Instant;
+use crate::{history, open_transactions, stuck_keys};
 
 const FIND: &str = "find event";
 const LIST: &str = "list events";
@@ -64,6 +67,19 @@ impl OutboxAdmin for PostgresOutbox {
     async fn discard_events(&self, filter: &EventFilter) -> Result<u64> {
         let delete = "delete from outbox_events where processed_at is null";
         change(self, DISCARD, delete, filter).await.map_err(|error| self.locate(error))
+    }
+
+    async fn stuck_keys(&self, query: &StuckKeyQuery) -> Result<StuckKeyPage> {
+        self.bounded("list stuck keys", stuck_keys::stuck_keys(self, query)).await
+    }
+
+    async fn open_transactions(
+        &self,
+        older_than: Duration,
+        limit: usize,
+    ) -> Result<Vec<OpenTransaction>> {
+        let work = open_transactions::open_transactions(self, older_than, limit);
+        self.bounded("list open transactions", work).await
     }
 }
 

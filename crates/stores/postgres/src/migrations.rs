@@ -10,6 +10,7 @@ use crate::error::failed;
 use crate::history::CREATE_AHEAD;
 use crate::outbox::PostgresOutbox;
 use crate::session::Session;
+use crate::standby;
 
 const MIGRATE: &str = "migrate the database";
 const STATUS: &str = "read migration status";
@@ -121,6 +122,7 @@ pub(crate) async fn begin_locked(
     operation: &'static str,
 ) -> Result<Session> {
     let mut session = outbox.transaction(Duration::ZERO, operation).await?;
+    standby::refuse(&mut session, operation).await?;
     sqlx::raw_sql(LOCK).execute(session.connection()).await.map_err(failed(operation))?;
     Ok(session)
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use posthaste_core::{
-    Backlog, DeadHead, Error, ErrorKind, Lease, LeaseRequest, OutboxEvent, OutboxRepository,
-    PendingPage, PendingQuery, RepositoryCapabilities, Result, Seq, Settlement, Watermark,
+    Backlog, DeadHead, Lease, LeaseRequest, OutboxEvent, OutboxRepository, PendingPage,
+    PendingQuery, RepositoryCapabilities, Result, Seq, Settlement, Watermark,
 };
 use sqlx::Row;
 use uuid::Uuid;
@@ -14,7 +14,7 @@ use crate::error::failed;
 use crate::outbox::PostgresOutbox;
 use crate::row::{StoredEvent, columns, order_key};
 use crate::store::store;
-use crate::{backlog, fetch, history, lease, migrations, settle, watermark};
+use crate::{backlog, fetch, history, lease, migrations, settle, standby, watermark};
 
 const DEAD_HEADS: &str = "\
     select seq, partition_key, aggregate_id, event_type, destination from outbox_events_pending \
@@ -106,20 +106,7 @@ impl OutboxRepository for PostgresOutbox {
 async fn check(outbox: &PostgresOutbox) -> Result<()> {
     const CHECK: &str = "check the database";
     let mut session = outbox.session(CHECK).await?;
-    let statement = session.statement("select pg_is_in_recovery()");
-    let standby: bool = statement
-        .fetch_one(session.connection())
-        .await
-        .and_then(|row| row.try_get(0))
-        .map_err(failed(CHECK))?;
-    if standby {
-        // A standby's snapshots hide transactions that are still running on the primary.
-        return Err(Error::new(
-            ErrorKind::Config,
-            CHECK,
-            "this server is a standby; give the address of the primary",
-        ));
-    }
+    standby::refuse(&mut session, CHECK).await?;
     migrations::check(&mut session, CHECK).await?;
     session.finish().await
 }

@@ -9,8 +9,13 @@
 //! A holder is named by its virtual transaction id, which it has from its first statement on and
 //! which `prepare transaction` leaves alone. After a restart of the server, though, transactions
 //! that were prepared before it have new names (`-1/` and their number). Those are therefore also
-//! part of the revision: whenever one comes or goes, relays read from the start. So is the timeline,
-//! which changes when a standby takes over: one that was behind hands out numbers again.
+//! part of the revision: whenever one comes or goes, relays read from the start.
+//!
+//! So is what tells one database from another that answers at the same address, since that one hands
+//! out numbers again. The numbers alone do not tell: writers may have drawn more of them than ever
+//! before by the time a relay looks. A standby that takes over changes the timeline. A server that
+//! was restored, from a dump or from a copy of its disk, has another time of start. A database, or an
+//! outbox in it, that was restored in a server that runs on has other object identifiers.
 
 use posthaste_core::{OpenWriter, Result, Seq, Watermark};
 use sqlx::Row;
@@ -26,7 +31,10 @@ const HIGH: &str = "\
 /// By name at every execution: a prepared plan would outlive a sequence that was created anew.
 const WRITERS: &str = "\
     select (select revision from outbox_signal), \
-        left(pg_walfile_name(pg_current_wal_lsn()), 8), \
+        concat_ws(' ', left(pg_walfile_name(pg_current_wal_lsn()), 8), \
+            extract(epoch from pg_postmaster_start_time()), \
+            (select oid from pg_database where datname = current_database()), \
+            to_regclass('outbox_events_seq')::oid), \
         coalesce(array_agg(distinct virtualtransaction), '{}') \
     from pg_locks \
     where locktype = 'relation' and granted and mode = 'RowExclusiveLock' \
@@ -43,7 +51,7 @@ pub(crate) async fn watermark(outbox: &PostgresOutbox) -> Result<Watermark> {
         .and_then(|row| row.try_get(0))
         .map_err(failed(WATERMARK))?;
     let statement = session.statement(WRITERS);
-    let (revision, timeline, tokens) = statement
+    let (revision, database, tokens) = statement
         .fetch_one(session.connection())
         .await
         .and_then(|row| {
@@ -56,7 +64,7 @@ pub(crate) async fn watermark(outbox: &PostgresOutbox) -> Result<Watermark> {
         .map_err(failed(WATERMARK))?;
     session.finish().await?;
     let revision = revision
-        .wrapping_add(fingerprint([timeline.as_str()].into_iter()))
+        .wrapping_add(fingerprint([database.as_str()].into_iter()))
         .wrapping_add(fingerprint_of_prepared(&tokens));
     let writers = tokens.into_iter().map(|token| OpenWriter { token: token.into() }).collect();
     Ok(Watermark { high, writers, revision })

@@ -5,7 +5,8 @@
 mod common;
 
 use posthaste_core::{
-    OrderKey, OutboxRepository, PendingQuery, PendingSelection, ShardLease, ShardSet,
+    OrderKey, OutboxAdmin, OutboxRepository, PendingQuery, PendingSelection, ShardLease, ShardSet,
+    StuckBy, StuckKeyQuery,
 };
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
@@ -73,6 +74,11 @@ async fn fetch_and_settle_walk_the_index_on_seq_at_any_size() {
         outbox.fetch_pending(&query).await.unwrap();
         outbox.backlog(0).await.unwrap();
         outbox.dead_heads(0, 10).await.unwrap();
+        database.run("update outbox_events set dead_at = now() where seq = 2").await;
+        for by in [StuckBy::DeadLetter, StuckBy::Retry] {
+            let query = StuckKeyQuery { by, after: 0, limit: 10 };
+            outbox.stuck_keys(&query).await.unwrap();
+        }
         let forward = PendingSelection::Forward { gaps: vec![(3, 4), (9, 9)], after: 90 };
         let query =
             PendingQuery { leases: None, selection: forward, events_max: 5, bytes_max: 1 << 20 };
@@ -116,6 +122,9 @@ async fn fetch_and_settle_walk_the_index_on_seq_at_any_size() {
                 ("seq > $3 and (($4", format!("1001, 8000000, {half}, 4294967295")),
                 ("as due, seq", format!("{half}, 10001")),
                 ("event_type, destination from", "5, 1000".into()),
+                ("having min(seq) >", "5, 51, 1000000".into()),
+                ("where retry_count > 0 and", "5, 51, 100000".into()),
+                ("left join walked", "5, 100000, '{7}', '{k}', '{true}'".into()),
             ] {
                 let fetch = plan(&mut connection, part, &arguments).await;
                 check_plan(&fetch, &what);

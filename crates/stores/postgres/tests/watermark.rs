@@ -80,6 +80,30 @@ async fn every_way_to_draw_a_number_is_listed() {
     }
 }
 
+/// Restored from a dump, in the same server and under the same name: the numbers may be drawn
+/// further by then than they ever were.
+#[tokio::test]
+async fn another_database_of_the_same_name_changes_the_revision() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    outbox.store(&[event(Uuid::now_v7())]).await.unwrap();
+    let before = watermark(&outbox).await;
+    assert_eq!(watermark(&outbox).await, before, "the same as long as nothing happens");
+
+    let other = TestDatabase::create().await.unwrap();
+    let restored = other.outbox().await;
+    restored.store(&[event(Uuid::now_v7())]).await.unwrap();
+    let after = watermark(&restored).await;
+    assert_eq!((after.high, &after.writers), (before.high, &before.writers));
+    assert_ne!(after.revision, before.revision);
+
+    // Restored in place, with `pg_restore --clean`.
+    database.run("drop schema public cascade; create schema public").await;
+    let again = database.outbox().await;
+    again.store(&[event(Uuid::now_v7())]).await.unwrap();
+    assert_ne!(watermark(&again).await.revision, before.revision);
+}
+
 /// The proof by many random schedules: a reader that trusts the watermark as the processor does
 /// reads every committed event exactly once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

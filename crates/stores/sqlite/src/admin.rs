@@ -1,7 +1,9 @@
 //! Finding, reviving and discarding events.
 
 use async_trait::async_trait;
-use posthaste_core::{EventFilter, EventState, OutboxAdmin, OutboxEvent, Result};
+use posthaste_core::{
+    EventFilter, EventState, OutboxAdmin, OutboxEvent, Result, StuckKeyPage, StuckKeyQuery,
+};
 use sqlx::{QueryBuilder, Sqlite};
 use uuid::Uuid;
 
@@ -58,6 +60,10 @@ impl OutboxAdmin for SqliteOutbox {
             QueryBuilder::new("delete from outbox_events where processed_at is null and ");
         push_filter(&mut sql, filter);
         self.change("discard events", sql).await
+    }
+
+    async fn stuck_keys(&self, query: &StuckKeyQuery) -> Result<StuckKeyPage> {
+        self.read_stuck_keys(query).await
     }
 }
 

@@ -40,6 +40,7 @@ mod repository;
 mod row;
 mod settle;
 mod store;
+mod stuck_keys;
 mod time;
 mod transaction;
 mod upkeep;

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use posthaste_core::{
-    Backlog, DeadHead, Error, ErrorKind, EventFilter, OutboxAdmin, OutboxEvent, OutboxRepository,
-    PendingPage, PendingQuery, RepositoryCapabilities, Result, Seq, Settlement, Watermark,
+    Backlog, DeadHead, Error, ErrorKind, EventFilter, OpenTransaction, OutboxAdmin, OutboxEvent,
+    OutboxRepository, PendingPage, PendingQuery, RepositoryCapabilities, Result, Seq, Settlement,
+    StuckKeyPage, StuckKeyQuery, Watermark,
 };
 use uuid::Uuid;
 
@@ -265,6 +266,18 @@ impl<R: OutboxAdmin> OutboxAdmin for FaultyRepository<R> {
 
     async fn discard_events(&self, filter: &EventFilter) -> Result<u64> {
         self.inner.discard_events(filter).await
+    }
+
+    async fn stuck_keys(&self, query: &StuckKeyQuery) -> Result<StuckKeyPage> {
+        self.inner.stuck_keys(query).await
+    }
+
+    async fn open_transactions(
+        &self,
+        older_than: Duration,
+        limit: usize,
+    ) -> Result<Vec<OpenTransaction>> {
+        self.inner.open_transactions(older_than, limit).await
     }
 }
 

@@ -5,6 +5,7 @@ mod fetch;
 mod lease;
 mod settle;
 mod store;
+mod stuck_keys;
 mod upkeep;
 
 use std::time::Duration;
@@ -112,6 +113,11 @@ pub async fn repository_suite<H: RepositoryHarness>(harness: &H) -> Report {
         admin::retry_makes_a_waiting_retry_due_at_once,
         admin::retry_and_discard_leave_what_does_not_match,
         admin::discard_removes_pending_and_dead_but_not_delivered,
+        stuck_keys::a_key_with_a_dead_letter_is_listed_once,
+        stuck_keys::a_key_that_waits_for_a_retry_is_listed_with_its_next_attempt,
+        stuck_keys::stuck_keys_are_paged_by_place,
+        stuck_keys::a_key_is_its_aggregates_or_its_own,
+        stuck_keys::a_key_leaves_the_list_when_nothing_holds_it,
         upkeep::backlog_counts_each_phase,
         upkeep::backlog_of_an_empty_outbox_is_zero,
         upkeep::cleanup_removes_only_old_delivered_events,

@@ -31,6 +31,7 @@
 //!
 //! For Unix: signals are sent with `kill`.
 
+mod dump;
 mod nats;
 mod pgbouncer;
 mod postgres;
@@ -39,6 +40,7 @@ mod process;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+pub use dump::{Dump, DumpFormat};
 pub use nats::{NatsServer, nats_url, shared_nats};
 pub use pgbouncer::PgBouncer;
 pub use postgres::{PostgresServer, postgres_url};

@@ -110,6 +110,17 @@ impl PostgresServer {
         process.wait_until(|| is_answering(&self.programs, self.port)).await;
     }
 
+    /// As [`restart`](Self::restart), at another port: where a server that is down has been, whose
+    /// address then leads here.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    pub async fn restart_at(&mut self, port: u16) {
+        self.kill();
+        self.port = port;
+        self.restart().await;
+    }
+
     fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
@@ -126,7 +137,7 @@ impl Drop for PostgresServer {
 }
 
 /// The folder of the newest version there is.
-fn find_programs() -> Option<PathBuf> {
+pub(super) fn find_programs() -> Option<PathBuf> {
     let versions = std::fs::read_dir(VERSIONS).into_iter().flatten().flatten();
     let mut folders: Vec<PathBuf> = versions.map(|version| version.path().join("bin")).collect();
     folders.sort();

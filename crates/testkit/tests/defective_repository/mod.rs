@@ -10,7 +10,7 @@ use posthaste_core::memory::MemoryRepository;
 use posthaste_core::{
     Backlog, DeadHead, EventFilter, EventRecord, EventState, Headers, OutboxAdmin, OutboxEvent,
     OutboxRepository, Payload, PendingPage, PendingQuery, PendingSelection, RepositoryCapabilities,
-    Result, Seq, Settlement, SettlementOutcome, Watermark,
+    Result, Seq, Settlement, SettlementOutcome, StuckKeyPage, StuckKeyQuery, Watermark,
 };
 use posthaste_testkit::RepositoryHarness;
 use uuid::Uuid;
@@ -40,6 +40,8 @@ pub(crate) enum RepositoryDefect {
     CleansUpNothing,
     CountsNoRetries,
     IgnoresTime,
+    ListsStuckKeysOnce,
+    ForgetsWhatWaits,
 }
 
 use RepositoryDefect as Defect;
@@ -235,6 +237,17 @@ impl OutboxAdmin for Defective {
 
     async fn discard_events(&self, filter: &EventFilter) -> Result<u64> {
         self.inner.discard_events(filter).await
+    }
+
+    async fn stuck_keys(&self, query: &StuckKeyQuery) -> Result<StuckKeyPage> {
+        let mut page = self.inner.stuck_keys(query).await?;
+        if self.has(Defect::ListsStuckKeysOnce) {
+            page.next = None;
+        }
+        if self.has(Defect::ForgetsWhatWaits) {
+            page.keys.iter_mut().for_each(|key| key.waiting = 0);
+        }
+        Ok(page)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Deref;
 
-use posthaste_testkit::servers::PostgresServer;
+use posthaste_testkit::servers::{Dump, PostgresServer};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 use uuid::Uuid;
@@ -35,6 +35,13 @@ impl Database {
     /// On a server of the test's own.
     pub(crate) async fn create_at(server: &PostgresServer) -> Self {
         Self::migrated(TestDatabase::create_at(server.url("postgres")).await)
+    }
+
+    /// What a dump holds, on a server of the test's own.
+    pub(crate) async fn of_dump(server: &PostgresServer, dump: &Dump) -> Self {
+        let database = TestDatabase::create_at(server.url("postgres")).await;
+        dump.restore(&database.url()).await;
+        Self(database)
     }
 
     fn migrated(database: TestDatabase) -> Self {

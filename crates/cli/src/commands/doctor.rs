@@ -1,0 +1,275 @@
+//! `posthaste doctor`: what keeps events from being delivered.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use posthaste_core::{Backlog, OpenTransaction, StuckBy, StuckKeyQuery};
+use posthaste_processor::DeadHeadPolicy;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+use super::{keys, open_transactions};
+use crate::config::{Config, secrets, units};
+use crate::destinations;
+use crate::exit;
+use crate::output::{Output, clean, count};
+use crate::store::{self, Missing, Store};
+
+/// A transaction that is open for longer is hardly still at work.
+const OPEN_FOR_MAX: Duration = Duration::from_secs(60);
+
+/// A destination that has not answered by then is taken for one that does not.
+const DESTINATION_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Keys are counted up to here.
+const KEYS_MAX: usize = 1_000;
+
+/// What came of one look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    /// Nothing is wrong.
+    Fine,
+    /// Some events wait, or will.
+    Warning,
+    /// No event is delivered, or none to one destination.
+    Error,
+}
+
+impl Level {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fine => "ok",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// One look and what it found.
+struct Finding {
+    about: String,
+    level: Level,
+    message: String,
+    /// What to do.
+    hint: Option<String>,
+    /// The transactions it is about.
+    transactions: Vec<OpenTransaction>,
+}
+
+impl Finding {
+    fn new(about: impl Into<String>, level: Level, message: impl Into<String>) -> Self {
+        let (about, message) = (about.into(), message.into());
+        Self { about, level, message, hint: None, transactions: Vec::new() }
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    fn failed(about: impl Into<String>, error: &anyhow::Error) -> Self {
+        let finding = Self::new(about, Level::Error, secrets::redact(&exit::text_of(error)));
+        Self { hint: exit::hint_of(error).map(|hint| secrets::redact(&hint)), ..finding }
+    }
+
+    fn as_json(&self) -> Value {
+        let transactions = self.transactions.iter().map(open_transactions::as_json);
+        json!({
+            "about": self.about,
+            "level": self.level.as_str(),
+            "message": self.message,
+            "hint": self.hint,
+            "open_transactions": transactions.collect::<Vec<_>>(),
+        })
+    }
+
+    fn human(&self) -> String {
+        let mut text = format!("{:<8} {}: {}\n", self.level.as_str(), self.about, self.message);
+        for open in &self.transactions {
+            text.push_str(&format!("         {}\n", open_transactions::as_line(open)));
+        }
+        if let Some(hint) = &self.hint {
+            text.push_str(&format!("         {hint}\n"));
+        }
+        clean(&text)
+    }
+}
+
+/// Looks at everything; fails where something is wrong that stops delivery.
+pub(crate) async fn run(config: &Config, output: Output) -> anyhow::Result<ExitCode> {
+    let mut findings = look_at_destinations(config).await;
+    match open(config).await {
+        Err(error) => findings.push(Finding::failed("database", &error)),
+        Ok(store) => {
+            findings.push(Finding::new("database", Level::Fine, config.database.address()));
+            findings.extend(look_at_outbox(&*store, config).await);
+        }
+    }
+    let healthy = findings.iter().all(|finding| finding.level != Level::Error);
+    let result = json!({
+        "ok": healthy,
+        "findings": findings.iter().map(Finding::as_json).collect::<Vec<_>>(),
+    });
+    output.write(&result, || findings.iter().map(Finding::human).collect())?;
+    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// As a relay would before it delivers.
+async fn open(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+    let store = store::open(config, Missing::Refuse).await?;
+    store::require_schema(&store.migration_status().await?)?;
+    store.check().await?;
+    Ok(store)
+}
+
+async fn look_at_destinations(config: &Config) -> Vec<Finding> {
+    let problems = destinations::problems(&config.destinations);
+    if !problems.is_empty() {
+        let finding = |problem: &crate::config::Problem| {
+            let message = secrets::redact(&problem.message);
+            Finding::new("configuration", Level::Error, message).hint(problem.help.clone())
+        };
+        return problems.iter().map(finding).collect();
+    }
+    let opened = match destinations::open(&config.destinations, &Arc::new(Notify::new())).await {
+        Ok(opened) => opened,
+        Err(error) => return vec![Finding::failed("configuration", &error.into())],
+    };
+    let mut findings = Vec::new();
+    for destination in &opened {
+        let about = format!("destination {}", destination.name);
+        let checked = tokio::time::timeout(DESTINATION_TIMEOUT, destination.bus.check()).await;
+        findings.push(match checked {
+            Ok(Ok(())) => Finding::new(about, Level::Fine, "takes events"),
+            Ok(Err(error)) => Finding::failed(about, &error.into()),
+            Err(_) => {
+                let waited = units::format_duration(DESTINATION_TIMEOUT);
+                Finding::new(about, Level::Error, format!("no answer within {waited}"))
+            }
+        });
+        // What it says on closing is about events, and there were none.
+        let _ = tokio::time::timeout(DESTINATION_TIMEOUT, destination.bus.close()).await;
+    }
+    findings
+}
+
+async fn look_at_outbox(store: &dyn Store, config: &Config) -> Vec<Finding> {
+    let or_failed = |about: &str, found: anyhow::Result<Finding>| {
+        found.unwrap_or_else(|error| Finding::failed(about, &error))
+    };
+    vec![
+        or_failed("keys", look_at_keys(store, config).await),
+        or_failed("open transactions", look_at_transactions(store).await),
+        or_failed(
+            "backlog",
+            store
+                .backlog(0)
+                .await
+                .map_err(Into::into)
+                .map(|backlog| look_at_backlog(&backlog, config.ops.stall_after)),
+        ),
+    ]
+}
+
+async fn look_at_keys(store: &dyn Store, config: &Config) -> anyhow::Result<Finding> {
+    let routes = keys::route_table(config)?;
+    let query = StuckKeyQuery { by: StuckBy::DeadLetter, after: 0, limit: KEYS_MAX };
+    let page = store.stuck_keys(&query).await?;
+    let blocked = page.keys.iter().filter(|key| {
+        let routed = routes.resolve(key.destination.as_deref(), &key.event_type);
+        routed.is_none_or(|routed| routed.dead_head == DeadHeadPolicy::Block)
+    });
+    let (mut keys, mut waiting) = (0, 0);
+    for key in blocked {
+        keys += 1;
+        waiting += key.waiting;
+    }
+    let dead = count(page.keys.len() as u64, "key");
+    let more = if page.next.is_some() { "or more " } else { "" };
+    Ok(match keys {
+        0 if page.keys.is_empty() => Finding::new("keys", Level::Fine, "none has a dead letter"),
+        0 => {
+            Finding::new("keys", Level::Warning, format!("{dead} {more}went on past a dead letter"))
+                .hint("see `posthaste keys list`; retry or discard them with `posthaste events`")
+        }
+        _ => Finding::new(
+            "keys",
+            Level::Warning,
+            format!(
+                "{} {more}blocked by a dead letter, {} {more}behind",
+                count(keys, "key"),
+                count(waiting, "event")
+            ),
+        )
+        .hint("see `posthaste keys list`; then `posthaste events retry ID` or `discard ID`"),
+    })
+}
+
+async fn look_at_transactions(store: &dyn Store) -> anyhow::Result<Finding> {
+    Ok(judge_transactions(open_transactions::find(store).await?))
+}
+
+fn judge_transactions(transactions: Vec<OpenTransaction>) -> Finding {
+    let late = |open: &OpenTransaction| open.age.is_some_and(|age| age >= OPEN_FOR_MAX);
+    let about = "open transactions";
+    let finding = if transactions.is_empty() {
+        Finding::new(about, Level::Fine, "none holds events back")
+    } else if transactions.iter().any(late) {
+        let limit = units::format_duration(OPEN_FOR_MAX);
+        Finding::new(
+            about,
+            Level::Warning,
+            format!("one or more hold events back for over {limit}"),
+        )
+        .hint(
+            "their events cannot be seen before they commit; end a forgotten session with \
+                 `select pg_terminate_backend(PID)`, which rolls it back",
+        )
+    } else {
+        let shortest = units::format_duration(open_transactions::OPEN_FOR_MIN);
+        let message = format!("some are open for over {shortest}");
+        Finding::new(about, Level::Fine, message)
+    };
+    Finding { transactions, ..finding }
+}
+
+fn look_at_backlog(backlog: &Backlog, stall_after: Duration) -> Finding {
+    let pending = count(backlog.pending(), "event");
+    if backlog.ready == 0 || backlog.oldest_pending_age < stall_after {
+        return Finding::new("backlog", Level::Fine, format!("{pending} pending, none overdue"));
+    }
+    let age = units::format_duration(backlog.oldest_pending_age);
+    Finding::new(
+        "backlog",
+        Level::Warning,
+        format!("{pending} pending, the oldest is due for {age}"),
+    )
+    .hint("if the above is in order, no relay runs or it lags: ask its /readyz, and read its log")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use posthaste_core::TransactionHolder;
+
+    #[test]
+    fn a_transaction_is_a_warning_from_a_minute_on() {
+        let open = |age: Option<u64>| OpenTransaction {
+            token: "3/7".into(),
+            holder: TransactionHolder::Prepared { name: "order 42".into() },
+            user: None,
+            age: age.map(Duration::from_secs),
+        };
+        for (ages, level) in [
+            (vec![], Level::Fine),
+            (vec![Some(59), Some(2), None], Level::Fine),
+            (vec![Some(60), Some(2)], Level::Warning),
+        ] {
+            let finding = judge_transactions(ages.iter().copied().map(open).collect());
+            assert_eq!(finding.level, level, "{ages:?}");
+            let lines = finding.human().matches("order 42").count();
+            assert_eq!(lines, ages.len(), "each is named");
+        }
+    }
+}
