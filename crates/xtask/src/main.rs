@@ -1,9 +1,10 @@
-//! Developer commands: `cargo xtask services`, `cargo xtask test`, `cargo xtask promises`,
-//! `cargo xtask tidy`.
+//! Developer commands: `cargo xtask services`, `test`, `promises`, `sim`, `mutants`, `tidy`.
 
+mod mutants;
 mod process;
 mod promises;
 mod services;
+mod sim;
 mod test;
 mod tidy;
 
@@ -30,6 +31,10 @@ enum Command {
     Test(test::TestArguments),
     /// Breaks things around the released program and shows what its promises come to.
     Promises(promises::PromisesArguments),
+    /// Runs the simulator over many seeds, or one seed again.
+    Sim(sim::SimArguments),
+    /// Takes one mechanism after the other out and shows which test misses it.
+    Mutants(mutants::MutantsArguments),
     /// Checks dependency direction, TLS providers, file lengths and forbidden text.
     Tidy,
 }
@@ -51,6 +56,8 @@ fn main() -> ExitCode {
         Command::Services { command: ServicesCommand::Down } => services::down(),
         Command::Test(arguments) => test::run(&arguments),
         Command::Promises(arguments) => promises::run(&arguments),
+        Command::Sim(arguments) => sim::run(&arguments),
+        Command::Mutants(arguments) => mutants::run(&arguments),
         Command::Tidy => tidy::run(),
     };
     match outcome {

@@ -444,6 +444,48 @@ mod tests {
         }
     }
 
+    /// Every other number is an event that stays pending, and the writer of the rest is open: merged
+    /// ranges hold events that were read before, and short pages must come past them all the same.
+    #[test]
+    fn a_read_in_short_pages_comes_to_its_end_however_many_gaps_there_are() {
+        let pending: Vec<Seq> = (1..=3_000).map(|n| 2 * n).collect();
+        let mut gaps = Gaps::default();
+        let mut hint = gaps.page_read(0, &pending, false);
+        for pages in 1.. {
+            let ranges = gaps.ranges();
+            let asked = |seq: &Seq| {
+                *seq > hint || ranges.iter().any(|(low, high)| (low..=high).contains(&seq))
+            };
+            let mut found: Vec<Seq> = pending.iter().copied().filter(asked).collect();
+            let more = found.len() > 100;
+            found.truncate(100);
+            hint = gaps.page_read(hint, &found, more);
+            if !more {
+                break;
+            }
+            assert!(pages < 100, "it reads the same events again and again");
+        }
+        assert!(gaps.ranges().len() <= 2 * RANGES_MAX);
+    }
+
+    #[test]
+    fn a_place_that_is_reopened_joins_its_neighbours() {
+        let mut gaps = Gaps::default();
+        gaps.page_read(0, &[2, 4, 9], false);
+        assert_eq!(gaps.ranges(), [(1, 1), (3, 3), (5, 8)]);
+        gaps.reopen(4);
+        assert_eq!(gaps.ranges(), [(1, 1), (3, 8)]);
+        gaps.reopen(9);
+        gaps.reopen(2);
+        assert_eq!(gaps.ranges(), [(1, 9)]);
+        gaps.reopen(7);
+        assert_eq!(gaps.ranges(), [(1, 9)]);
+        gaps.observe(&Watermark { high: 20, writers: Vec::new(), revision: 0 });
+        gaps.page_read(9, &[], false);
+        gaps.reopen(4);
+        assert!(gaps.is_empty(), "nothing can turn up there any more");
+    }
+
     #[test]
     fn a_gap_closes_only_when_proven_and_looked_at_again() {
         let mut gaps = Gaps::default();

@@ -17,6 +17,8 @@ use super::{Machine, Report};
 
 /// Renewals in the time of a lease: some may fail before it ends.
 const RENEWALS: u32 = 4;
+/// Attempts to give shards back in the time of a lease.
+const RELEASES: u32 = 50;
 /// The part of the lease in which nothing is sent any more: for a call that was just begun, and
 /// for clocks that run apart.
 const MARGIN: u32 = 5;
@@ -33,6 +35,8 @@ pub(super) struct Leases {
     relays: usize,
     send_until: Duration,
     renew_at: Duration,
+    /// Shards are not given back before: the store may have had no time for it just now.
+    release_at: Duration,
     /// When the request under way was made.
     asked_at: Option<Duration>,
     /// Events in flight.
@@ -63,6 +67,7 @@ impl Leases {
             relays: 1,
             send_until: if alone { Duration::MAX } else { Duration::ZERO },
             renew_at: if alone { Duration::MAX } else { Duration::ZERO },
+            release_at: Duration::ZERO,
             asked_at: None,
             in_flight: [0; Shard::COUNT],
             lapsed: false,
@@ -128,7 +133,7 @@ impl Leases {
             return None;
         }
         let mut release = Vec::new();
-        if !self.leaving.is_empty() {
+        if !self.leaving.is_empty() && now >= self.release_at {
             let done = self.leaving.without(unrecorded());
             let done = done.iter().filter(|shard| self.in_flight[shard.index()] == 0);
             release.extend(done.filter_map(|shard| self.lease_of(shard)));
@@ -142,7 +147,9 @@ impl Leases {
 
     /// When the lease is to be renewed.
     pub(super) fn due(&self) -> Option<Duration> {
-        (self.ttl.is_some() && self.asked_at.is_none()).then_some(self.renew_at)
+        let release_at = (!self.leaving.is_empty()).then_some(self.release_at);
+        let due = release_at.map_or(self.renew_at, |at| at.min(self.renew_at));
+        (self.ttl.is_some() && self.asked_at.is_none()).then_some(due)
     }
 
     /// Takes the store's answer.
@@ -152,6 +159,7 @@ impl Leases {
         };
         self.send_until = asked_at + (ttl - ttl / MARGIN);
         self.renew_at = asked_at + ttl / RENEWALS;
+        self.release_at = asked_at + ttl / RELEASES;
         (self.fair_share, self.relays) = (lease.fair_share, lease.relays);
         let mut changes = Changes::default();
         let mut held = [None; Shard::COUNT];
@@ -296,10 +304,11 @@ mod tests {
         assert_eq!(leases.active(), set(&[1]));
         let two = Shard::from_index(2).expect("a shard");
         leases.sent(two);
-        assert_eq!(ask(&mut leases, Duration::ZERO), None, "in flight");
+        assert_eq!(ask(&mut leases, TTL / RELEASES), None, "in flight");
         leases.returned(two);
-        assert_eq!(leases.next_request(Duration::ZERO, || set(&[2])), None, "not recorded");
-        let released = ask(&mut leases, Duration::ZERO).expect("a request");
+        let later = TTL / RELEASES;
+        assert_eq!(leases.next_request(later, || set(&[2])), None, "not recorded");
+        let released = ask(&mut leases, later).expect("a request");
         assert_eq!(released, [ShardLease { shard: two, generation: 1 }]);
         let changes = leases.answered(&lease([(1, 1)], 1));
         assert_eq!((changes.lost, changes.leaving), (set(&[2]), ShardSet::EMPTY));

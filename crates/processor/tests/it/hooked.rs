@@ -1,13 +1,13 @@
 //! A memory repository that tells a test of every call.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use posthaste_core::memory::MemoryRepository;
 use posthaste_core::{
-    Backlog, DeadHead, OpenWriter, OutboxEvent, OutboxRepository, PendingPage, PendingQuery,
-    RepositoryCapabilities, Result, Seq, Settlement, Watermark,
+    Backlog, DeadHead, Lease, LeaseRequest, OpenWriter, OutboxEvent, OutboxRepository, PendingPage,
+    PendingQuery, RepositoryCapabilities, Result, Seq, Settlement, Watermark,
 };
 use posthaste_testkit::faults::Operation;
 
@@ -20,12 +20,21 @@ pub(crate) struct Hooked {
     around: Arc<Around>,
     fetched: Arc<Fetched>,
     open_writers: Vec<OpenWriter>,
+    leases: bool,
+    stands_still: Arc<Mutex<Option<Duration>>>,
 }
 
 impl Hooked {
     pub(crate) fn new(inner: MemoryRepository) -> Self {
         let open_writers = Vec::new();
-        Self { inner, around: Arc::new(|_| {}), fetched: Arc::new(|_| {}), open_writers }
+        Self {
+            inner,
+            around: Arc::new(|_| {}),
+            fetched: Arc::new(|_| {}),
+            open_writers,
+            leases: false,
+            stands_still: Arc::default(),
+        }
     }
 
     /// Called before each call and, for `settle`, once more after it was carried out.
@@ -40,6 +49,18 @@ impl Hooked {
         self
     }
 
+    /// A store that several relays share, though there is but one.
+    pub(crate) fn leased(mut self) -> Self {
+        self.leases = true;
+        self
+    }
+
+    /// Before the first settlement the process stands still for so long of paused time.
+    pub(crate) fn stands_still(self, time: Duration) -> Self {
+        *self.stands_still.lock().unwrap() = Some(time);
+        self
+    }
+
     /// A transaction that may have stored events, and never ends.
     pub(crate) fn open_writer(mut self, token: &str) -> Self {
         self.open_writers.push(OpenWriter { token: token.into() });
@@ -51,7 +72,7 @@ impl Hooked {
 impl OutboxRepository for Hooked {
     fn capabilities(&self) -> RepositoryCapabilities {
         let late_commits = !self.open_writers.is_empty();
-        RepositoryCapabilities { late_commits, ..self.inner.capabilities() }
+        RepositoryCapabilities { late_commits, leases: self.leases, ..self.inner.capabilities() }
     }
 
     async fn check(&self) -> Result<()> {
@@ -76,6 +97,10 @@ impl OutboxRepository for Hooked {
     }
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<u64> {
+        let stands_still = self.stands_still.lock().unwrap().take();
+        if let Some(time) = stands_still {
+            tokio::time::advance(time).await;
+        }
         (self.around)(Operation::Settle);
         let changed = self.inner.settle(settlements).await;
         (self.around)(Operation::Settle);
@@ -104,6 +129,11 @@ impl OutboxRepository for Hooked {
     async fn maintain(&self) -> Result<()> {
         (self.around)(Operation::Upkeep);
         self.inner.maintain().await
+    }
+
+    async fn lease(&self, request: &LeaseRequest) -> Result<Lease> {
+        (self.around)(Operation::Lease);
+        self.inner.lease(request).await
     }
 
     async fn wait_for_events(&self) {

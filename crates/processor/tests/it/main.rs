@@ -9,6 +9,7 @@
 mod failures;
 mod health;
 mod hooked;
+mod leases;
 mod lifecycle;
 mod limits;
 mod metrics;

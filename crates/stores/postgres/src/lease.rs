@@ -6,7 +6,8 @@
 //!
 //! - Renewing changes one row, and needs no more as long as nothing is to be given or taken.
 //! - Whatever changes hands does so in a transaction under one lock, so that each sees what the one
-//!   before did. The lock belongs to the transaction: poolers do not mind.
+//!   before did. The lock belongs to the transaction: poolers do not mind. Nobody waits for it, and
+//!   the server ends the transaction of a relay that stands still in the middle of it.
 //! - A relay that is renewing at this moment is not removed (`skip locked`), and one that was removed
 //!   finds no row to renew. So no two of them believe in the same shard.
 //! - A shard whose events are being settled at this moment is not taken (`skip locked` again, against
@@ -49,7 +50,7 @@ const RENEW: &str = concat!(
 
 const STATE: &str = state!();
 
-const LOCK: &str = "select pg_advisory_xact_lock(hashtext('posthaste.lease'))";
+const LOCK: &str = "select pg_try_advisory_xact_lock(hashtext('posthaste.lease'))";
 
 const JOIN: &str = "\
     insert into outbox_relays (relay, name, lease_until) \
@@ -78,30 +79,47 @@ const LEAVE_RELAY: &str = "\
     update outbox_shards set owner = null where owner = $1";
 
 pub(crate) async fn lease(outbox: &PostgresOutbox, request: &LeaseRequest) -> Result<Lease> {
-    let ttl = i64::try_from(request.ttl.as_micros()).unwrap_or(i64::MAX);
-    if request.release.is_empty() {
-        let mut session = outbox.session(LEASE).await?;
-        let statement = session.statement(RENEW).bind(request.relay).bind(ttl);
-        let row = statement.fetch_optional(session.connection()).await.map_err(failed(LEASE))?;
-        session.finish().await?;
-        if let Some(row) = row {
-            let (lease, any_free) = read(&row, request.relay)?;
-            if !any_free || lease.shards.len() >= lease.fair_share {
-                return Ok(lease);
-            }
+    let LeaseRequest { relay, ttl, release, .. } = request;
+    let ttl = i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX);
+    // First and by itself, so that nobody's lease ends while it waits for another relay.
+    let mut session = outbox.session(LEASE).await?;
+    let statement = session.statement(RENEW).bind(relay).bind(ttl);
+    let row = statement.fetch_optional(session.connection()).await.map_err(failed(LEASE))?;
+    session.finish().await?;
+    let renewed = row.map(|row| read(&row, *relay)).transpose()?;
+    if let Some((lease, any_free)) = &renewed {
+        let may_take = *any_free && lease.shards.len() < lease.fair_share;
+        if release.is_empty() && !may_take {
+            return Ok(lease.clone());
         }
     }
-    change_hands(outbox, request, ttl).await
+    if let Some(lease) = change_hands(outbox, request, ttl).await? {
+        return Ok(lease);
+    }
+    // Another relay is at it, or died half way: the next renewal tries again.
+    Ok(renewed.map_or_else(
+        || Lease { shards: Vec::new(), fair_share: Shard::COUNT, relays: 1 },
+        |(lease, _)| lease,
+    ))
 }
 
-async fn change_hands(outbox: &PostgresOutbox, request: &LeaseRequest, ttl: i64) -> Result<Lease> {
+/// Joins, gives and takes. `None` when another relay holds the lock.
+async fn change_hands(
+    outbox: &PostgresOutbox,
+    request: &LeaseRequest,
+    ttl: i64,
+) -> Result<Option<Lease>> {
     let LeaseRequest { relay, name, release, .. } = request;
     let mut session = outbox.transaction(outbox.statement_timeout(), LEASE).await?;
-    run(&mut session, |session| session.statement(LOCK)).await?;
+    let statement = session.statement(LOCK);
+    let locked = statement.fetch_one(session.connection()).await;
+    if !locked.and_then(|row| row.try_get(0)).map_err(failed(LEASE))? {
+        return Ok(None);
+    }
     run(&mut session, |session| session.statement(JOIN).bind(relay).bind(ttl).bind(&**name))
         .await?;
     if !release.is_empty() {
-        let (shards, generations): (Vec<i16>, Vec<i64>) = columns(release);
+        let (shards, generations) = columns(release);
         run(&mut session, |session| {
             session.statement(RELEASE).bind(relay).bind(shards).bind(generations)
         })
@@ -118,7 +136,7 @@ async fn change_hands(outbox: &PostgresOutbox, request: &LeaseRequest, ttl: i64)
         state(&mut session, *relay).await?
     };
     session.finish().await?;
-    Ok(lease)
+    Ok(Some(lease))
 }
 
 pub(crate) async fn leave(outbox: &PostgresOutbox, relay: Uuid) -> Result<()> {

@@ -21,6 +21,10 @@ pub(crate) fn statement<'q>(
     sqlx::query(sql).persistent(!pooler)
 }
 
+/// The longest pause between two statements of a transaction, after which the server ends it: a process
+/// that stands still there must not hold its locks against everyone else.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// What one operation runs its statements on. Nothing lasts before [`finish`](Self::finish).
 pub(crate) struct Session {
     link: Link,
@@ -56,8 +60,12 @@ impl Session {
         operation: &'static str,
     ) -> Result<Self> {
         // One round trip, and in one message, so that a pooler keeps both on one connection.
-        let begin =
-            format!("begin; set local statement_timeout = {}", statement_timeout.as_millis());
+        let begin = format!(
+            "begin; set local statement_timeout = {}; \
+             set local idle_in_transaction_session_timeout = {}",
+            statement_timeout.as_millis(),
+            IDLE_TIMEOUT.as_millis()
+        );
         let transaction = pool.begin_with(AssertSqlSafe(begin)).await.map_err(failed(operation))?;
         Ok(Self { link: Link::Transaction(transaction), pooler, operation })
     }

@@ -7,7 +7,8 @@ mod common;
 use std::time::Duration;
 
 use posthaste_core::{
-    Lease, LeaseRequest, OutboxRepository, Settlement, SettlementOutcome, Shard, ShardLease,
+    Lease, LeaseRequest, OutboxRepository, PendingQuery, PendingSelection, Settlement,
+    SettlementOutcome, Shard, ShardLease,
 };
 use posthaste_postgres::PostgresOutbox;
 use uuid::Uuid;
@@ -103,4 +104,45 @@ async fn a_relay_that_was_removed_while_it_renewed_is_told_so() {
     assert!(renewed.shard_set().is_all(), "it joined anew");
     let raised = held.shards.iter().zip(&renewed.shards).all(|(a, b)| b.generation > a.generation);
     assert!(raised, "{renewed:?}");
+}
+
+/// A relay whose read takes long loses its shards meanwhile: what it makes of a broken row is not
+/// recorded, since the new owner has looked already.
+#[tokio::test]
+async fn a_read_of_a_relay_that_lost_the_shard_makes_no_dead_letters() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    database
+        .run(
+            "insert into outbox_events (aggregate_id, event_type, event_data, headers) \
+             values (gen_random_uuid(), 'broken', '1', '\"no\"')",
+        )
+        .await;
+    let old = lease(&outbox, 1, Duration::from_millis(1)).await;
+    let new = lease(&outbox, 2, Duration::from_secs(600)).await;
+    for (lease, dead) in [(old, 0), (new, 1)] {
+        let query = PendingQuery {
+            selection: PendingSelection::Forward { gaps: Vec::new(), after: 0 },
+            leases: Some(lease.shards),
+            events_max: 10,
+            bytes_max: 1_000,
+        };
+        assert_eq!(outbox.fetch_pending(&query).await.unwrap().buried.len(), 1);
+        assert_eq!(outbox.dead_heads(0, 10).await.unwrap().len(), dead);
+    }
+}
+
+/// A relay that stands still in the middle of changing hands holds the lock. Others renew all the same.
+#[tokio::test]
+async fn a_relay_that_stands_still_while_it_takes_shards_holds_nobody_up() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    let held = lease(&outbox, 1, Duration::from_secs(600)).await;
+    let mut frozen = database.connection().await;
+    run(&mut frozen, "begin; select pg_try_advisory_xact_lock(hashtext('posthaste.lease'))").await;
+    assert_eq!(lease(&outbox, 1, Duration::from_secs(600)).await, held, "it renews");
+    let newcomer = lease(&outbox, 2, Duration::from_secs(600)).await;
+    assert!(newcomer.shards.is_empty() && newcomer.fair_share > 0, "it waits: {newcomer:?}");
+    run(&mut frozen, "rollback").await;
+    assert_eq!(lease(&outbox, 2, Duration::from_secs(600)).await.fair_share, 32);
 }

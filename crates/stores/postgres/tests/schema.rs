@@ -46,7 +46,7 @@ async fn migrate_is_idempotent_and_safe_when_several_start_at_once() {
     let Some(database) = TestDatabase::create().await else { return };
     let outbox = PostgresOutbox::connect(&database.options()).await.unwrap();
     let status = outbox.migration_status().await.unwrap();
-    assert_eq!((status.current, status.pending.len()), (0, 1));
+    assert_eq!((status.current, status.pending.len()), (0, 2));
 
     let mut starts = Vec::new();
     let together = Arc::new(Barrier::new(4));
@@ -62,11 +62,33 @@ async fn migrate_is_idempotent_and_safe_when_several_start_at_once() {
     for start in starts {
         applied += start.await.unwrap();
     }
-    assert_eq!(applied, 1);
+    assert_eq!(applied, 2);
     assert_eq!(outbox.migrate().await.unwrap(), []);
     let status = outbox.migration_status().await.unwrap();
-    assert_eq!((status.current, status.wanted, status.pending.len()), (1, 1, 0));
+    assert_eq!((status.current, status.wanted, status.pending.len()), (2, 2, 0));
     outbox.check().await.unwrap();
+}
+
+/// An outbox that the first version made and filled.
+#[tokio::test]
+async fn an_older_schema_is_refused_until_it_is_migrated_and_keeps_its_events() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = PostgresOutbox::connect(&database.options()).await.unwrap();
+    database.run(include_str!("../migrations/0001_outbox.sql")).await;
+    database
+        .run(
+            "create table outbox_migrations (version integer primary key, name text not null, \
+                 applied_at timestamptz not null default now()); \
+             insert into outbox_migrations (version, name) values (1, 'outbox')",
+        )
+        .await;
+    database.run(&common::insert("before")).await;
+    let error = outbox.check().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Schema, "{}", error.report());
+    let applied = outbox.migrate().await.unwrap();
+    assert_eq!(applied.iter().map(|step| step.version).collect::<Vec<_>>(), [2]);
+    outbox.check().await.unwrap();
+    assert_eq!(common::pending_types(&outbox).await, ["before"]);
 }
 
 #[tokio::test]

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use posthaste_core::{
-    Backlog, DeadHead, Error, ErrorKind, EventFilter, OpenTransaction, OutboxAdmin, OutboxEvent,
-    OutboxRepository, PendingPage, PendingQuery, RepositoryCapabilities, Result, Seq, Settlement,
-    StuckKeyPage, StuckKeyQuery, Watermark,
+    Backlog, DeadHead, Error, ErrorKind, EventFilter, Lease, LeaseRequest, OpenTransaction,
+    OutboxAdmin, OutboxEvent, OutboxRepository, PendingPage, PendingQuery, RepositoryCapabilities,
+    Result, Seq, Settlement, StuckKeyPage, StuckKeyQuery, Watermark,
 };
 use uuid::Uuid;
 
@@ -37,6 +37,8 @@ pub enum Operation {
     Settle,
     /// [`OutboxRepository::dead_heads`] and [`OutboxRepository::failed_events`].
     DeadLetters,
+    /// [`OutboxRepository::lease`] and [`OutboxRepository::leave`].
+    Lease,
     /// [`OutboxRepository::backlog`].
     Backlog,
     /// [`OutboxRepository::cleanup_processed`] and [`OutboxRepository::maintain`].
@@ -45,13 +47,14 @@ pub enum Operation {
 
 impl Operation {
     /// All of them: for an outage of the whole database.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Check,
         Self::Store,
         Self::Fetch,
         Self::Watermark,
         Self::Settle,
         Self::DeadLetters,
+        Self::Lease,
         Self::Backlog,
         Self::Upkeep,
     ];
@@ -64,6 +67,7 @@ impl Operation {
             Self::Watermark => "read watermark",
             Self::Settle => "settle events",
             Self::DeadLetters => "read dead letters",
+            Self::Lease => "renew lease",
             Self::Backlog => "count backlog",
             Self::Upkeep => "maintain outbox",
         }
@@ -239,6 +243,14 @@ impl<R: OutboxRepository> OutboxRepository for FaultyRepository<R> {
 
     async fn maintain(&self) -> Result<()> {
         self.guarded(Operation::Upkeep, self.inner.maintain()).await
+    }
+
+    async fn lease(&self, request: &LeaseRequest) -> Result<Lease> {
+        self.guarded(Operation::Lease, self.inner.lease(request)).await
+    }
+
+    async fn leave(&self, relay: Uuid) -> Result<()> {
+        self.guarded(Operation::Lease, self.inner.leave(relay)).await
     }
 
     async fn wait_for_events(&self) {

@@ -56,6 +56,10 @@ impl Leases {
         self.relays.remove(&relay);
     }
 
+    pub(super) fn owner(&self, shard: Shard) -> Option<Uuid> {
+        self.shards[shard.index()].0
+    }
+
     pub(super) fn owned(&self, relay: Uuid) -> ShardSet {
         ShardSet::ALL.iter().filter(|shard| self.shards[shard.index()].0 == Some(relay)).collect()
     }

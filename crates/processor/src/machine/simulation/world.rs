@@ -22,6 +22,8 @@ use crate::machine::{Batch, Command, FetchTicket, Input, Machine};
 use crate::routes::Routes;
 use crate::{Destination, ProcessorSettings};
 
+/// What a relay's clock may gain on the database's in the longest wait there is here.
+const CLOCKS_APART: Duration = Duration::from_secs(3);
 /// How long a lease lasts.
 pub(super) const TTL: Duration = Duration::from_secs(5);
 pub(super) const KEYS: usize = 6;
@@ -283,7 +285,7 @@ impl World {
             Command::Settle(settlements) => {
                 // The answer may be lost after the write.
                 if !fails || self.random.random_bool(0.5) {
-                    self.settle(&settlements);
+                    self.settle(relay.id, &settlements);
                 }
                 let result = if fails { Err(broken()) } else { Ok(settlements.len() as u64) };
                 Input::Settled { settlements, result }
@@ -302,7 +304,7 @@ impl World {
         }
         let index = self.random.random_range(0..self.ghosts.len());
         match self.ghosts.swap_remove(index) {
-            (_, Command::Settle(settlements)) => self.settle(&settlements),
+            (relay, Command::Settle(settlements)) => self.settle(relay, &settlements),
             (relay, Command::Lease { release }) => {
                 self.leases.lease(relay, TTL, &release, self.now);
             }
@@ -373,7 +375,7 @@ impl World {
         Input::Fetched { ticket, page: Ok(page) }
     }
 
-    pub(super) fn settle(&mut self, settlements: &[Settlement]) {
+    pub(super) fn settle(&mut self, relay: Uuid, settlements: &[Settlement]) {
         let places: HashSet<Seq> = settlements.iter().map(|settlement| settlement.seq).collect();
         assert_eq!(places.len(), settlements.len(), "one statement changes an event twice");
         for settlement in settlements {
@@ -382,6 +384,10 @@ impl World {
             if row.state != RowState::Pending || fenced {
                 continue;
             }
+            assert!(
+                self.leases.owner(row.shard).is_none_or(|owner| owner == relay),
+                "{relay} changes an event that another relay sees to"
+            );
             match &settlement.outcome {
                 SettlementOutcome::Delivered => row.state = RowState::Delivered,
                 SettlementOutcome::Retry { retry_count, delay, .. } => {
@@ -427,6 +433,12 @@ impl World {
                 results.push(Err(Error::new(ErrorKind::Failed, "publish", "behind a failed one")));
                 continue;
             }
+            let row = &self.rows[&place.seq];
+            assert!(
+                row.available_at <= self.now + CLOCKS_APART,
+                "{} was sent before its time",
+                place.seq
+            );
             let result = self.publish_one(destination, event);
             if result.is_err() && self.pipelining == KeyPipelining::SuffixFails {
                 failed_keys.insert(key);

@@ -1,0 +1,55 @@
+//! A relay that shares its outbox with others.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use posthaste_core::memory::MemoryBus;
+use posthaste_core::{BusCapabilities, EventBus, OutboxEvent, PublishResult};
+use posthaste_processor::{OutboxProcessor, ProcessorSettings};
+
+use crate::hooked::Hooked;
+use crate::support::{SECOND, World, event, settings, until};
+
+type Log = Arc<Mutex<Vec<String>>>;
+
+/// Notes when it is called.
+struct Logged {
+    inner: MemoryBus,
+    log: Log,
+}
+
+#[async_trait]
+impl EventBus for Logged {
+    fn capabilities(&self) -> BusCapabilities {
+        self.inner.capabilities()
+    }
+
+    async fn publish(&self, events: &[OutboxEvent]) -> Vec<PublishResult> {
+        self.log.lock().unwrap().push("Publish".into());
+        self.inner.publish(events).await
+    }
+}
+
+/// Stopped after it has decided to send, and before it does: when it goes on, another relay may be
+/// sending. So it looks at the clock once more, and asks for the lease first.
+#[tokio::test(start_paused = true)]
+async fn a_process_that_stood_still_asks_for_its_lease_before_it_sends() {
+    let log = Log::default();
+    let world = World::with(&[event("a", 0), event("b", 0)]).await;
+    let calls = Arc::clone(&log);
+    let repository = Hooked::new(world.outbox.clone())
+        .leased()
+        .stands_still(20 * SECOND)
+        .around(move |operation| calls.lock().unwrap().push(format!("{operation:?}")));
+    let bus = Logged { inner: world.delivered.clone(), log: Arc::clone(&log) };
+    let settings = ProcessorSettings { max_concurrent_events: 1, ..settings() };
+    let processor =
+        OutboxProcessor::builder(repository).bus(bus).settings(settings).build().unwrap();
+    processor.start().await.unwrap();
+    until("both are delivered", || world.delivered.published().len() == 2).await;
+    processor.stop().await;
+    let log = log.lock().unwrap();
+    let sent: Vec<usize> = (0..log.len()).filter(|at| log[*at] == "Publish").collect();
+    let between = &log[sent[0]..sent[1]];
+    assert!(between.iter().any(|call| call == "Lease"), "{log:?}");
+}
