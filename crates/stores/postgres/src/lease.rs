@@ -67,8 +67,11 @@ const REMOVE_DEAD: &str = "\
         select relay from outbox_relays where lease_until <= now() and relay <> $1 \
         for update skip locked)";
 
+/// The generation rises with the clock where it can: a standby that was behind takes over, or a dump is
+/// restored, and still no number is given out twice.
 const TAKE: &str = "\
-    update outbox_shards set owner = $1, generation = generation + 1, taken_at = now() \
+    update outbox_shards set owner = $1, taken_at = now(), generation = \
+        greatest(generation + 1, (extract(epoch from now()) * 1000000)::bigint) \
     where shard in (\
         select shard from outbox_shards \
         where owner is null or not exists (select from outbox_relays where relay = owner) \
