@@ -93,6 +93,22 @@ async fn a_killed_postgres_refuses_connections_and_a_restarted_one_takes_them_at
     }
 }
 
+/// A server that outlived a part of itself would refuse to start on the same data.
+#[tokio::test]
+async fn a_postgres_that_lost_all_its_processes_at_once_comes_back_with_its_data() {
+    let Some(mut server) = PostgresServer::start(&[]).await else { return };
+    let mut client = TcpStream::connect(("127.0.0.1", server.port())).await.unwrap();
+    client.write_all(b"\0\0\0\x08\x04\xd2\x16\x2f").await.unwrap();
+    assert_eq!(client.read_u8().await.unwrap(), b'N', "there is a process for this connection");
+    server.kill_all();
+    server.kill_all();
+    let rest = tokio::time::timeout(Duration::from_secs(30), client.read_u8()).await.unwrap();
+    assert!(rest.is_err(), "the connection's process has ended, too");
+    assert_eq!(answer(server.port()).await, None);
+    server.restart().await;
+    assert_eq!(answer(server.port()).await, Some(b'R'));
+}
+
 #[tokio::test]
 async fn a_standby_and_a_pooler_answer_beside_their_server() {
     let Some(server) = PostgresServer::start(&["max_connections=30"]).await else { return };

@@ -5,6 +5,7 @@
 //! | NATS JetStream | [`shared_nats`], [`NATS_URL`] | [`NatsServer`] |
 //! | PostgreSQL | [`postgres_url`], [`POSTGRES_URL`] | [`PostgresServer`] |
 //! | PostgreSQL's sessions through a pooler | | [`PgBouncer`] |
+//! | the network before a server | | [`Proxy`] |
 //!
 //! Only a private server may be stopped, frozen or configured: others test against the shared ones
 //! at the same time. Private servers run what is installed, listen on 127.0.0.1 alone, keep their
@@ -36,6 +37,7 @@ mod nats;
 mod pgbouncer;
 mod postgres;
 mod process;
+mod proxy;
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -44,6 +46,7 @@ pub use dump::{Dump, DumpFormat};
 pub use nats::{NatsServer, nats_url, shared_nats};
 pub use pgbouncer::PgBouncer;
 pub use postgres::{PostgresServer, postgres_url};
+pub use proxy::{Direction, Proxy};
 
 /// The environment variable with the address of the shared PostgreSQL: of a database that exists,
 /// and of a user who may create others.

@@ -89,6 +89,14 @@ impl PostgresServer {
         }
     }
 
+    /// `kill -9` of the server and of the process behind each connection, none of which can do
+    /// anything about it. Nothing happens where it is not running.
+    pub fn kill_all(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.kill_with_children();
+        }
+    }
+
     /// The same server with the same address and data again, killed before if it runs.
     ///
     /// # Panics

@@ -76,10 +76,49 @@ impl Process {
         })
     }
 
+    /// `kill -9` of it and of the processes it started; returns when all have ended.
+    pub(super) fn kill_with_children(mut self) {
+        // Frozen, it starts no more of them; and they go first, since some notice its end.
+        self.freeze();
+        let children = children_of(self.child.id());
+        for child in &children {
+            // It may have ended meanwhile.
+            let _ = Command::new("kill").args(["-s", "KILL", child]).stderr(Stdio::null()).status();
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let begun = Instant::now();
+        while children.iter().any(|child| is_running(child)) {
+            assert!(begun.elapsed() < PATIENCE, "SIGKILL ends nothing");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Waits for its end.
     pub(super) fn wait(mut self) {
         let _ = self.child.wait();
     }
+}
+
+/// State and parent of a process, from the part of its status line behind its name.
+fn state_and_parent(id: &str) -> Option<(char, u32)> {
+    let status = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    let (_, rest) = status.rsplit_once(") ")?;
+    let mut fields = rest.split(' ');
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+fn children_of(parent: u32) -> Vec<String> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|process| process.file_name().into_string().ok())
+        .filter(|id| state_and_parent(id).is_some_and(|(_, of)| of == parent))
+        .collect()
+}
+
+/// Whether it still does anything: one that has ended may wait long for somebody to ask how.
+fn is_running(id: &str) -> bool {
+    state_and_parent(id).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
 }
 
 impl Drop for Process {
