@@ -1,10 +1,12 @@
-//! Developer commands: `cargo xtask services`, `test`, `promises`, `sim`, `mutants`, `tidy`.
+//! Developer commands: `cargo xtask services`, `test`, `promises`, `faults`, `sim`, `mutants`, `tidy`.
 
+mod faults;
 mod mutants;
 mod process;
 mod promises;
 mod services;
 mod sim;
+mod suite;
 mod test;
 mod tidy;
 
@@ -31,6 +33,8 @@ enum Command {
     Test(test::TestArguments),
     /// Breaks things around the released program and shows what its promises come to.
     Promises(promises::PromisesArguments),
+    /// Breaks one thing after the other under several relays and writes a report of it.
+    Faults(faults::FaultsArguments),
     /// Runs the simulator over many seeds, or one seed again.
     Sim(sim::SimArguments),
     /// Takes one mechanism after the other out and shows which test misses it.
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
         Command::Services { command: ServicesCommand::Down } => services::down(),
         Command::Test(arguments) => test::run(&arguments),
         Command::Promises(arguments) => promises::run(&arguments),
+        Command::Faults(arguments) => faults::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Mutants(arguments) => mutants::run(&arguments),
         Command::Tidy => tidy::run(),

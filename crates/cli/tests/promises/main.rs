@@ -10,6 +10,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../support/mod.rs"]
 mod support;
 
 mod backlog;

@@ -10,6 +10,9 @@ use crate::process;
 /// Programs that tests run themselves, and the packages they are in.
 const PROGRAMS: [(&str, &str); 2] = [("pgbouncer", "pgbouncer"), ("python3", "python3")];
 
+/// What is preloaded into relays whose clock jumps, and its package.
+const LIBFAKETIME: (&str, &str) = ("faketime/libfaketimeMT.so.1", "libfaketime");
+
 /// Whether missing packages can be installed here.
 pub(crate) fn can_install() -> bool {
     Path::new("/etc/debian_version").exists()
@@ -53,6 +56,9 @@ pub(crate) fn ensure_programs() -> Result<()> {
     if !packages.contains(&"python3") && !has_venv() {
         packages.push("python3-venv");
     }
+    if !has_library(LIBFAKETIME.0) {
+        packages.push(LIBFAKETIME.1);
+    }
     if packages.is_empty() {
         return Ok(());
     }
@@ -65,6 +71,13 @@ pub(crate) fn ensure_programs() -> Result<()> {
         install(&["python3-venv"])?;
     }
     Ok(())
+}
+
+/// Whether it is in the folder of libraries, or in that of the machine's kind below it.
+fn has_library(name: &str) -> bool {
+    let root = Path::new("/usr/lib");
+    let folders = std::fs::read_dir(root).into_iter().flatten().flatten();
+    root.join(name).exists() || folders.map(|folder| folder.path()).any(|it| it.join(name).exists())
 }
 
 /// Debian keeps `ensurepip`, which virtual environments need, in a package of its own.

@@ -3,15 +3,22 @@
 use std::fmt::{Display, Write as _};
 use std::time::Instant;
 
-/// Collects figures and prints them as one line, which `cargo xtask promises` looks for.
+/// Collects figures and prints them as one line, which `cargo xtask promises` and `cargo xtask
+/// faults` look for.
 pub(crate) struct Figures {
     line: String,
     begun: Instant,
 }
 
 impl Figures {
+    /// Of a promise.
     pub(crate) fn of(name: &str) -> Self {
         Self { line: format!("promise {name}:"), begun: Instant::now() }
+    }
+
+    /// Of what a fault came to. No value of it may hold a comma.
+    pub(crate) fn of_fault(name: &str) -> Self {
+        Self { line: format!("fault {name}:"), begun: Instant::now() }
     }
 
     pub(crate) fn add(&mut self, name: &str, value: impl Display) -> &mut Self {

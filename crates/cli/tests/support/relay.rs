@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use posthaste_testkit::servers::free_port;
 
-use super::{Database, Stream};
+use super::{Database, Stream, eventually};
 use crate::common::{Cli, Running};
 
 /// What a test says about the relay; the rest are defaults.
+#[derive(Clone)]
 pub(crate) struct RelayConfig {
     pub(crate) batch_size: usize,
     pub(crate) max_concurrent_events: usize,
@@ -20,6 +21,12 @@ pub(crate) struct RelayConfig {
     pub(crate) destination: &'static str,
     /// Whole tables.
     pub(crate) more: String,
+    /// Where it finds the database, if not where the test does.
+    pub(crate) database_url: Option<String>,
+    /// Where it finds the broker, if not where the test does.
+    pub(crate) broker_url: Option<String>,
+    /// Variables of its environment.
+    pub(crate) environment: Vec<(&'static str, String)>,
 }
 
 impl Default for RelayConfig {
@@ -31,6 +38,9 @@ impl Default for RelayConfig {
             ops: "",
             destination: "",
             more: String::new(),
+            database_url: None,
+            broker_url: None,
+            environment: Vec::new(),
         }
     }
 }
@@ -62,8 +72,9 @@ impl Relay {
     /// Not started yet.
     pub(crate) fn new(database: &Database, stream: &Stream, config: &RelayConfig) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let RelayConfig { batch_size, max_concurrent_events, relay, ops, destination, more } =
-            config;
+        let RelayConfig {
+            batch_size, max_concurrent_events, relay, ops, destination, more, ..
+        } = config;
         let text = format!(
             "[database]\nurl = \"{}\"\n\
              [relay]\nbatch_size = {batch_size}\nmax_concurrent_events = {max_concurrent_events}\n\
@@ -71,12 +82,13 @@ impl Relay {
              [ops]\nlisten = \"{address}\"\n{ops}\n\
              [destinations.default]\ntype = \"nats\"\nurl = \"{}\"\nstream = \"{}\"\n\
              subject = \"{}\"\n{destination}\n{more}",
-            database.url(),
-            stream.url,
+            config.database_url.clone().unwrap_or_else(|| database.url()),
+            config.broker_url.as_ref().unwrap_or(&stream.url),
             stream.name,
             stream.subject(),
         );
-        let cli = Cli::new();
+        let environment = config.environment.iter();
+        let cli = environment.fold(Cli::new(), |cli, (name, value)| cli.env(name, value));
         cli.write("posthaste.toml", text);
         Self { cli, address, running: None }
     }
@@ -98,6 +110,32 @@ impl Relay {
     /// `kill -9`, in whatever it is doing.
     pub(crate) fn kill(&mut self) {
         self.running = None;
+    }
+
+    /// Whether it was started and not killed or asked to stop since.
+    pub(crate) fn is_started(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Stops it in whatever it is doing, and returns when each of its threads has stopped.
+    pub(crate) async fn freeze(&self) {
+        let running = self.running();
+        running.signal("STOP");
+        let id = running.child.id();
+        eventually("a relay that is frozen", async || {
+            let threads = std::fs::read_dir(format!("/proc/{id}/task")).unwrap().flatten();
+            threads
+                .filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok())
+                .all(|status| {
+                    status.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('T'))
+                })
+        })
+        .await;
+    }
+
+    /// Ends a [`freeze`](Self::freeze).
+    pub(crate) fn thaw(&self) {
+        self.running().signal("CONT");
     }
 
     /// Asks it to stop; returns its exit code and how long it took.

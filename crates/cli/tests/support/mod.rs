@@ -1,4 +1,7 @@
-//! What the tests of the promises share: databases, streams, writers, the relay, and the verdict.
+//! What the tests of the promises and of the faults share: databases, streams, writers, the relay,
+//! and the verdict.
+
+#![allow(dead_code, unused_imports, reason = "each test binary uses its own part of this")]
 
 mod database;
 mod deliveries;
@@ -16,7 +19,7 @@ pub(crate) use figures::Figures;
 pub(crate) use relay::{Answer, Relay, RelayConfig};
 pub(crate) use stream::Stream;
 pub(crate) use verdict::Verdict;
-pub(crate) use writers::{Plan, create_accounts, write};
+pub(crate) use writers::{Plan, Written, account_id, create_accounts, write};
 
 /// Whether the sizes and times that the project states are wanted.
 pub(crate) fn is_long() -> bool {

@@ -1,0 +1,78 @@
+//! Relays killed, frozen, coming and going.
+
+use std::time::{Duration, Instant};
+
+use rand::RngExt as _;
+
+use crate::rig::{RELAYS, Rig};
+use crate::support::sized;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_relays_are_made_up_for_by_the_others_and_by_their_next_start() {
+    let rounds = sized(3, 15);
+    let Some(mut rig) = Rig::start("relays killed").await else { return };
+    let mut kills = 0;
+    for round in 1..=rounds {
+        tokio::time::sleep(up_to(300)).await;
+        // Now and then all of them at once.
+        let victims = if round % 3 == 0 { 0..RELAYS } else { one_of(RELAYS) };
+        for victim in victims.clone() {
+            rig.relays[victim].kill();
+            rig.interrupt(1);
+            kills += 1;
+        }
+        if victims.len() < RELAYS {
+            rig.recover().await;
+        }
+        for victim in victims.clone() {
+            rig.relays[victim].start();
+        }
+        if victims.len() == RELAYS {
+            rig.recover().await;
+        }
+        rig.progress().await;
+    }
+    rig.finish(&format!("{kills} times kill -9; every third time of all relays at once")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn relays_that_join_and_leave_all_the_time_keep_every_promise() {
+    let lasts = sized(Duration::from_secs(5), Duration::from_secs(60));
+    let Some(mut rig) = Rig::start("lease storm").await else { return };
+    let begun = Instant::now();
+    let (mut joined, mut left) = (0, 0);
+    while begun.elapsed() < lasts {
+        tokio::time::sleep(up_to(400)).await;
+        let mut random = rand::rng();
+        let is_asked = random.random_bool(0.5);
+        let relay = random.random_range(0..RELAYS);
+        if !rig.relays[relay].is_started() {
+            rig.relays[relay].start();
+            joined += 1;
+            continue;
+        }
+        left += 1;
+        if is_asked {
+            // While it starts, the signal ends it the hard way.
+            rig.interrupt(1);
+            rig.relays[relay].terminate().await;
+        } else {
+            rig.interrupt(1);
+            rig.relays[relay].kill();
+        }
+    }
+    for relay in rig.relays.iter_mut().filter(|relay| !relay.is_started()) {
+        relay.start();
+    }
+    rig.recover().await;
+    rig.finish(&format!("{joined} starts; {left} ends by SIGTERM or kill -9")).await;
+}
+
+fn one_of(relays: usize) -> std::ops::Range<usize> {
+    let one = rand::rng().random_range(0..relays);
+    one..one + 1
+}
+
+fn up_to(millis: u64) -> Duration {
+    Duration::from_millis(rand::rng().random_range(0..millis))
+}
