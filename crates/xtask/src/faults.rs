@@ -134,8 +134,8 @@ the relays stop, the stream is read back as a whole and compared with what the d
 
 {table}
 - **lost**: committed, and not in the stream. **Phantoms**: in the stream, and not committed.
-- **duplicates**: deliveries of an event after its first one. JetStream would drop most of them by
-  their id; its memory is set to a tenth of a second here, the shortest there is. **Allowed**: each
+- **duplicates**: publishes of an event that reached the broker after its first one, whether
+  JetStream dropped them by their id or not. **Allowed**: each
   time a relay is interrupted, it may deliver again what it holds: `2 * batch_size +
   2 * max_concurrent_events` events at most, 400 here.
 - **order violations**: first deliveries of a key after a later event of the key.

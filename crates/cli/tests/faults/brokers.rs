@@ -44,6 +44,7 @@ async fn a_stream_without_space_costs_no_attempt_and_takes_all_when_it_has_some(
     };
     stream.make(config).await;
     let mut rig = Rig::start_on("broker full", database, stream, &[relay_config()]).await;
+    rig.tap = None;
     for _ in 0..rounds {
         limit(&rig.stream, Some(sized(300_000, 3_000_000))).await;
         for relay in &rig.relays {

@@ -15,6 +15,7 @@ mod common;
 mod support;
 
 mod rig;
+mod witness;
 
 mod brokers;
 mod clocks;

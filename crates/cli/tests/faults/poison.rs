@@ -9,6 +9,7 @@ use crate::support::{Database, account_id, eventually, sized};
 async fn poison_on_the_hottest_key_holds_back_that_key_until_somebody_acts() {
     let rounds = sized(1, 4);
     let Some(mut rig) = Rig::start("poison on the hottest key").await else { return };
+    rig.has_poison = true;
     let hot = account_id(0);
     let waiting = format!(
         "select count(*) from outbox_events where aggregate_id = '{hot}' and processed_at is null"
@@ -36,7 +37,7 @@ async fn poison_on_the_hottest_key_holds_back_that_key_until_somebody_acts() {
     let events = 2 * rounds;
     let done = format!("{events} events with a subject NATS refuses; retried or discarded");
     assert_eq!(rig.database.count(DEAD).await, 0);
-    rig.finish_with(&done, &[]).await;
+    rig.finish(&done).await;
 }
 
 const DEAD: &str = "select count(*) from outbox_events where dead_at is not null";

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use posthaste_testkit::servers::{PostgresServer, shared_nats};
 use rand::RngExt as _;
 
 use crate::rig::{RELAYS, Rig};
-use crate::support::sized;
+use crate::support::{Database, Stream, eventually, sized};
+use crate::witness;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_relays_are_made_up_for_by_the_others_and_by_their_next_start() {
@@ -33,6 +35,40 @@ async fn killed_relays_are_made_up_for_by_the_others_and_by_their_next_start() {
         rig.progress().await;
     }
     rig.finish(&format!("{kills} times kill -9; every third time of all relays at once")).await;
+}
+
+/// Frozen for longer than its lease, a relay wakes with events in hand that are others' by now:
+/// it must neither record nor, in a way that shows, send any of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_wakes_after_its_lease_records_nothing_of_what_others_took_over() {
+    let rounds = sized(3, 12);
+    let Some(nats) = shared_nats().await else { return };
+    let Some(server) = PostgresServer::start(&[]).await else { return };
+    let database = Database::create_at(&server).await;
+    let stream = Stream::create_forgetful(&nats).await;
+    let configs = witness::configure(&database, &server).await;
+    let mut rig = Rig::start_on("relay frozen", database, stream, &configs).await;
+    for round in 0..rounds {
+        let zombie = round % RELAYS;
+        eventually("shards of it", async || witness::shards_of(&rig.database, zombie).await > 0)
+            .await;
+        tokio::time::sleep(up_to(300)).await;
+        rig.relays[zombie].freeze().await;
+        rig.interrupt(1);
+        rig.recover().await;
+        eventually("others who take over", async || {
+            witness::shards_of(&rig.database, zombie).await == 0
+        })
+        .await;
+        rig.progress().await;
+        rig.relays[zombie].thaw();
+        rig.progress().await;
+    }
+    let (settled, by_others) = witness::settlements(&rig.database).await;
+    assert!(settled > 0);
+    rig.add("recorded without owning the shard", by_others);
+    rig.finish(&format!("{rounds} times SIGSTOP for longer than the lease; then SIGCONT")).await;
+    assert_eq!(by_others, 0, "of {settled}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,6 +8,7 @@ mod deliveries;
 mod figures;
 mod relay;
 mod stream;
+mod tap;
 mod verdict;
 mod writers;
 
@@ -18,6 +19,7 @@ pub(crate) use deliveries::{Delivery, raw_messages, read_back};
 pub(crate) use figures::Figures;
 pub(crate) use relay::{Answer, Relay, RelayConfig};
 pub(crate) use stream::Stream;
+pub(crate) use tap::Tap;
 pub(crate) use verdict::Verdict;
 pub(crate) use writers::{Plan, Written, account_id, create_accounts, write};
 
