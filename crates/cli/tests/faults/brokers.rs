@@ -17,6 +17,7 @@ async fn a_broker_that_was_killed_costs_no_attempt() {
     let stream = Stream::create_forgetful(&nats.url()).await;
     let mut rig = Rig::start_on("NATS killed", database, stream, &[relay_config()]).await;
     for _ in 0..rounds {
+        rig.burst().await;
         nats.kill();
         rig.interrupt(RELAYS);
         tokio::time::sleep(down_for).await;
@@ -47,6 +48,7 @@ async fn a_stream_without_space_costs_no_attempt_and_takes_all_when_it_has_some(
     rig.tap = None;
     for _ in 0..rounds {
         limit(&rig.stream, Some(sized(300_000, 3_000_000))).await;
+        rig.burst().await;
         for relay in &rig.relays {
             eventually("a relay that is told", async || {
                 let answer = relay.get("/readyz").await;

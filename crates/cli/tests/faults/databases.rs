@@ -14,6 +14,7 @@ async fn a_database_whose_processes_were_all_killed_is_waited_for() {
     let Some(mut server) = PostgresServer::start(&[]).await else { return };
     let Some(mut rig) = Rig::start_at("PostgreSQL killed", &server).await else { return };
     for _ in 0..rounds {
+        rig.burst().await;
         server.kill_all();
         rig.interrupt(RELAYS);
         tokio::time::sleep(down_for).await;
@@ -31,8 +32,12 @@ async fn connections_of_relays_that_the_database_terminates_are_replaced() {
     let Some(server) = PostgresServer::start(&[]).await else { return };
     let Some(mut rig) = Rig::start_at("connections terminated", &server).await else { return };
     let begun = Instant::now();
-    let mut terminated = 0;
+    let (mut terminated, mut rounds) = (0, 0);
     while begun.elapsed() < lasts {
+        if rounds % 20 == 0 {
+            rig.burst().await;
+        }
+        rounds += 1;
         terminated += rig
             .database
             .count(

@@ -38,6 +38,7 @@ async fn an_outage_of_one_destination_costs_no_attempt_and_leaves_the_other_alon
     let before = Rate::begin(other.messages(&jetstream).await);
     tokio::time::sleep(down_for / 4).await;
     let before = before.end(other.messages(&jetstream).await);
+    rig.burst().await;
     nats.kill();
     rig.interrupt(RELAYS);
     let during = Rate::begin(other.messages(&jetstream).await);

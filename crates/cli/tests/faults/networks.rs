@@ -63,6 +63,7 @@ async fn connections_to_the_database_that_are_cut_are_made_again() {
     let Some((mut rig, proxies)) = rig else { return };
     for round in 0..rounds {
         let some = some(&proxies, round);
+        rig.burst().await;
         rig.interrupt(some.len());
         for proxy in some {
             proxy.refuse();
@@ -84,6 +85,7 @@ async fn a_database_that_falls_silent_one_way_is_waited_for() {
     let Some((mut rig, proxies)) = rig else { return };
     for round in 0..rounds {
         let some = some(&proxies, round);
+        rig.burst().await;
         rig.interrupt(some.len());
         let direction = if round % 4 < 2 { Direction::ToClient } else { Direction::ToServer };
         some.iter().for_each(|proxy| proxy.hold(direction));
@@ -108,6 +110,7 @@ async fn answers_of_the_database_that_are_lost_are_asked_for_again() {
     let Some((mut rig, proxies)) = rig else { return };
     for round in 0..rounds {
         let some = some(&proxies, round);
+        rig.burst().await;
         rig.interrupt(some.len());
         some.iter().for_each(|proxy| proxy.lose(Direction::ToClient));
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -127,6 +130,7 @@ async fn acknowledgements_that_are_lost_repeat_events_and_blame_none() {
     let Some((mut rig, proxies)) = rig else { return };
     for round in 0..rounds {
         let some = some(&proxies, round);
+        rig.burst().await;
         some.iter().for_each(|proxy| proxy.lose(Direction::ToClient));
         tokio::time::sleep(SILENCE).await;
         some.iter().for_each(Proxy::pass);
@@ -148,6 +152,7 @@ async fn connections_to_the_broker_that_are_cut_are_made_again() {
     let Some((mut rig, proxies)) = rig else { return };
     for round in 0..rounds {
         let some = some(&proxies, round);
+        rig.burst().await;
         rig.interrupt(some.len());
         for proxy in some {
             proxy.refuse();

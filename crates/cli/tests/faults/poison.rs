@@ -17,6 +17,7 @@ async fn poison_on_the_hottest_key_holds_back_that_key_until_somebody_acts() {
     for _ in 0..rounds {
         for is_mended in [true, false] {
             let id = store_poison(&rig.database).await;
+            rig.burst().await;
             eventually("a dead letter", async || is_dead(&rig.database, &id).await).await;
             rig.progress().await;
             eventually("a key that waits", async || rig.database.count(&waiting).await > 20).await;

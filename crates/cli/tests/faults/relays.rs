@@ -15,7 +15,8 @@ async fn killed_relays_are_made_up_for_by_the_others_and_by_their_next_start() {
     let Some(mut rig) = Rig::start("relays killed").await else { return };
     let mut kills = 0;
     for round in 1..=rounds {
-        tokio::time::sleep(up_to(300)).await;
+        rig.burst().await;
+        tokio::time::sleep(up_to(100)).await;
         // Now and then all of them at once.
         let victims = if round % 3 == 0 { 0..RELAYS } else { one_of(RELAYS) };
         for victim in victims.clone() {
@@ -52,7 +53,8 @@ async fn a_relay_that_wakes_after_its_lease_records_nothing_of_what_others_took_
         let zombie = round % RELAYS;
         eventually("shards of it", async || witness::shards_of(&rig.database, zombie).await > 0)
             .await;
-        tokio::time::sleep(up_to(300)).await;
+        rig.burst().await;
+        tokio::time::sleep(up_to(100)).await;
         rig.relays[zombie].freeze().await;
         rig.interrupt(1);
         rig.recover().await;
@@ -88,6 +90,9 @@ async fn relays_that_join_and_leave_all_the_time_keep_every_promise() {
             continue;
         }
         left += 1;
+        if left % 5 == 0 {
+            rig.burst().await;
+        }
         if is_asked {
             // While it starts, the signal ends it the hard way.
             rig.interrupt(1);

@@ -58,6 +58,7 @@ pub(crate) struct Rig {
     pub(crate) tap: Option<Tap>,
     /// How often a relay was in a state in which what it held may be delivered again.
     interruptions: usize,
+    bursts: usize,
     /// Whether events may be blamed.
     pub(crate) has_poison: bool,
 }
@@ -119,6 +120,7 @@ impl Rig {
             recoveries: Vec::new(),
             tap,
             interruptions: 0,
+            bursts: 0,
             has_poison: false,
         };
         rig.progress().await;
@@ -128,6 +130,23 @@ impl Rig {
     /// Returns when a good many events more have arrived.
     pub(crate) async fn progress(&mut self) {
         let enough = self.delivered().await + sized(200, 2_000);
+        eventually("deliveries", async || self.delivered().await >= enough).await;
+    }
+
+    /// Stores many events of new keys at once and returns while relays are busy with them: what
+    /// breaks now breaks in the middle of something.
+    pub(crate) async fn burst(&mut self) {
+        self.bursts += 1;
+        let (burst, events, keys) = (self.bursts, sized(1_000, 8_000), sized(100, 500));
+        self.database
+            .run(&format!(
+                "insert into outbox_events (aggregate_id, event_type, event_data)
+                 select md5('burst ' || {burst} || ' ' || n % {keys})::uuid, 'burst',
+                        jsonb_build_object('number', n / {keys} + 1, 'note', repeat('x', 100))
+                   from generate_series(0, {events} - 1) as n"
+            ))
+            .await;
+        let enough = self.delivered().await + 50;
         eventually("deliveries", async || self.delivered().await >= enough).await;
     }
 

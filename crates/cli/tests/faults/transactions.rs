@@ -25,6 +25,7 @@ async fn a_transaction_open_for_long_is_delivered_in_order_whichever_relay_saw_i
     rig.progress().await;
     // The next relays meet the transaction when it is old, and its numbers far below all others.
     for relay in 0..RELAYS {
+        rig.burst().await;
         rig.relays[relay].kill();
         rig.interrupt(1);
         rig.relays[relay].start();
@@ -50,7 +51,7 @@ async fn prepared_transactions_are_delivered_when_they_are_committed_even_after_
         let first = round * 20 + 1;
         prepare(&rig.database, "committed", first).await;
         prepare(&rig.database, "rolled_back", 1_000_000).await;
-        rig.progress().await;
+        rig.burst().await;
         server.kill_all();
         rig.interrupt(RELAYS);
         server.restart().await;
