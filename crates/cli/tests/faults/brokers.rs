@@ -6,7 +6,7 @@ use async_nats::jetstream::stream::{self, DiscardPolicy};
 use posthaste_testkit::servers::{NatsServer, shared_nats};
 
 use crate::rig::{RELAYS, Rig, relay_config};
-use crate::support::{Database, Stream, eventually, sized};
+use crate::support::{Database, Relay, Stream, eventually, sized};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_was_killed_costs_no_attempt() {
@@ -47,7 +47,12 @@ async fn a_stream_without_space_costs_no_attempt_and_takes_all_when_it_has_some(
     let mut rig = Rig::start_on("broker full", database, stream, &[relay_config()]).await;
     rig.tap = None;
     for _ in 0..rounds {
+        // Else what arrives meanwhile could be over the limit at once.
+        for relay in &rig.relays {
+            relay.freeze().await;
+        }
         limit(&rig.stream, Some(sized(300_000, 3_000_000))).await;
+        rig.relays.iter().for_each(Relay::thaw);
         rig.burst().await;
         for relay in &rig.relays {
             eventually("a relay that is told", async || {

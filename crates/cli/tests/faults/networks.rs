@@ -8,7 +8,9 @@ use crate::rig::{RELAYS, Rig, relay_config};
 use crate::support::{Database, RelayConfig, Stream, sized};
 
 /// Longer than a lease: a relay that cannot renew it is made up for by the others.
-const SILENCE: Duration = Duration::from_secs(4);
+fn silence() -> Duration {
+    sized(Duration::from_secs(4), Duration::from_secs(8))
+}
 
 /// A rig whose relays reach PostgreSQL through a proxy each.
 async fn before_database(name: &str, server: &PostgresServer) -> Option<(Rig, Vec<Proxy>)> {
@@ -89,7 +91,7 @@ async fn a_database_that_falls_silent_one_way_is_waited_for() {
         rig.interrupt(some.len());
         let direction = if round % 4 < 2 { Direction::ToClient } else { Direction::ToServer };
         some.iter().for_each(|proxy| proxy.hold(direction));
-        tokio::time::sleep(SILENCE).await;
+        tokio::time::sleep(silence()).await;
         if some.len() < RELAYS {
             rig.recover().await;
         }
@@ -97,7 +99,7 @@ async fn a_database_that_falls_silent_one_way_is_waited_for() {
         rig.recover().await;
         rig.progress().await;
     }
-    let seconds = SILENCE.as_secs();
+    let seconds = silence().as_secs();
     rig.finish(&format!("{rounds} times questions or answers held for {seconds} s")).await;
 }
 
@@ -132,14 +134,14 @@ async fn acknowledgements_that_are_lost_repeat_events_and_blame_none() {
         let some = some(&proxies, round);
         rig.burst().await;
         some.iter().for_each(|proxy| proxy.lose(Direction::ToClient));
-        tokio::time::sleep(SILENCE).await;
+        tokio::time::sleep(silence()).await;
         some.iter().for_each(Proxy::pass);
         // What was in flight is sent again, and probes of the silent server once in a second.
         rig.interrupt(2 * some.len());
         rig.recover().await;
         rig.progress().await;
     }
-    let seconds = SILENCE.as_secs();
+    let seconds = silence().as_secs();
     rig.finish(&format!("{rounds} times for {seconds} s; of one relay or of all; then reset"))
         .await;
 }

@@ -39,6 +39,8 @@ pub(crate) fn relay_config() -> RelayConfig {
     RelayConfig {
         destination: "ack_timeout = \"1s\"",
         ops: "stall_after = \"1s\"",
+        // A short run has no time for many leases of the default length.
+        relay: sized("lease_ttl = \"2s\"", ""),
         ..RelayConfig::default()
     }
 }
