@@ -73,6 +73,40 @@ async fn a_relay_that_wakes_after_its_lease_records_nothing_of_what_others_took_
     assert_eq!(by_others, 0, "of {settled}");
 }
 
+/// What it has open in the database then must end without it: others wait for the same locks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_frozen_while_shards_change_hands_stops_no_other() {
+    let rounds = sized(1, 4);
+    let Some(nats) = shared_nats().await else { return };
+    let Some(server) = PostgresServer::start(&[]).await else { return };
+    let database = Database::create_at(&server).await;
+    let stream = Stream::create_forgetful(&nats).await;
+    let configs = witness::configure(&database, &server).await;
+    let name = "relay frozen while shards change hands";
+    let mut rig = Rig::start_on(name, database, stream, &configs).await;
+    for round in 0..rounds {
+        let (zombie, victim) = (round % RELAYS, (round + 1) % RELAYS);
+        rig.relays[zombie].terminate().await;
+        witness::slow_down(&rig.database, zombie, true).await;
+        rig.relays[zombie].start();
+        eventually("a relay that joins", async || witness::is_joining(&rig.database, zombie).await)
+            .await;
+        rig.relays[zombie].freeze().await;
+        rig.relays[victim].kill();
+        rig.interrupt(2);
+        rig.recover().await;
+        rig.relays[zombie].thaw();
+        witness::slow_down(&rig.database, zombie, false).await;
+        rig.relays[victim].start();
+        rig.recover().await;
+        rig.progress().await;
+    }
+    let (_, by_others) = witness::settlements(&rig.database).await;
+    let done = "SIGSTOP of a relay that joins and kill -9 of another one; then SIGCONT";
+    rig.finish(&format!("{rounds} times {done}")).await;
+    assert_eq!(by_others, 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn relays_that_join_and_leave_all_the_time_keep_every_promise() {
     let lasts = sized(Duration::from_secs(5), Duration::from_secs(60));

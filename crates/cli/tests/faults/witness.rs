@@ -10,11 +10,13 @@ use crate::support::{Database, RelayConfig};
 
 const TRIGGERS: &str = "
     create table witness_relays (relay uuid primary key, login text not null);
+    create table witness_slow (login text primary key);
     create table witness_settlements (id uuid not null, owner uuid, login text not null);
 
     create function witness_relay() returns trigger language plpgsql as $$
     begin
         insert into witness_relays values (new.relay, session_user) on conflict do nothing;
+        perform pg_sleep(0.5) from witness_slow where login = session_user and tg_op = 'INSERT';
         return null;
     end $$;
     create trigger witness after insert or update on outbox_relays
@@ -58,6 +60,30 @@ pub(crate) async fn settlements(database: &Database) -> (u64, u64) {
         )
         .await;
     (all, by_others)
+}
+
+/// Makes joining take half a second for this relay, so that it can be met at it.
+pub(crate) async fn slow_down(database: &Database, relay: usize, is_slow: bool) {
+    let login = login(relay);
+    let change = if is_slow {
+        format!("insert into witness_slow values ('{login}')")
+    } else {
+        format!("delete from witness_slow where login = '{login}'")
+    };
+    database.run(&change).await;
+}
+
+/// Whether this relay joins at this moment, slowly.
+pub(crate) async fn is_joining(database: &Database, relay: usize) -> bool {
+    database
+        .count(&format!(
+            "select count(*) from pg_stat_activity \
+              where usename = '{}' and wait_event = 'PgSleep' \
+                and datname = current_database()",
+            login(relay)
+        ))
+        .await
+        > 0
 }
 
 /// How many shards this relay owns.
