@@ -10,8 +10,8 @@ use crate::support::{Database, Relay, Stream, eventually, sized};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_was_killed_costs_no_attempt() {
-    let rounds = sized(2, 6);
-    let down_for = sized(Duration::from_secs(1), Duration::from_secs(8));
+    let rounds = sized(2, 4);
+    let down_for = sized(Duration::from_secs(1), Duration::from_secs(5));
     let Some(mut nats) = NatsServer::start("").await else { return };
     let Some(database) = Database::create().await else { return };
     let stream = Stream::create_forgetful(&nats.url()).await;
@@ -33,8 +33,8 @@ async fn a_broker_that_was_killed_costs_no_attempt() {
 /// own fault then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_without_space_costs_no_attempt_and_takes_all_when_it_has_some() {
-    let rounds = sized(2, 5);
-    let lasts = sized(Duration::from_secs(2), Duration::from_secs(15));
+    let rounds = sized(2, 3);
+    let lasts = sized(Duration::from_secs(2), Duration::from_secs(10));
     let Some(nats) = shared_nats().await else { return };
     let Some(database) = Database::create().await else { return };
     let stream = Stream::named(&nats);

@@ -9,8 +9,8 @@ use crate::support::sized;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_whose_processes_were_all_killed_is_waited_for() {
-    let rounds = sized(2, 6);
-    let down_for = sized(Duration::from_secs(1), Duration::from_secs(8));
+    let rounds = sized(2, 4);
+    let down_for = sized(Duration::from_secs(1), Duration::from_secs(5));
     let Some(mut server) = PostgresServer::start(&[]).await else { return };
     let Some(mut rig) = Rig::start_at("PostgreSQL killed", &server).await else { return };
     for _ in 0..rounds {
@@ -28,7 +28,7 @@ async fn a_database_whose_processes_were_all_killed_is_waited_for() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_of_relays_that_the_database_terminates_are_replaced() {
-    let lasts = sized(Duration::from_secs(4), Duration::from_secs(45));
+    let lasts = sized(Duration::from_secs(4), Duration::from_secs(30));
     let Some(server) = PostgresServer::start(&[]).await else { return };
     let Some(mut rig) = Rig::start_at("connections terminated", &server).await else { return };
     let begun = Instant::now();

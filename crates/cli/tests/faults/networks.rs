@@ -59,7 +59,7 @@ fn some(proxies: &[Proxy], round: usize) -> &[Proxy] {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_to_the_database_that_are_cut_are_made_again() {
-    let rounds = sized(4, 12);
+    let rounds = sized(4, 8);
     let Some(server) = PostgresServer::start(&[]).await else { return };
     let rig = before_database("database connections cut", &server).await;
     let Some((mut rig, proxies)) = rig else { return };
@@ -81,7 +81,7 @@ async fn connections_to_the_database_that_are_cut_are_made_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_falls_silent_one_way_is_waited_for() {
-    let rounds = sized(2, 8);
+    let rounds = sized(2, 4);
     let Some(server) = PostgresServer::start(&[]).await else { return };
     let rig = before_database("database silent one way", &server).await;
     let Some((mut rig, proxies)) = rig else { return };
@@ -106,7 +106,7 @@ async fn a_database_that_falls_silent_one_way_is_waited_for() {
 /// What the relay recorded may be recorded, and what it asked for done: it cannot know.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_of_the_database_that_are_lost_are_asked_for_again() {
-    let rounds = sized(4, 12);
+    let rounds = sized(4, 8);
     let Some(server) = PostgresServer::start(&[]).await else { return };
     let rig = before_database("database answers lost", &server).await;
     let Some((mut rig, proxies)) = rig else { return };
@@ -126,7 +126,7 @@ async fn answers_of_the_database_that_are_lost_are_asked_for_again() {
 /// JetStream has the events, and the relay cannot know: they arrive again, and count no attempt.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledgements_that_are_lost_repeat_events_and_blame_none() {
-    let rounds = sized(2, 10);
+    let rounds = sized(2, 4);
     let Some(nats) = NatsServer::start("").await else { return };
     let rig = before_broker("acknowledgements lost", &nats).await;
     let Some((mut rig, proxies)) = rig else { return };
@@ -148,7 +148,7 @@ async fn acknowledgements_that_are_lost_repeat_events_and_blame_none() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_to_the_broker_that_are_cut_are_made_again() {
-    let rounds = sized(4, 20);
+    let rounds = sized(4, 8);
     let Some(nats) = NatsServer::start("").await else { return };
     let rig = before_broker("broker connections cut", &nats).await;
     let Some((mut rig, proxies)) = rig else { return };

@@ -7,7 +7,7 @@ use crate::support::{Database, account_id, eventually, sized};
 /// it lets the key go on in order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn poison_on_the_hottest_key_holds_back_that_key_until_somebody_acts() {
-    let rounds = sized(1, 4);
+    let rounds = sized(1, 2);
     let Some(mut rig) = Rig::start("poison on the hottest key").await else { return };
     rig.has_poison = true;
     let hot = account_id(0);

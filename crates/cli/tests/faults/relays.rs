@@ -11,7 +11,7 @@ use crate::witness;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_relays_are_made_up_for_by_the_others_and_by_their_next_start() {
-    let rounds = sized(3, 15);
+    let rounds = sized(3, 9);
     let Some(mut rig) = Rig::start("relays killed").await else { return };
     let mut kills = 0;
     for round in 1..=rounds {
@@ -42,7 +42,7 @@ async fn killed_relays_are_made_up_for_by_the_others_and_by_their_next_start() {
 /// it must neither record nor, in a way that shows, send any of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_that_wakes_after_its_lease_records_nothing_of_what_others_took_over() {
-    let rounds = sized(3, 12);
+    let rounds = sized(3, 6);
     let Some(nats) = shared_nats().await else { return };
     let Some(server) = PostgresServer::start(&[]).await else { return };
     let database = Database::create_at(&server).await;
@@ -76,7 +76,7 @@ async fn a_relay_that_wakes_after_its_lease_records_nothing_of_what_others_took_
 /// What it has open in the database then must end without it: others wait for the same locks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_frozen_while_shards_change_hands_stops_no_other() {
-    let rounds = sized(1, 4);
+    let rounds = sized(1, 2);
     let Some(nats) = shared_nats().await else { return };
     let Some(server) = PostgresServer::start(&[]).await else { return };
     let database = Database::create_at(&server).await;
@@ -109,7 +109,7 @@ async fn a_relay_frozen_while_shards_change_hands_stops_no_other() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn relays_that_join_and_leave_all_the_time_keep_every_promise() {
-    let lasts = sized(Duration::from_secs(5), Duration::from_secs(60));
+    let lasts = sized(Duration::from_secs(5), Duration::from_secs(40));
     let Some(mut rig) = Rig::start("lease storm").await else { return };
     let begun = Instant::now();
     let (mut joined, mut left) = (0, 0);

@@ -43,7 +43,7 @@ async fn a_transaction_open_for_long_is_delivered_in_order_whichever_relay_saw_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn prepared_transactions_are_delivered_when_they_are_committed_even_after_a_crash() {
-    let rounds = sized(1, 5);
+    let rounds = sized(1, 3);
     let settings = ["max_prepared_transactions=10"];
     let Some(mut server) = PostgresServer::start(&settings).await else { return };
     let Some(mut rig) = Rig::start_at("prepared transaction", &server).await else { return };
