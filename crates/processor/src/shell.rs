@@ -55,7 +55,8 @@ impl Shell {
             Machine::new(Arc::clone(&self.routes), self.settings.clone(), shares, seed);
         let mut answers: JoinSet<Input> = JoinSet::new();
         let clock = Clock::start();
-        let relay = Relay { id: Uuid::new_v4(), name: name_of_process(), clock };
+        let send_until = watch::Sender::new(Duration::ZERO);
+        let relay = Relay { id: Uuid::new_v4(), name: name_of_process(), clock, send_until };
         let woken = Arc::new(Notify::new());
         let mut chores = JoinSet::new();
         chores.spawn(forward_wakes(Arc::clone(&self.repository), Arc::clone(&woken)));
@@ -66,7 +67,11 @@ impl Shell {
             // One moment for all questions: what falls due after it is a deadline, and nothing can
             // fall due between two of them unseen.
             let now = clock.now();
-            for command in machine.commands(now) {
+            let commands = machine.commands(now);
+            relay.send_until.send_if_modified(|until| {
+                std::mem::replace(until, machine.send_until()) != machine.send_until()
+            });
+            for command in commands {
                 self.execute(command, &relay, &mut answers, &mut error, until);
             }
             self.shared.observe(&machine);
@@ -180,14 +185,20 @@ impl Shell {
             }
             Command::Publish { destination, batch, not_after } => {
                 let routes = Arc::clone(&self.routes);
-                let clock = relay.clock;
+                let (clock, send_until) = (relay.clock, relay.send_until.subscribe());
                 answers.spawn(async move {
                     // The process may have been stopped since the machine decided.
                     if clock.now() >= not_after {
                         return Input::NotSent { destination, batch };
                     }
                     let to = &routes.destinations()[destination];
-                    let results = telemetry::publish(to, &batch.events).await;
+                    let results = tokio::select! {
+                        results = telemetry::publish(to, &batch.events) => results,
+                        // A call may go on sending for long; not past the lease.
+                        () = lease_ends(clock, send_until) => {
+                            return Input::NotSent { destination, batch };
+                        }
+                    };
                     Input::Published { destination, batch, results }
                 });
             }
@@ -260,6 +271,27 @@ struct Relay {
     id: Uuid,
     name: Box<str>,
     clock: Clock,
+    /// Nothing may be sent from then on; it moves on with every renewal of the lease.
+    send_until: watch::Sender<Duration>,
+}
+
+/// Completes when the lease is over that may be renewed any time.
+async fn lease_ends(clock: Clock, mut send_until: watch::Receiver<Duration>) {
+    loop {
+        let until = *send_until.borrow_and_update();
+        if clock.now() >= until {
+            return;
+        }
+        tokio::select! {
+            () = clock.sleep_until(Some(until)) => {}
+            changed = send_until.changed() => {
+                // The run is over; whoever drops this call sees to it.
+                if changed.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
 }
 
 /// Host and process id.

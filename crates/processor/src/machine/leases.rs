@@ -37,6 +37,9 @@ pub(super) struct Leases {
     renew_at: Duration,
     /// Shards are not given back before: the store may have had no time for it just now.
     release_at: Duration,
+    /// The database failed then: it may be another one that answers next, and knows nothing of this
+    /// lease.
+    doubted_at: Option<Duration>,
     /// When the request under way was made.
     asked_at: Option<Duration>,
     /// Events in flight.
@@ -68,6 +71,7 @@ impl Leases {
             send_until: if alone { Duration::MAX } else { Duration::ZERO },
             renew_at: if alone { Duration::MAX } else { Duration::ZERO },
             release_at: Duration::ZERO,
+            doubted_at: None,
             asked_at: None,
             in_flight: [0; Shard::COUNT],
             lapsed: false,
@@ -111,7 +115,7 @@ impl Leases {
     }
 
     pub(super) fn may_send(&self, now: Duration) -> bool {
-        now < self.send_until
+        now < self.send_until && self.doubted_at.is_none()
     }
 
     pub(super) fn sent(&mut self, shard: Shard) {
@@ -160,6 +164,10 @@ impl Leases {
         self.send_until = asked_at + (ttl - ttl / MARGIN);
         self.renew_at = asked_at + ttl / RENEWALS;
         self.release_at = asked_at + ttl / RELEASES;
+        self.doubted_at = self.doubted_at.filter(|doubted| asked_at < *doubted);
+        if self.doubted_at.is_some() {
+            self.renew_at = asked_at;
+        }
         (self.fair_share, self.relays) = (lease.fair_share, lease.relays);
         let mut changes = Changes::default();
         let mut held = [None; Shard::COUNT];
@@ -191,9 +199,17 @@ impl Leases {
     }
 
     /// The request failed: it is asked again after the store's pause.
-    pub(super) fn failed(&mut self, now: Duration) {
+    pub(super) fn failed(&mut self) {
         self.asked_at = None;
-        self.renew_at = self.renew_at.min(now);
+    }
+
+    /// The database failed. A standby that was behind may take over and give the shards to others, so
+    /// nothing is sent before it has confirmed the lease.
+    pub(super) fn doubt(&mut self, now: Duration) {
+        if self.ttl.is_some() {
+            self.doubted_at = Some(now);
+            self.renew_at = self.renew_at.min(now);
+        }
     }
 
     /// Whether this relay has what it is entitled to: nothing more comes to it.
@@ -204,7 +220,7 @@ impl Leases {
 
     /// Whether the right to send ended since this was asked last, or began again.
     fn lapse_changed(&mut self, now: Duration) -> Option<bool> {
-        let lapsed = self.send_until > Duration::ZERO && !self.may_send(now);
+        let lapsed = self.send_until > Duration::ZERO && now >= self.send_until;
         (std::mem::replace(&mut self.lapsed, lapsed) != lapsed).then_some(lapsed)
     }
 }
@@ -253,6 +269,11 @@ impl Machine {
         }
     }
 
+    /// Nothing may be sent from then on; it moves on with every renewal.
+    pub(crate) const fn send_until(&self) -> Duration {
+        self.leases.send_until()
+    }
+
     /// Shards that this relay delivers, and the relays that share the outbox.
     pub(crate) fn shards_and_relays(&self) -> (usize, usize) {
         (self.leases.active().len(), self.leases.relays)
@@ -293,6 +314,23 @@ mod tests {
         assert!(leases.may_send(asked + Duration::from_secs(3)));
         assert!(!leases.may_send(asked + Duration::from_secs(4)));
         assert!(leases.due().is_some_and(|due| due < asked + TTL / 2));
+    }
+
+    #[test]
+    fn after_a_failure_of_the_database_the_lease_is_confirmed_before_anything_is_sent() {
+        let mut leases = Leases::new(Some(TTL));
+        ask(&mut leases, Duration::ZERO);
+        leases.answered(&lease([(1, 1)], 1));
+        let renewal = leases.due().expect("a renewal");
+        ask(&mut leases, renewal);
+        let failure = renewal + Duration::from_millis(1);
+        leases.doubt(failure);
+        assert!(!leases.may_send(failure));
+        leases.answered(&lease([(1, 1)], 1));
+        assert!(!leases.may_send(failure), "what was asked before is no answer");
+        assert!(ask(&mut leases, failure).is_some(), "it asks at once");
+        leases.answered(&lease([(1, 1)], 1));
+        assert!(leases.may_send(failure));
     }
 
     #[test]

@@ -243,7 +243,7 @@ impl Machine {
                 self.leased(&lease);
             }
             Input::Leased(Err(error)) => {
-                self.leases.failed(now);
+                self.leases.failed();
                 self.database_failed(Work::Leasing, &error, now);
             }
             Input::Watermark(Ok(watermark)) => {
@@ -413,6 +413,7 @@ impl Machine {
     fn database_failed(&mut self, work: Work, error: &Error, now: Duration) {
         let random = self.random();
         self.database.failed(work, now, random);
+        self.leases.doubt(now);
         self.reports.push(Report::DatabaseFailed { error: error.report() });
     }
 

@@ -1,13 +1,16 @@
 //! A memory repository that tells a test of every call.
 
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use posthaste_core::memory::MemoryRepository;
 use posthaste_core::{
-    Backlog, DeadHead, Lease, LeaseRequest, OpenWriter, OutboxEvent, OutboxRepository, PendingPage,
-    PendingQuery, RepositoryCapabilities, Result, Seq, Settlement, Watermark,
+    Backlog, DeadHead, Error, ErrorKind, Lease, LeaseRequest, OpenWriter, OutboxEvent,
+    OutboxRepository, PendingPage, PendingQuery, RepositoryCapabilities, Result, Seq, Settlement,
+    Watermark,
 };
 use posthaste_testkit::faults::Operation;
 
@@ -20,7 +23,8 @@ pub(crate) struct Hooked {
     around: Arc<Around>,
     fetched: Arc<Fetched>,
     open_writers: Vec<OpenWriter>,
-    leases: bool,
+    /// How often a lease is granted, where there are leases.
+    leases: Option<Arc<AtomicUsize>>,
     stands_still: Arc<Mutex<Option<Duration>>>,
 }
 
@@ -32,7 +36,7 @@ impl Hooked {
             around: Arc::new(|_| {}),
             fetched: Arc::new(|_| {}),
             open_writers,
-            leases: false,
+            leases: None,
             stands_still: Arc::default(),
         }
     }
@@ -49,9 +53,10 @@ impl Hooked {
         self
     }
 
-    /// A store that several relays share, though there is but one.
-    pub(crate) fn leased(mut self) -> Self {
-        self.leases = true;
+    /// A store that several relays share, though there is but one. It grants so many leases and then
+    /// fails.
+    pub(crate) fn leased(mut self, times: usize) -> Self {
+        self.leases = Some(Arc::new(AtomicUsize::new(times)));
         self
     }
 
@@ -72,7 +77,11 @@ impl Hooked {
 impl OutboxRepository for Hooked {
     fn capabilities(&self) -> RepositoryCapabilities {
         let late_commits = !self.open_writers.is_empty();
-        RepositoryCapabilities { late_commits, leases: self.leases, ..self.inner.capabilities() }
+        RepositoryCapabilities {
+            late_commits,
+            leases: self.leases.is_some(),
+            ..self.inner.capabilities()
+        }
     }
 
     async fn check(&self) -> Result<()> {
@@ -133,6 +142,11 @@ impl OutboxRepository for Hooked {
 
     async fn lease(&self, request: &LeaseRequest) -> Result<Lease> {
         (self.around)(Operation::Lease);
+        let left = self.leases.as_ref().expect("a store with leases");
+        let granted = left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+        if granted.is_err() {
+            return Err(Error::new(ErrorKind::Unreachable, "renew lease", "no answer"));
+        }
         self.inner.lease(request).await
     }
 

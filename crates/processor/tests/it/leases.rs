@@ -38,7 +38,7 @@ async fn a_process_that_stood_still_asks_for_its_lease_before_it_sends() {
     let world = World::with(&[event("a", 0), event("b", 0)]).await;
     let calls = Arc::clone(&log);
     let repository = Hooked::new(world.outbox.clone())
-        .leased()
+        .leased(1_000)
         .stands_still(20 * SECOND)
         .around(move |operation| calls.lock().unwrap().push(format!("{operation:?}")));
     let bus = Logged { inner: world.delivered.clone(), log: Arc::clone(&log) };
@@ -52,4 +52,45 @@ async fn a_process_that_stood_still_asks_for_its_lease_before_it_sends() {
     let sent: Vec<usize> = (0..log.len()).filter(|at| log[*at] == "Publish").collect();
     let between = &log[sent[0]..sent[1]];
     assert!(between.iter().any(|call| call == "Lease"), "{log:?}");
+}
+
+/// Does not answer, and notes when nobody waits for it any more.
+struct Silent(Log);
+
+struct GivenUp<'l>(&'l Log);
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().push("given up".into());
+    }
+}
+
+#[async_trait]
+impl EventBus for Silent {
+    fn capabilities(&self) -> BusCapabilities {
+        BusCapabilities::new("silent")
+    }
+
+    async fn publish(&self, _: &[OutboxEvent]) -> Vec<PublishResult> {
+        let _given_up = GivenUp(&self.0);
+        std::future::pending().await
+    }
+}
+
+/// A call that lasts could go on sending beside another relay that has the keys by then.
+#[tokio::test(start_paused = true)]
+async fn a_call_under_way_is_given_up_when_the_lease_ends_and_not_before() {
+    for (leases, given_up) in [(1, true), (1_000, false)] {
+        let log = Log::default();
+        let world = World::with(&[event("a", 0)]).await;
+        let repository = Hooked::new(world.outbox.clone()).leased(leases);
+        let bus = Silent(Arc::clone(&log));
+        let builder = OutboxProcessor::builder(repository).bus(bus).settings(settings());
+        let processor = builder.build().unwrap();
+        processor.start().await.unwrap();
+        tokio::time::sleep(settings().lease_ttl).await;
+        assert_eq!(!log.lock().unwrap().is_empty(), given_up, "{leases} leases");
+        tokio::time::sleep(20 * settings().lease_ttl).await;
+        assert_eq!(log.lock().unwrap().len(), usize::from(given_up), "{leases} leases");
+    }
 }

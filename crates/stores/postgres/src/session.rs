@@ -59,9 +59,10 @@ impl Session {
         statement_timeout: Duration,
         operation: &'static str,
     ) -> Result<Self> {
-        // One round trip, and in one message, so that a pooler keeps both on one connection.
+        // Read committed, whatever the default is: whoever waited for a lock must see what was done
+        // under it. One round trip, and in one message, so that a pooler keeps both on one connection.
         let begin = format!(
-            "begin; set local statement_timeout = {}; \
+            "begin isolation level read committed; set local statement_timeout = {}; \
              set local idle_in_transaction_session_timeout = {}",
             statement_timeout.as_millis(),
             IDLE_TIMEOUT.as_millis()
