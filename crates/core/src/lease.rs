@@ -6,7 +6,8 @@
 //!   which its event was sent, and the store refuses it when that is over: a relay that was paused
 //!   past its lease cannot change what its successor works on.
 //! - A shard whose generation did not change was nobody else's meanwhile. So a relay that renews
-//!   late, and finds its generations unchanged, goes on with what it holds.
+//!   late, and finds its generations unchanged, goes on with what it holds. One that was removed as
+//!   dead has lost all, also what nobody took.
 
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub struct LeaseRequest {
     pub ttl: Duration,
     /// Shards to give back. One whose generation has changed is left alone.
     pub release: Vec<ShardLease>,
+    /// It is about to stop: its fair share is nothing, and others' are as if it were gone.
+    pub leaving: bool,
 }
 
 /// What a relay holds.

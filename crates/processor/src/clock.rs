@@ -47,8 +47,9 @@ impl Clock {
 fn suspended() -> Duration {
     use rustix::time::{ClockId, clock_gettime};
     let read = |clock| Duration::try_from(clock_gettime(clock)).unwrap_or_default();
-    let awake = read(ClockId::Monotonic);
-    read(ClockId::Boottime).saturating_sub(awake)
+    // In this order: whatever lies between the two makes it less, and the lease shorter, not longer.
+    let awake_and_suspended = read(ClockId::Boottime);
+    awake_and_suspended.saturating_sub(read(ClockId::Monotonic))
 }
 
 /// Unknown here: a lease may outlast a suspend by the relay's clock, and then what is sent late is

@@ -147,16 +147,21 @@ impl Shell {
     ) {
         let repository = Arc::clone(&self.repository);
         match command {
-            Command::Lease { release } => {
+            Command::Lease { release, leaving } => {
                 let request = LeaseRequest {
                     relay: relay.id,
                     name: relay.name.clone(),
                     ttl: self.settings.lease_ttl,
                     release,
+                    leaving,
                 };
                 answers.spawn(async move {
-                    let lease = telemetry::storage("lease", repository.lease(&request)).await;
-                    Input::Leased(lease)
+                    // An answer that takes longer than the lease is worth nothing.
+                    let call = telemetry::storage("lease", repository.lease(&request));
+                    let answer = tokio::time::timeout(request.ttl, call).await;
+                    Input::Leased(answer.unwrap_or_else(|_| {
+                        Err(Error::new(ErrorKind::Timeout, "renew lease", "no answer in time"))
+                    }))
                 });
             }
             Command::ReadWatermark => {

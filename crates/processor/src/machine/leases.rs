@@ -103,6 +103,11 @@ impl Leases {
         self.held[shard.index()] == Some(generation)
     }
 
+    /// Whether other relays may deliver the same outbox.
+    pub(super) const fn are_shared(&self) -> bool {
+        self.ttl.is_some()
+    }
+
     /// What a settlement has to name; `None` on a store without leases.
     pub(super) fn lease_of(&self, shard: Shard) -> Option<ShardLease> {
         self.ttl?;
@@ -147,6 +152,11 @@ impl Leases {
         }
         self.asked_at = Some(now);
         Some(release)
+    }
+
+    /// The relay stops: it asks at once, and is told to give everything back.
+    pub(super) fn hurry(&mut self, now: Duration) {
+        self.renew_at = self.renew_at.min(now);
     }
 
     /// When the lease is to be renewed.
@@ -254,6 +264,10 @@ impl Machine {
         self.reader.forget_shards(changes.lost);
         self.settling.drop_shards(changes.lost);
         self.nothing_to_record();
+        if self.leases.active().is_empty() {
+            // Nothing is read now, so nothing could tell that reading works.
+            self.database_answered(Work::Reading);
+        }
         if !changes.gained.is_empty() {
             self.reader.shards_gained();
         }

@@ -52,7 +52,7 @@ const CALLS_IN_FLIGHT: usize = 4;
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Renew the lease, and give back these shards; answer with [`Input::Leased`].
-    Lease { release: Vec<ShardLease> },
+    Lease { release: Vec<ShardLease>, leaving: bool },
     /// Read the watermark; answer with [`Input::Watermark`].
     ReadWatermark,
     /// Read dead letters; answer with [`Input::DeadHeads`].
@@ -236,6 +236,7 @@ impl Machine {
             Input::Wake => self.reader.wake(now),
             Input::Stop => {
                 self.stopping = true;
+                self.leases.hurry(now);
                 self.decide_undecided(now);
             }
             Input::Leased(Ok(lease)) => {
@@ -299,7 +300,8 @@ impl Machine {
         let mut commands = Vec::new();
         if self.database.may(Work::Leasing, now) {
             let request = self.leases.next_request(now, || self.settling.unrecorded_shards());
-            commands.extend(request.map(|release| Command::Lease { release }));
+            let leaving = self.stopping;
+            commands.extend(request.map(|release| Command::Lease { release, leaving }));
         }
         if self.database.may(Work::Recording, now) {
             commands.extend(self.settling.next_batch().map(Command::Settle));
@@ -324,6 +326,7 @@ impl Machine {
     pub(crate) fn next_deadline(&mut self, now: Duration) -> Option<Duration> {
         let mut times: Vec<Duration> = self.database.pauses_end().collect();
         times.extend(self.leases.due());
+        times.extend(Some(self.leases.send_until()).filter(|at| *at < Duration::MAX));
         if !self.stopping {
             times.extend([self.keys.next_wake(), self.limited_until].into_iter().flatten());
             times.extend(self.reader.due().into_iter().flatten());

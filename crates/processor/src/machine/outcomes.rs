@@ -210,6 +210,9 @@ impl Machine {
         // Only a retry leaves an event with an outcome that may still wait to be sent.
         let may_replace = held.event.retry_count() > 0;
         let lease = self.leases.lease_of(id.shard());
+        if lease.is_none() && self.leases.are_shared() {
+            return; // Another relay's: it has an outcome of its own.
+        }
         let settlement = Settlement { seq: held.seq, id: held.event.id(), lease, outcome };
         self.settling.add(settlement, may_replace);
     }

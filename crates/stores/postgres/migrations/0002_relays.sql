@@ -3,7 +3,8 @@ create table outbox_relays (
     relay       uuid primary key,
     name        text not null,
     joined_at   timestamptz not null default now(),
-    lease_until timestamptz not null
+    lease_until timestamptz not null,
+    leaving     boolean not null default false
 );
 
 -- Which relay delivers which keys. The generation rises whenever a shard is taken; a settlement names

@@ -32,7 +32,8 @@ const LEAVE: &str = "give back lease";
 macro_rules! state {
     () => {
         "select \
-            array(select relay from outbox_relays where lease_until > now() or relay = $1), \
+            array(select relay from outbox_relays \
+                  where (lease_until > now() and not leaving) or relay = $1), \
             array(select shard from outbox_shards where owner = $1 order by shard), \
             array(select generation from outbox_shards where owner = $1 order by shard), \
             exists (select from outbox_shards left join outbox_relays on relay = owner \
@@ -43,24 +44,31 @@ macro_rules! state {
 /// Renews, and looks. Without a row to renew there is no answer.
 const RENEW: &str = concat!(
     "with renewed as (update outbox_relays \
-         set lease_until = now() + $2 * interval '1 microsecond' where relay = $1 returning 1) ",
+         set lease_until = clock_timestamp() + $2 * interval '1 microsecond', leaving = $3 \
+         where relay = $1 returning 1) ",
     state!(),
     " where exists (select from renewed)"
 );
 
 const STATE: &str = state!();
 
-const LOCK: &str = "select pg_try_advisory_xact_lock(hashtext('posthaste.lease'))";
+const LOCK: &str = "\
+    select pg_try_advisory_xact_lock(hashtext('posthaste.lease'), hashtext(current_schema()))";
 
 const JOIN: &str = "\
-    insert into outbox_relays (relay, name, lease_until) \
-    values ($1, $3, now() + $2 * interval '1 microsecond') \
-    on conflict (relay) do update set lease_until = excluded.lease_until";
+    insert into outbox_relays (relay, lease_until, leaving, name) \
+    values ($1, clock_timestamp() + $2 * interval '1 microsecond', $3, $4) \
+    on conflict (relay) do update \
+        set lease_until = excluded.lease_until, leaving = excluded.leaving";
+
+/// Of a relay that was removed: whatever it held is not its own any more, taken or not.
+const GIVE_UP: &str = "update outbox_shards set owner = null where owner = $1";
 
 const RELEASE: &str = "\
-    update outbox_shards held set owner = null \
-    from unnest($2::smallint[], $3::bigint[]) as given (shard, generation) \
-    where held.owner = $1 and held.shard = given.shard and held.generation = given.generation";
+    update outbox_shards set owner = null where owner = $1 and shard in (\
+        select held.shard from outbox_shards held \
+        join unnest($2::smallint[], $3::bigint[]) as given (shard, generation) \
+        using (shard, generation) for no key update of held skip locked)";
 
 const REMOVE_DEAD: &str = "\
     delete from outbox_relays where relay in (\
@@ -82,28 +90,32 @@ const LEAVE_RELAY: &str = "\
     update outbox_shards set owner = null where owner = $1";
 
 pub(crate) async fn lease(outbox: &PostgresOutbox, request: &LeaseRequest) -> Result<Lease> {
-    let LeaseRequest { relay, ttl, release, .. } = request;
+    let LeaseRequest { relay, ttl, release, leaving, .. } = request;
     let ttl = i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX);
     // First and by itself, so that nobody's lease ends while it waits for another relay.
     let mut session = outbox.session(LEASE).await?;
-    let statement = session.statement(RENEW).bind(relay).bind(ttl);
+    let statement = session.statement(RENEW).bind(relay).bind(ttl).bind(leaving);
     let row = statement.fetch_optional(session.connection()).await.map_err(failed(LEASE))?;
     session.finish().await?;
-    let renewed = row.map(|row| read(&row, *relay)).transpose()?;
+    let renewed = row.map(|row| read(&row, request)).transpose()?;
     if let Some((lease, any_free)) = &renewed {
         let may_take = *any_free && lease.shards.len() < lease.fair_share;
         if release.is_empty() && !may_take {
             return Ok(lease.clone());
         }
     }
-    if let Some(lease) = change_hands(outbox, request, ttl).await? {
-        return Ok(lease);
+    match (change_hands(outbox, request, ttl, renewed.is_some()).await, renewed) {
+        (Ok(Some(lease)), _) => Ok(lease),
+        // Another relay is at it, or died half way: the next renewal tries again.
+        (Ok(None), Some((lease, _))) => Ok(lease),
+        (Ok(None), None) => Ok(Lease { shards: Vec::new(), fair_share: Shard::COUNT, relays: 1 }),
+        // It counts as alive, so it had better go on: its shards are nobody else's.
+        (Err(error), Some((lease, _))) => {
+            tracing::warn!(error = error.report(), "shards could not change hands");
+            Ok(lease)
+        }
+        (Err(error), None) => Err(error),
     }
-    // Another relay is at it, or died half way: the next renewal tries again.
-    Ok(renewed.map_or_else(
-        || Lease { shards: Vec::new(), fair_share: Shard::COUNT, relays: 1 },
-        |(lease, _)| lease,
-    ))
 }
 
 /// Joins, gives and takes. `None` when another relay holds the lock.
@@ -111,16 +123,22 @@ async fn change_hands(
     outbox: &PostgresOutbox,
     request: &LeaseRequest,
     ttl: i64,
+    is_known: bool,
 ) -> Result<Option<Lease>> {
-    let LeaseRequest { relay, name, release, .. } = request;
+    let LeaseRequest { relay, name, release, leaving, .. } = request;
     let mut session = outbox.transaction(outbox.statement_timeout(), LEASE).await?;
     let statement = session.statement(LOCK);
     let locked = statement.fetch_one(session.connection()).await;
     if !locked.and_then(|row| row.try_get(0)).map_err(failed(LEASE))? {
         return Ok(None);
     }
-    run(&mut session, |session| session.statement(JOIN).bind(relay).bind(ttl).bind(&**name))
-        .await?;
+    run(&mut session, |session| {
+        session.statement(JOIN).bind(relay).bind(ttl).bind(leaving).bind(&**name)
+    })
+    .await?;
+    if !is_known {
+        run(&mut session, |session| session.statement(GIVE_UP).bind(relay)).await?;
+    }
     if !release.is_empty() {
         let (shards, generations) = columns(release);
         run(&mut session, |session| {
@@ -129,14 +147,14 @@ async fn change_hands(
         .await?;
     }
     run(&mut session, |session| session.statement(REMOVE_DEAD).bind(relay)).await?;
-    let before = state(&mut session, *relay).await?;
+    let before = state(&mut session, request).await?;
     let missing = before.fair_share.saturating_sub(before.shards.len());
     let lease = if missing == 0 {
         before
     } else {
         let missing = i64::try_from(missing).unwrap_or(i64::MAX);
         run(&mut session, |session| session.statement(TAKE).bind(relay).bind(missing)).await?;
-        state(&mut session, *relay).await?
+        state(&mut session, request).await?
     };
     session.finish().await?;
     Ok(Some(lease))
@@ -157,14 +175,14 @@ async fn run<'q>(
     statement.execute(session.connection()).await.map(|_| ()).map_err(failed(LEASE))
 }
 
-async fn state(session: &mut Session, relay: Uuid) -> Result<Lease> {
-    let statement = session.statement(STATE).bind(relay);
+async fn state(session: &mut Session, request: &LeaseRequest) -> Result<Lease> {
+    let statement = session.statement(STATE).bind(request.relay);
     let row = statement.fetch_one(session.connection()).await.map_err(failed(LEASE))?;
-    read(&row, relay).map(|(lease, _)| lease)
+    read(&row, request).map(|(lease, _)| lease)
 }
 
 /// The lease, and whether there are shards that nobody alive owns.
-fn read(row: &PgRow, relay: Uuid) -> Result<(Lease, bool)> {
+fn read(row: &PgRow, request: &LeaseRequest) -> Result<(Lease, bool)> {
     let read = || -> sqlx::Result<_> {
         let alive: Vec<Uuid> = row.try_get(0)?;
         let shards: Vec<i16> = row.try_get(1)?;
@@ -181,7 +199,7 @@ fn read(row: &PgRow, relay: Uuid) -> Result<(Lease, bool)> {
     });
     let lease = Lease {
         shards: shards.collect::<Result<_>>()?,
-        fair_share: fair_share(&alive, relay),
+        fair_share: if request.leaving { 0 } else { fair_share(&alive, request.relay) },
         relays: alive.len(),
     };
     Ok((lease, any_free))

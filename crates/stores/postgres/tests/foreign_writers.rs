@@ -198,6 +198,7 @@ async fn a_relay_needs_no_more_rights_than_documented() {
         name: "relay".into(),
         ttl: std::time::Duration::from_secs(60),
         release: Vec::new(),
+        leaving: false,
     };
     assert!(relay.lease(&request).await.unwrap().shard_set().is_all());
     relay.leave(request.relay).await.unwrap();

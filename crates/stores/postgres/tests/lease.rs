@@ -17,7 +17,8 @@ use common::{TestDatabase, event, pending, run};
 
 async fn lease(outbox: &PostgresOutbox, relay: u128, ttl: Duration) -> Lease {
     let relay = Uuid::from_u128(relay);
-    let request = LeaseRequest { relay, name: "test".into(), ttl, release: Vec::new() };
+    let request =
+        LeaseRequest { relay, name: "test".into(), ttl, release: Vec::new(), leaving: false };
     outbox.lease(&request).await.unwrap()
 }
 
@@ -139,7 +140,12 @@ async fn a_relay_that_stands_still_while_it_takes_shards_holds_nobody_up() {
     let outbox = database.outbox().await;
     let held = lease(&outbox, 1, Duration::from_secs(600)).await;
     let mut frozen = database.connection().await;
-    run(&mut frozen, "begin; select pg_try_advisory_xact_lock(hashtext('posthaste.lease'))").await;
+    run(
+        &mut frozen,
+        "begin; select pg_try_advisory_xact_lock(hashtext('posthaste.lease'), \
+         hashtext(current_schema()))",
+    )
+    .await;
     assert_eq!(lease(&outbox, 1, Duration::from_secs(600)).await, held, "it renews");
     let newcomer = lease(&outbox, 2, Duration::from_secs(600)).await;
     assert!(newcomer.shards.is_empty() && newcomer.fair_share > 0, "it waits: {newcomer:?}");

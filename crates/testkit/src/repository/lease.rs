@@ -27,6 +27,7 @@ async fn lease<R: OutboxRepository>(
         name: format!("relay {relay}").into(),
         ttl,
         release: release.to_vec(),
+        leaving: false,
     };
     Ok(repository.lease(&request).await?)
 }
@@ -96,6 +97,31 @@ pub(super) async fn what_a_relay_leaves_is_free_at_once<H: RepositoryHarness>(
     repository.leave(Uuid::from_u128(1)).await?;
     let next = lease(&repository, 2, LONG, &[]).await?;
     ensure!(next.shard_set().is_all() && next.relays == 1, "{next:?}");
+    Ok(())
+}
+
+pub(super) async fn a_relay_that_is_leaving_gets_nothing_and_counts_for_nobody<
+    H: RepositoryHarness,
+>(
+    harness: &H,
+) -> anyhow::Result<()> {
+    let repository = harness.fresh().await?;
+    if !repository.capabilities().leases {
+        return Ok(());
+    }
+    let all = lease(&repository, 1, LONG, &[]).await?;
+    let request = LeaseRequest {
+        relay: Uuid::from_u128(1),
+        name: "leaving".into(),
+        ttl: LONG,
+        release: all.shards[..60].to_vec(),
+        leaving: true,
+    };
+    let left = repository.lease(&request).await?;
+    ensure!(left.shards == all.shards[60..] && left.fair_share == 0, "{left:?}");
+    let other = lease(&repository, 2, LONG, &[]).await?;
+    ensure!(other.shards.len() == 60, "what it gave back is free: {other:?}");
+    ensure!((other.fair_share, other.relays) == (64, 1), "{other:?}");
     Ok(())
 }
 

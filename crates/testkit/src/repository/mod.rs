@@ -99,6 +99,7 @@ pub async fn repository_suite<H: RepositoryHarness>(harness: &H) -> Report {
         lease::relays_share_evenly_once_the_surplus_is_given_back,
         lease::a_shard_taken_since_is_not_released_by_its_old_owner,
         lease::what_a_relay_leaves_is_free_at_once,
+        lease::a_relay_that_is_leaving_gets_nothing_and_counts_for_nobody,
         lease::a_relay_that_does_not_renew_loses_its_shards,
         lease::a_relay_that_renews_late_keeps_what_nobody_took,
         lease::a_settlement_under_a_lease_that_is_over_changes_nothing,

@@ -9,7 +9,7 @@ use uuid::Uuid;
 #[derive(Debug)]
 pub(super) struct Leases {
     /// Until when each relay counts as alive.
-    relays: BTreeMap<Uuid, Duration>,
+    relays: BTreeMap<Uuid, (Duration, bool)>,
     shards: [(Option<Uuid>, i64); Shard::COUNT],
 }
 
@@ -24,7 +24,7 @@ impl Leases {
         &mut self,
         relay: Uuid,
         ttl: Duration,
-        release: &[ShardLease],
+        (release, leaving): (&[ShardLease], bool),
         now: Duration,
     ) -> Lease {
         for given in release {
@@ -33,10 +33,18 @@ impl Leases {
                 *owner = None;
             }
         }
-        self.relays.retain(|_, until| *until > now);
-        self.relays.insert(relay, now + ttl);
-        let alive: Vec<Uuid> = self.relays.keys().copied().collect();
-        let fair_share = fair_share(&alive, relay);
+        if !self.relays.contains_key(&relay) {
+            for (owner, _) in &mut self.shards {
+                if *owner == Some(relay) {
+                    *owner = None;
+                }
+            }
+        }
+        self.relays.retain(|_, (until, _)| *until > now);
+        self.relays.insert(relay, (now + ttl, leaving));
+        let staying = self.relays.iter().filter(|(_, (_, leaving))| !leaving);
+        let alive: Vec<Uuid> = staying.map(|(id, _)| *id).collect();
+        let fair_share = if leaving { 0 } else { fair_share(&alive, relay) };
         let mut owned = self.owned(relay).len();
         for (owner, generation) in &mut self.shards {
             let free = owner.is_none_or(|owner| !self.relays.contains_key(&owner));
@@ -50,6 +58,10 @@ impl Leases {
             ShardLease { shard, generation }
         });
         Lease { shards: shards.collect(), fair_share, relays: alive.len() }
+    }
+
+    pub(super) fn has_row(&self, relay: Uuid) -> bool {
+        self.relays.contains_key(&relay)
     }
 
     pub(super) fn leave(&mut self, relay: Uuid) {
@@ -77,6 +89,6 @@ impl Leases {
         now: Duration,
     ) -> bool {
         self.shards[shard.index()] == (Some(relay), generation)
-            && self.relays.get(&relay).is_some_and(|until| *until > now)
+            && self.relays.get(&relay).is_some_and(|(until, _)| *until > now)
     }
 }

@@ -181,3 +181,35 @@ fn shares_are_fair_within_two_lease_times_of_every_change() {
     settle(&mut world, &mut relays);
     assert_eq!(relays.len(), 3);
 }
+
+/// Relays join and stop while events flow, and nothing fails: whoever takes over finds recorded what
+/// was sent before.
+#[test]
+fn a_shard_that_changes_hands_in_peace_sends_nothing_twice() {
+    for seed in 0..150 {
+        let mut world = World::new(seed);
+        (world.faults, world.slow_settle, world.keys) = (false, true, 100);
+        let mut relays = vec![Relay::start(&mut world, true)];
+        for _ in 0..3_000 {
+            let index = world.random.random_range(0..relays.len());
+            match world.random.random_range(0..1_000) {
+                0..100 => world.begin(),
+                100..300 => world.draw(),
+                300..400 => world.end(),
+                400..405 if relays.len() < 4 => relays.push(Relay::start(&mut world, true)),
+                405..409 => relays[index].stop(&world),
+                _ => {}
+            }
+            for relay in &mut relays {
+                for _ in 0..2 {
+                    relay.advance(&mut world);
+                }
+            }
+            world.let_pass(20);
+            bury_the_stopped(&mut relays, &mut world, true);
+            assert!(world.repeats.is_empty(), "seed {seed}: sent twice: {:?}", world.repeats);
+        }
+        heal_and_drain(&mut world, &mut relays, true);
+        assert!(world.repeats.is_empty(), "seed {seed}: sent twice: {:?}", world.repeats);
+    }
+}

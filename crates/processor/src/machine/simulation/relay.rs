@@ -122,6 +122,10 @@ impl Relay {
         if frozen && touches_process {
             return;
         }
+        let settles = matches!(self.way[index], OnItsWay::Asked(Command::Settle(_)));
+        if settles && world.slow_settle && world.random.random_bool(0.97) {
+            return;
+        }
         match self.way.swap_remove(index) {
             OnItsWay::Asked(command) => {
                 world.trace(|| format!("{} asked {command:?}", self.identity.id));

@@ -94,6 +94,8 @@ pub(super) struct World {
     /// First deliveries in order; and all ids seen.
     pub(super) first_deliveries: Vec<Seq>,
     pub(super) written: HashSet<Uuid>,
+    pub(super) repeats: Vec<Seq>,
+    pub(super) slow_settle: bool,
     pub(super) places: HashMap<Uuid, Seq>,
     /// Failed attempts the broker blamed on the event itself.
     pub(super) blamed: HashMap<Uuid, u32>,
@@ -127,6 +129,8 @@ impl World {
             tokens: 0,
             locked: HashSet::new(),
             first_deliveries: Vec::new(),
+            repeats: Vec::new(),
+            slow_settle: false,
             written: HashSet::new(),
             places: HashMap::new(),
             blamed: HashMap::new(),
@@ -266,10 +270,22 @@ impl World {
         let broken = || Error::new(ErrorKind::Unreachable, "simulate", "no answer");
         Some(match command {
             Command::Report(_) => return None,
-            Command::Lease { release } => {
+            // Its row is gone and another relay holds the lock: what lease.rs answers then.
+            Command::Lease { .. }
+                if self.faults
+                    && !self.leases.has_row(relay.id)
+                    && self.random.random_bool(0.5) =>
+            {
+                Input::Leased(Ok(posthaste_core::Lease {
+                    shards: Vec::new(),
+                    fair_share: Shard::COUNT,
+                    relays: 1,
+                }))
+            }
+            Command::Lease { release, leaving } => {
                 // The answer may be lost after the write, as with a settlement.
                 let lease = (!fails || self.random.random_bool(0.5))
-                    .then(|| self.leases.lease(relay.id, TTL, &release, self.now));
+                    .then(|| self.leases.lease(relay.id, TTL, (&release, leaving), self.now));
                 Input::Leased(lease.filter(|_| !fails).ok_or_else(broken))
             }
             Command::ReadWatermark if fails => Input::Watermark(Err(broken())),
@@ -305,8 +321,8 @@ impl World {
         let index = self.random.random_range(0..self.ghosts.len());
         match self.ghosts.swap_remove(index) {
             (relay, Command::Settle(settlements)) => self.settle(relay, &settlements),
-            (relay, Command::Lease { release }) => {
-                self.leases.lease(relay, TTL, &release, self.now);
+            (relay, Command::Lease { release, leaving }) => {
+                self.leases.lease(relay, TTL, (&release, leaving), self.now);
             }
             _ => unreachable!("nothing else outlives its process"),
         }
@@ -474,6 +490,8 @@ impl World {
         }
         if self.written.insert(event.id()) {
             self.first_deliveries.push(self.places[&event.id()]);
+        } else {
+            self.repeats.push(self.places[&event.id()]);
         }
         if (13..17).contains(&dice) { unavailable("answer lost") } else { Ok(()) }
     }
