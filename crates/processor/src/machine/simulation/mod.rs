@@ -140,7 +140,7 @@ fn check_shares(world: &World, relays: &[Relay]) {
 fn the_promises_hold_under_faults_for_thousands_of_seeds() {
     let number = |name| std::env::var(name).ok().and_then(|number| number.parse::<u64>().ok());
     let first = number("POSTHASTE_SIM_SEED").unwrap_or(0);
-    let seeds = number("POSTHASTE_SIM_SEEDS").unwrap_or(1_500);
+    let seeds = number("POSTHASTE_SIM_SEEDS").unwrap_or(4_000);
     for seed in first..first + seeds {
         let outcome = std::panic::catch_unwind(|| simulate(seed));
         if let Err(panic) = outcome {
