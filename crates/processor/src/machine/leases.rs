@@ -138,7 +138,7 @@ impl Leases {
         now: Duration,
         unrecorded: impl FnOnce() -> ShardSet,
     ) -> Option<Vec<ShardLease>> {
-        if self.asked_at.is_some() {
+        if self.ttl.is_none() || self.asked_at.is_some() {
             return None;
         }
         let mut release = Vec::new();
@@ -381,6 +381,7 @@ mod tests {
     fn a_store_without_leases_is_this_relays_alone() {
         let mut leases = Leases::new(None);
         assert!(leases.active().is_all() && leases.may_send(Duration::from_secs(1 << 40)));
+        leases.hurry(TTL);
         assert_eq!((ask(&mut leases, TTL), leases.due()), (None, None));
         assert!(leases.is_complete());
     }
