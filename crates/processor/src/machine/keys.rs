@@ -258,12 +258,18 @@ impl Keys {
         }
     }
 
-    /// Leaves what waits for a destination in the store, but for `keep` keys to probe with. Returns
-    /// the places of what is unheld now.
+    /// Leaves what waits for a destination in the store, but for the heads of `keep` keys to probe with:
+    /// not more of these, since one key may fill the memory. Returns the places of what is unheld now.
     pub(super) fn shelve(&mut self, destination: usize, keep: usize) -> Vec<Seq> {
         let mut dropped = Vec::new();
         let ready = &mut self.ready[destination];
         let shelved = ready.split_off(ready.len().min(keep));
+        let kept: Vec<KeyId> = ready.iter().copied().collect();
+        for id in kept {
+            if let Some(head) = self.keys.get(&id).and_then(Key::front).map(|head| head.seq) {
+                dropped.extend(self.drop_waiting_above(id, head));
+            }
+        }
         for id in shelved {
             let Some(key) = self.keys.get_mut(&id) else { continue };
             key.queued = false;

@@ -15,8 +15,8 @@ use posthaste_testkit::faults::{Fault, FaultyBus};
 use tokio::time::Instant;
 
 use crate::support::{
-    HOUR, MINUTE, SECOND, World, assert_first_deliveries_in_order, interleaved, settings, singles,
-    until,
+    HOUR, MINUTE, SECOND, World, assert_first_deliveries_in_order, builder, interleaved, numbers,
+    settings, singles, until,
 };
 
 #[tokio::test(start_paused = true)]
@@ -200,6 +200,22 @@ async fn many_wait_for_one_of_two(fault: Fault) {
     world.until_nothing_pending().await;
     assert_eq!(down.inner().published().len(), 1_900);
     assert!(world.outbox.events().iter().all(|event| event.retry_count() == 0));
+}
+
+/// The key that probes may be one that everything is written for.
+#[tokio::test(start_paused = true)]
+async fn a_single_key_of_a_destination_that_is_down_does_not_fill_the_memory_either() {
+    let hot = |number| builder("hot", number).destination("down").build().unwrap();
+    let world = World::with(&(0..2_000).map(hot).collect::<Vec<_>>()).await;
+    world.store(&of_types(["up.event"; 100].into_iter())).await;
+    let (_processor, down) = one_destination_fails(&world, Fault::Unavailable).await;
+    until("events behind a key of a dead destination flow", || {
+        world.delivered.published().len() == 100
+    })
+    .await;
+    down.script().clear();
+    world.until_nothing_pending().await;
+    assert_eq!(numbers(&down.inner().published(), "hot"), (0..2_000).collect::<Vec<_>>());
 }
 
 #[tokio::test(start_paused = true)]
