@@ -94,19 +94,19 @@ impl Tree {
     fn copy() -> Result<Self> {
         let folder = target_dir().join("mutants");
         let tree = Self { root: folder.join("tree"), build: folder.join("build") };
-        if tree.root.exists() {
-            std::fs::remove_dir_all(&tree.root).context("remove the copy of last time")?;
-        }
         let mut list = std::process::Command::new("git");
         list.args(["ls-files", "--cached", "--others", "--exclude-standard"]);
         for path in process::output(list.current_dir(workspace_root()))?.lines() {
             let (from, to) = (workspace_root().join(path), tree.root.join(path));
             if from.is_file() {
+                // Only what differs, so that little is built again; also what a run that was killed
+                // left defective.
+                let wanted = std::fs::read(&from)?;
+                if std::fs::read(&to).is_ok_and(|there| there == wanted) {
+                    continue;
+                }
                 std::fs::create_dir_all(to.parent().unwrap_or(Path::new("/")))?;
-                // With its time, so that nothing is built again for being copied.
-                std::fs::copy(&from, &to)?;
-                let time = std::fs::metadata(&from)?.modified()?;
-                std::fs::File::options().write(true).open(&to)?.set_modified(time)?;
+                std::fs::write(&to, wanted)?;
             }
         }
         Ok(tree)

@@ -22,6 +22,18 @@ async fn lease(outbox: &PostgresOutbox, relay: u128, ttl: Duration) -> Lease {
     outbox.lease(&request).await.unwrap()
 }
 
+async fn until_someone_waits_for_a_lock(database: &TestDatabase) {
+    let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
+                   and datname = current_database()";
+    for _ in 0..1_000 {
+        if database.value::<i64>(waiting).await > 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("nobody waits for what is held");
+}
+
 fn delivered(found: &posthaste_core::PendingEvent, lease: &Lease) -> (Settlement, ShardLease) {
     let shard = Shard::of(found.event.order_key());
     let lease = *lease.shards.iter().find(|lease| lease.shard == shard).unwrap();
@@ -54,11 +66,7 @@ async fn a_settlement_that_meets_a_change_of_hands_changes_nothing() {
         let outbox = outbox.clone();
         async move { outbox.settle(&[settlement]).await.unwrap() }
     });
-    let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
-                   and datname = current_database()";
-    while database.value::<i64>(waiting).await == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until_someone_waits_for_a_lock(&database).await;
     run(&mut taker, "commit").await;
     assert_eq!(zombie.await.unwrap(), 0);
     assert_eq!(pending(&outbox).await.len(), 1);
@@ -94,11 +102,7 @@ async fn a_relay_that_was_removed_while_it_renewed_is_told_so() {
         let outbox = outbox.clone();
         async move { lease(&outbox, 1, Duration::from_secs(600)).await }
     });
-    let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
-                   and datname = current_database()";
-    while database.value::<i64>(waiting).await == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until_someone_waits_for_a_lock(&database).await;
     run(&mut remover, "update outbox_shards set generation = generation + 1, owner = null; commit")
         .await;
     let renewed = renewal.await.unwrap();
