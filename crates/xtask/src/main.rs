@@ -1,5 +1,7 @@
-//! Developer commands: `cargo xtask services`, `test`, `promises`, `sim`, `mutants`, `tidy`.
+//! Developer commands: `cargo xtask services`, `test`, `promises`, `sim`, `mutants`,
+//! `bench`, `tidy`.
 
+mod bench;
 mod mutants;
 mod process;
 mod promises;
@@ -35,6 +37,8 @@ enum Command {
     Sim(sim::SimArguments),
     /// Takes one mechanism after the other out and shows which test misses it.
     Mutants(mutants::MutantsArguments),
+    /// Measures the released program beside the limits of database and broker.
+    Bench(bench::BenchArguments),
     /// Checks dependency direction, TLS providers, file lengths and forbidden text.
     Tidy,
 }
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         Command::Promises(arguments) => promises::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Mutants(arguments) => mutants::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Tidy => tidy::run(),
     };
     match outcome {
