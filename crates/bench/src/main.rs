@@ -72,6 +72,9 @@ struct Run {
     /// Waiting events, where a workload has a backlog.
     #[arg(long)]
     events: Option<u64>,
+    /// Of the contenders that drain, only those whose name holds this.
+    #[arg(long)]
+    only: Option<String>,
     #[arg(long, default_value_t = 1)]
     seed: u64,
     #[arg(long, default_value_t = 200)]
@@ -197,7 +200,10 @@ impl Run {
         let mut report = Report::new(name, caption, RATE);
         let workload = self.workload(100_000);
         report.set("events", workload.events);
-        drain::alternate(bed, &mut report, &workload, contenders, self.rounds()).await?;
+        let wanted =
+            |known: &Contender| self.only.as_ref().is_none_or(|text| known.name().contains(text));
+        let contenders: Vec<Contender> = contenders.iter().copied().filter(wanted).collect();
+        drain::alternate(bed, &mut report, &workload, &contenders, self.rounds()).await?;
         Ok(report)
     }
 
