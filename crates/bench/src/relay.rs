@@ -103,10 +103,21 @@ impl Relay {
         if let Some(status) = self.child.try_wait()? {
             anyhow::bail!("the relay ended by itself: {status}");
         }
-        let folder = PathBuf::from(format!("/proc/{}", self.child.id()));
+        Usage::of(&self.child.id().to_string())
+    }
+}
+
+impl Usage {
+    /// Of this process, loops by hand included.
+    pub(crate) fn own() -> Result<Self> {
+        Self::of("self")
+    }
+
+    fn of(process: &str) -> Result<Self> {
+        let folder = PathBuf::from(format!("/proc/{process}"));
         let stat = fs::read_to_string(folder.join("stat"))?;
         let status = fs::read_to_string(folder.join("status"))?;
-        Ok(Usage { cpu: cpu(&stat)?, peak_mb: peak_mb(&status)? })
+        Ok(Self { cpu: cpu(&stat)?, peak_mb: peak_mb(&status)? })
     }
 }
 
