@@ -146,7 +146,10 @@ impl Run {
             }
             .with_context(|| format!("{name:?}"))?;
             self.describe(&mut report);
-            report.save(&self.results)?;
+            // What is not a full result is never taken for one.
+            let partial = self.quick || self.only.is_some();
+            let folder = if partial { self.results.join("partial") } else { self.results.clone() };
+            report.save(&folder)?;
             println!("\n{}\n\n{}", report.workload, report.table());
         }
         Ok(())

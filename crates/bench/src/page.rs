@@ -21,6 +21,8 @@ pub(crate) fn write(results: &Path, page: &Path) -> Result<()> {
         .with_context(|| format!("{}: run the bench first", results.display()))?
         .collect::<std::io::Result<Vec<_>>>()?;
     files.sort_by_key(fs::DirEntry::file_name);
+    files.retain(|file| file.path().extension().is_some_and(|extension| extension == "json"));
+    anyhow::ensure!(!files.is_empty(), "{} holds no full result", results.display());
     for file in files {
         let report = Report::load(&file.path())?;
         let name = &report.workload;
