@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
 
 use bed::Bed;
 use drain::{Contender, RATE, Target};
@@ -112,13 +113,27 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         match Arguments::parse().command {
-            Command::Run(run) => run.all().await,
+            // Servers and relays end with the values that hold them: not when this process is ended.
+            Command::Run(run) => tokio::select! {
+                outcome = run.all() => outcome,
+                outcome = ended() => outcome,
+            },
             Command::Page { results, page } => page::write(&results, &page),
             Command::NullRelay { url, batch_size, max_concurrent_events } => {
                 null_relay::run(&url, batch_size, max_concurrent_events).await
             }
         }
     })
+}
+
+/// Completes when somebody ends the bench.
+async fn ended() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        outcome = tokio::signal::ctrl_c() => outcome?,
+        _ = terminate.recv() => {}
+    }
+    anyhow::bail!("ended by a signal")
 }
 
 impl Run {
