@@ -1,5 +1,7 @@
-//! Developer commands: `cargo xtask services`, `test`, `promises`, `faults`, `sim`, `mutants`, `tidy`.
+//! Developer commands: `cargo xtask services`, `test`, `promises`, `faults`, `sim`, `mutants`,
+//! `bench`, `tidy`.
 
+mod bench;
 mod faults;
 mod mutants;
 mod process;
@@ -39,6 +41,8 @@ enum Command {
     Sim(sim::SimArguments),
     /// Takes one mechanism after the other out and shows which test misses it.
     Mutants(mutants::MutantsArguments),
+    /// Measures the released program beside the limits of database and broker.
+    Bench(bench::BenchArguments),
     /// Checks dependency direction, TLS providers, file lengths and forbidden text.
     Tidy,
 }
@@ -63,6 +67,7 @@ fn main() -> ExitCode {
         Command::Faults(arguments) => faults::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Mutants(arguments) => mutants::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Tidy => tidy::run(),
     };
     match outcome {

@@ -57,7 +57,8 @@ macro_rules! pending_where {
     };
 }
 
-const AHEAD: &str = page_of!(pending_where!("seq > $3"));
+/// What a relay that has the outbox to itself asks where nothing can turn up late.
+pub const AHEAD: &str = page_of!(pending_where!("seq > $3"));
 const AT: &str = page_of!(pending_where!("seq = any($3)"));
 const OF_AGGREGATE: &str = page_of!(pending_where!(
     "seq > $3 and seq <= $4 and partition_key is null and aggregate_id = $5"

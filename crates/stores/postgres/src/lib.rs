@@ -54,3 +54,11 @@ pub use outbox::PostgresOutbox;
 pub use store::{lock_key, store_events};
 pub use transaction::PostgresTransaction;
 pub use waker::NOTIFY_CHANNEL;
+
+/// What nearly every read and every settlement runs, for `cargo xtask bench`, which measures what
+/// these statements alone cost. No part of the interface.
+#[doc(hidden)]
+pub mod statements {
+    pub use crate::fetch::AHEAD;
+    pub use crate::settle::DELIVERED;
+}

@@ -45,7 +45,7 @@ macro_rules! held {
 }
 
 /// All delivered: what nearly every batch is.
-pub(crate) const DELIVERED: &str = concat!(
+pub const DELIVERED: &str = concat!(
     "with ",
     held!(),
     " update outbox_events event set processed_at = now() \

@@ -19,7 +19,7 @@ const DIRECTIONS: [(&str, &[&str], &[&str]); 6] = [
     (TESTKIT, &[CORE], &[]),
 ];
 /// What sees everything.
-const COMPOSITION_ROOTS: [&str; 3] = ["posthaste", "posthaste-cli", "xtask"];
+const COMPOSITION_ROOTS: [&str; 4] = ["posthaste", "posthaste-cli", "posthaste-bench", "xtask"];
 
 /// Clients of databases and brokers, which the inner layers never name.
 const CLIENTS: [&str; 12] = [
