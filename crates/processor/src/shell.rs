@@ -198,6 +198,7 @@ impl Shell {
                     }
                     let to = &routes.destinations()[destination];
                     let results = tokio::select! {
+                        biased;
                         results = telemetry::publish(to, &batch.events) => results,
                         // A call may go on sending for long; not past the lease.
                         () = lease_ends(clock, send_until) => {
