@@ -94,3 +94,33 @@ async fn a_call_under_way_is_given_up_when_the_lease_ends_and_not_before() {
         assert_eq!(log.lock().unwrap().len(), usize::from(given_up), "{leases} leases");
     }
 }
+
+/// Answers after a long while.
+struct Slow(MemoryBus);
+
+#[async_trait]
+impl EventBus for Slow {
+    fn capabilities(&self) -> BusCapabilities {
+        self.0.capabilities()
+    }
+
+    async fn publish(&self, events: &[OutboxEvent]) -> Vec<PublishResult> {
+        tokio::time::sleep(3 * settings().lease_ttl).await;
+        self.0.publish(events).await
+    }
+}
+
+/// What it has sent is not another relay's before it is recorded.
+#[tokio::test(start_paused = true)]
+async fn a_relay_that_stops_keeps_its_lease_until_all_is_recorded() {
+    let world = World::with(&[event("a", 0)]).await;
+    let repository = Hooked::new(world.outbox.clone()).leased(1_000);
+    let bus = Slow(world.delivered.clone());
+    let builder = OutboxProcessor::builder(repository).bus(bus).settings(settings());
+    let processor = builder.build().unwrap();
+    processor.start().await.unwrap();
+    tokio::time::sleep(SECOND).await;
+    let report = processor.stop().await;
+    assert_eq!((report.unacknowledged, report.unsettled, report.returned), (0, 0, 0));
+    assert_eq!((world.delivered.published().len(), world.pending()), (1, 0));
+}

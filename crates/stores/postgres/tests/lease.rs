@@ -156,3 +156,18 @@ async fn a_relay_that_stands_still_while_it_takes_shards_holds_nobody_up() {
     run(&mut frozen, "rollback").await;
     assert_eq!(lease(&outbox, 2, Duration::from_secs(600)).await.fair_share, 32);
 }
+
+/// It was taken for dead, and others took their shares. What they left is not its own again, as if
+/// nothing had happened: it has forgotten all it knew.
+#[tokio::test]
+async fn a_relay_that_was_removed_takes_what_is_left_anew() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    let long = Duration::from_secs(600);
+    let held = lease(&outbox, 1, Duration::from_millis(1)).await;
+    database.run("insert into outbox_relays values (gen_random_uuid(), 'third', now(), now() + interval '1 h')").await;
+    assert_eq!(lease(&outbox, 2, long).await.shards.len(), 32);
+    let again = lease(&outbox, 1, long).await;
+    assert!(!again.shards.is_empty(), "it takes its share of the rest");
+    assert!(again.shards.iter().all(|lease| !held.shards.contains(lease)), "{again:?}");
+}
