@@ -41,13 +41,19 @@ const MISSING: &str = "\
             and c.relname = 'outbox_events_processed_' || to_char( \
                 (now() at time zone 'UTC')::date + ahead, '\"y\"YYYY\"m\"MM\"d\"DD'))";
 
-/// The partitions, oldest day first, the default one last.
+/// The partitions, oldest day first, the default one last. One that another relay drops meanwhile
+/// still has a row, and no size.
 const PARTITIONS: &str = "\
-    select c.oid::regclass::text, c.relname::text, \
-        pg_relation_size(c.oid) / current_setting('block_size')::int, now() \
-    from pg_inherits i join pg_class c on c.oid = i.inhrelid \
-    where i.inhparent = to_regclass('outbox_events_processed') \
-    order by pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT', c.relname";
+    select name, relname, bytes / current_setting('block_size')::int, now() \
+    from ( \
+        select c.oid::regclass::text as name, c.relname::text as relname, \
+            pg_relation_size(c.oid) as bytes, \
+            pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT' as is_default \
+        from pg_inherits i join pg_class c on c.oid = i.inhrelid \
+        where i.inhparent = to_regclass('outbox_events_processed') \
+    ) partition \
+    where bytes is not null \
+    order by is_default, relname";
 
 /// A partition of the history.
 struct Partition {
