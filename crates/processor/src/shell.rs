@@ -190,7 +190,7 @@ impl Shell {
             }
             Command::Publish { destination, batch, not_after } => {
                 let routes = Arc::clone(&self.routes);
-                let (clock, send_until) = (relay.clock, relay.send_until.subscribe());
+                let (clock, renewals) = (relay.clock, relay.send_until.subscribe());
                 answers.spawn(async move {
                     // The process may have been stopped since the machine decided.
                     if clock.now() >= not_after {
@@ -201,7 +201,7 @@ impl Shell {
                         biased;
                         results = telemetry::publish(to, &batch.events) => results,
                         // A call may go on sending for long; not past the lease.
-                        () = lease_ends(clock, send_until) => {
+                        () = lease_ends(clock, not_after, renewals) => {
                             return Input::NotSent { destination, batch };
                         }
                     };
@@ -281,19 +281,19 @@ struct Relay {
     send_until: watch::Sender<Duration>,
 }
 
-/// Completes when the lease is over that may be renewed any time.
-async fn lease_ends(clock: Clock, mut send_until: watch::Receiver<Duration>) {
-    loop {
-        let until = *send_until.borrow_and_update();
-        if clock.now() >= until {
-            return;
-        }
+/// Completes when the lease is over under which something is sent: at `until`, unless it is renewed
+/// before. What comes later is another lease, even if the shards are the same.
+async fn lease_ends(clock: Clock, mut until: Duration, mut renewals: watch::Receiver<Duration>) {
+    while clock.now() < until {
         tokio::select! {
             () = clock.sleep_until(Some(until)) => {}
-            changed = send_until.changed() => {
+            changed = renewals.changed() => {
                 // The run is over; whoever drops this call sees to it.
                 if changed.is_err() {
                     std::future::pending::<()>().await;
+                }
+                if clock.now() < until {
+                    until = *renewals.borrow_and_update();
                 }
             }
         }
@@ -325,5 +325,29 @@ async fn forward_wakes(repository: Arc<dyn OutboxRepository>, woken: Arc<Notify>
         repository.wait_for_events().await;
         woken.notify_one();
         tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_prolonged_by_what_renews_it_in_time_only() {
+        for (renewed_at, ends_at) in [(3 * SECOND, 9 * SECOND), (5 * SECOND, 5 * SECOND)] {
+            let sender = watch::Sender::new(4 * SECOND);
+            let ends = lease_ends(Clock::start(), 4 * SECOND, sender.subscribe());
+            let mut ends = std::pin::pin!(ends);
+            assert_eq!(ends.as_mut().now_or_never(), None);
+            // Nothing runs meanwhile, as in a process that is stopped.
+            tokio::time::advance(renewed_at).await;
+            sender.send_replace(9 * SECOND);
+            tokio::time::advance(ends_at - renewed_at).await;
+            assert_eq!(ends.now_or_never(), Some(()), "renewed at {renewed_at:?}");
+        }
     }
 }

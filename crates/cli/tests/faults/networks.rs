@@ -57,14 +57,10 @@ fn some(proxies: &[Proxy], round: usize) -> &[Proxy] {
     if round.is_multiple_of(2) { &proxies[round / 2 % RELAYS..][..1] } else { proxies }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_to_the_database_that_are_cut_are_made_again() {
+async fn cut_and_refuse(mut rig: Rig, proxies: &[Proxy]) {
     let rounds = sized(4, 8);
-    let Some(server) = PostgresServer::start(&[]).await else { return };
-    let rig = before_database("database connections cut", &server).await;
-    let Some((mut rig, proxies)) = rig else { return };
     for round in 0..rounds {
-        let some = some(&proxies, round);
+        let some = some(proxies, round);
         rig.burst().await;
         rig.interrupt(some.len());
         for proxy in some {
@@ -77,6 +73,14 @@ async fn connections_to_the_database_that_are_cut_are_made_again() {
         rig.progress().await;
     }
     rig.finish(&format!("{rounds} times cut and refused for 0.5 s; of one relay or of all")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_to_the_database_that_are_cut_are_made_again() {
+    let Some(server) = PostgresServer::start(&[]).await else { return };
+    let rig = before_database("database connections cut", &server).await;
+    let Some((rig, proxies)) = rig else { return };
+    cut_and_refuse(rig, &proxies).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -148,22 +152,8 @@ async fn acknowledgements_that_are_lost_repeat_events_and_blame_none() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_to_the_broker_that_are_cut_are_made_again() {
-    let rounds = sized(4, 8);
     let Some(nats) = NatsServer::start("").await else { return };
     let rig = before_broker("broker connections cut", &nats).await;
-    let Some((mut rig, proxies)) = rig else { return };
-    for round in 0..rounds {
-        let some = some(&proxies, round);
-        rig.burst().await;
-        rig.interrupt(some.len());
-        for proxy in some {
-            proxy.refuse();
-            proxy.cut();
-        }
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        some.iter().for_each(Proxy::pass);
-        rig.recover().await;
-        rig.progress().await;
-    }
-    rig.finish(&format!("{rounds} times cut and refused for 0.5 s; of one relay or of all")).await;
+    let Some((rig, proxies)) = rig else { return };
+    cut_and_refuse(rig, &proxies).await;
 }

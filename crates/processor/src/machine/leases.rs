@@ -29,7 +29,6 @@ pub(super) struct Leases {
     ttl: Option<Duration>,
     /// The generation of each shard that is held.
     held: [Option<i64>; Shard::COUNT],
-    held_set: ShardSet,
     leaving: ShardSet,
     fair_share: usize,
     relays: usize,
@@ -64,7 +63,6 @@ impl Leases {
         Self {
             ttl,
             held: [alone.then_some(0); Shard::COUNT],
-            held_set: if alone { ShardSet::ALL } else { ShardSet::EMPTY },
             leaving: ShardSet::EMPTY,
             fair_share: Shard::COUNT,
             relays: 1,
@@ -78,9 +76,13 @@ impl Leases {
         }
     }
 
+    fn held(&self) -> ShardSet {
+        ShardSet::ALL.iter().filter(|shard| self.held[shard.index()].is_some()).collect()
+    }
+
     /// Shards whose events are read and sent.
     pub(super) fn active(&self) -> ShardSet {
-        self.held_set.without(self.leaving)
+        self.held().without(self.leaving)
     }
 
     /// The same, as a query names them.
@@ -90,7 +92,7 @@ impl Leases {
     }
 
     pub(super) fn is_active(&self, shard: Shard) -> bool {
-        self.active().contains(shard)
+        self.held[shard.index()].is_some() && !self.leaving.contains(shard)
     }
 
     /// The generation under which events of this shard are sent now.
@@ -196,9 +198,8 @@ impl Leases {
             }
         }
         self.held = held;
-        self.held_set = lease.shard_set();
         self.leaving = self.leaving.without(changes.lost);
-        let surplus = self.held_set.len().saturating_sub(lease.fair_share);
+        let surplus = self.held().len().saturating_sub(lease.fair_share);
         let more = surplus.saturating_sub(self.leaving.len());
         let mut active: Vec<Shard> = self.active().iter().collect();
         changes.leaving = active.split_off(active.len().saturating_sub(more)).into_iter().collect();
@@ -225,7 +226,7 @@ impl Leases {
     /// Whether this relay has what it is entitled to: nothing more comes to it.
     pub(super) fn is_complete(&self) -> bool {
         self.ttl.is_none()
-            || (self.send_until > Duration::ZERO && self.held_set.len() >= self.fair_share)
+            || (self.send_until > Duration::ZERO && self.held().len() >= self.fair_share)
     }
 
     /// Whether the right to send ended since this was asked last, or began again.

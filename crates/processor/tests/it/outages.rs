@@ -15,8 +15,7 @@ use posthaste_testkit::faults::{Fault, FaultyBus};
 use tokio::time::Instant;
 
 use crate::support::{
-    HOUR, MINUTE, SECOND, World, assert_first_deliveries_in_order, builder, interleaved, numbers,
-    settings, singles, until,
+    HOUR, MINUTE, SECOND, World, builder, interleaved, numbers, settings, singles, until,
 };
 
 #[tokio::test(start_paused = true)]
@@ -26,23 +25,15 @@ async fn an_outage_counts_no_attempt_however_long_and_delivery_resumes_by_itself
     let processor = world.started().await;
     tokio::time::sleep(HOUR).await;
 
-    for event in world.outbox.events() {
-        assert!(event.is_pending());
-        assert_eq!((event.retry_count(), event.error_message()), (0, None));
-        assert_eq!(event.available_at(), None);
-    }
+    world.assert_no_attempt_counted(&processor);
     let statistics = processor.statistics();
     assert!(statistics.interrupted > 0);
-    assert_eq!((statistics.retried, statistics.dead_lettered), (0, 0));
     assert!(statistics.destinations[0].paused_for.as_ref().unwrap().contains("on purpose"));
 
     world.script.clear();
     let ended = Instant::now();
-    world.until_nothing_pending().await;
+    world.assert_resumes(&processor).await;
     assert!(ended.elapsed() < MINUTE, "pauses are short enough to resume soon");
-    world.assert_all_delivered_once();
-    assert_first_deliveries_in_order(&world.delivered.published());
-    assert_eq!(processor.statistics().destinations[0].paused_for, None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -82,6 +82,25 @@ impl World {
         until("nothing is pending", || self.pending() == 0).await;
     }
 
+    /// In spite of an outage, every event waits as if it had not been tried.
+    pub(crate) fn assert_no_attempt_counted(&self, processor: &OutboxProcessor) {
+        for event in self.outbox.events() {
+            assert!(event.is_pending());
+            assert_eq!((event.retry_count(), event.error_message()), (0, None));
+            assert_eq!(event.available_at(), None);
+        }
+        let statistics = processor.statistics();
+        assert_eq!((statistics.retried, statistics.dead_lettered), (0, 0));
+    }
+
+    /// The outage is over: nothing is lost, repeated or out of order.
+    pub(crate) async fn assert_resumes(&self, processor: &OutboxProcessor) {
+        self.until_nothing_pending().await;
+        self.assert_all_delivered_once();
+        assert_first_deliveries_in_order(&self.delivered.published());
+        assert_eq!(processor.statistics().destinations[0].paused_for, None);
+    }
+
     /// Every event reached the bus, once each.
     pub(crate) fn assert_all_delivered_once(&self) {
         let delivered = ids(&self.delivered.published());

@@ -9,19 +9,19 @@ use sqlx::postgres::PgRow;
 use crate::error::failed;
 use crate::outbox::PostgresOutbox;
 use crate::repository::sql_limit;
+use crate::watermark::is_holder;
 
 const OPEN: &str = "list open transactions";
 
 /// The holders are those of [`crate::watermark`]. A prepared transaction has no process; its lock
 /// on its own number leads to its name. A role without `pg_read_all_stats` sees of other users'
 /// sessions neither state nor age nor query: those are null (the query is a phrase).
-const HOLDERS: &str = "\
+const HOLDERS: &str = concat!(
+    "\
     with holder as ( \
-        select distinct virtualtransaction, pid from pg_locks \
-        where locktype = 'relation' and granted and mode = 'RowExclusiveLock' \
-            and database = (select oid from pg_database where datname = current_database()) \
-            and relation = to_regclass('outbox_events_seq') \
-    ), open as ( \
+        select distinct virtualtransaction, pid from pg_locks where ",
+    is_holder!(),
+    "), open as ( \
         select holder.virtualtransaction as token, holder.pid, prepared.gid, \
             coalesce(activity.usename, prepared.owner)::text as usename, \
             nullif(activity.application_name, '') as application, \
@@ -40,7 +40,8 @@ const HOLDERS: &str = "\
     ) \
     select token, pid, gid, usename, application, client, state, state_for, query, age from open \
     where age >= $1 or age is null \
-    order by age desc nulls last, token limit $2";
+    order by age desc nulls last, token limit $2"
+);
 
 pub(crate) async fn open_transactions(
     outbox: &PostgresOutbox,

@@ -28,18 +28,28 @@ const WATERMARK: &str = "read watermark";
 const HIGH: &str = "\
     select case when is_called then last_value else 0 end from outbox_events_seq";
 
+/// The locks of `pg_locks` whose transactions may have drawn numbers.
+macro_rules! is_holder {
+    () => {
+        "locktype = 'relation' and granted and mode = 'RowExclusiveLock' \
+        and database = (select oid from pg_database where datname = current_database()) \
+        and relation = to_regclass('outbox_events_seq')"
+    };
+}
+pub(crate) use is_holder;
+
 /// By name at every execution: a prepared plan would outlive a sequence that was created anew.
-const WRITERS: &str = "\
+const WRITERS: &str = concat!(
+    "\
     select (select revision from outbox_signal), \
         concat_ws(' ', left(pg_walfile_name(pg_current_wal_lsn()), 8), \
             extract(epoch from pg_postmaster_start_time()), \
             (select oid from pg_database where datname = current_database()), \
             to_regclass('outbox_events_seq')::oid), \
         coalesce(array_agg(distinct virtualtransaction), '{}') \
-    from pg_locks \
-    where locktype = 'relation' and granted and mode = 'RowExclusiveLock' \
-        and database = (select oid from pg_database where datname = current_database()) \
-        and relation = to_regclass('outbox_events_seq')";
+    from pg_locks where ",
+    is_holder!()
+);
 
 pub(crate) async fn watermark(outbox: &PostgresOutbox) -> Result<Watermark> {
     let mut session = outbox.session(WATERMARK).await?;

@@ -36,9 +36,6 @@ pub(super) async fn a_relay_alone_leases_every_shard<H: RepositoryHarness>(
     harness: &H,
 ) -> anyhow::Result<()> {
     let repository = harness.fresh().await?;
-    if !repository.capabilities().leases {
-        return Ok(());
-    }
     let first = lease(&repository, 1, LONG, &[]).await?;
     ensure!(first.shard_set().is_all() && first.shards.len() == Shard::COUNT, "{first:?}");
     ensure!((first.fair_share, first.relays) == (Shard::COUNT, 1), "{first:?}");
@@ -51,9 +48,6 @@ pub(super) async fn relays_share_evenly_once_the_surplus_is_given_back<H: Reposi
     harness: &H,
 ) -> anyhow::Result<()> {
     let repository = harness.fresh().await?;
-    if !repository.capabilities().leases {
-        return Ok(());
-    }
     let all = lease(&repository, 1, LONG, &[]).await?;
     let newcomer = lease(&repository, 2, LONG, &[]).await?;
     ensure!(newcomer.shards.is_empty(), "what another relay holds is not taken: {newcomer:?}");
@@ -74,9 +68,6 @@ pub(super) async fn a_shard_taken_since_is_not_released_by_its_old_owner<H: Repo
     harness: &H,
 ) -> anyhow::Result<()> {
     let repository = harness.fresh().await?;
-    if !repository.capabilities().leases {
-        return Ok(());
-    }
     let old = lease(&repository, 1, LONG, &[]).await?;
     repository.leave(Uuid::from_u128(1)).await?;
     // The same relay takes it again: what it released before is of the generation before.
@@ -90,9 +81,6 @@ pub(super) async fn what_a_relay_leaves_is_free_at_once<H: RepositoryHarness>(
     harness: &H,
 ) -> anyhow::Result<()> {
     let repository = harness.fresh().await?;
-    if !repository.capabilities().leases {
-        return Ok(());
-    }
     lease(&repository, 1, LONG, &[]).await?;
     repository.leave(Uuid::from_u128(1)).await?;
     let next = lease(&repository, 2, LONG, &[]).await?;
@@ -106,9 +94,6 @@ pub(super) async fn a_relay_that_is_leaving_gets_nothing_and_counts_for_nobody<
     harness: &H,
 ) -> anyhow::Result<()> {
     let repository = harness.fresh().await?;
-    if !repository.capabilities().leases {
-        return Ok(());
-    }
     let all = lease(&repository, 1, LONG, &[]).await?;
     let request = LeaseRequest {
         relay: Uuid::from_u128(1),
@@ -129,9 +114,6 @@ pub(super) async fn a_relay_that_does_not_renew_loses_its_shards<H: RepositoryHa
     harness: &H,
 ) -> anyhow::Result<()> {
     let repository = harness.fresh().await?;
-    if !repository.capabilities().leases {
-        return Ok(());
-    }
     let old = lease(&repository, 1, SHORT, &[]).await?;
     ensure!(lease(&repository, 2, LONG, &[]).await?.shards.is_empty(), "it lives still");
     tokio::time::sleep(SHORT * 2).await;
@@ -149,9 +131,6 @@ pub(super) async fn a_relay_that_renews_late_keeps_what_nobody_took<H: Repositor
     harness: &H,
 ) -> anyhow::Result<()> {
     let repository = harness.fresh().await?;
-    if !repository.capabilities().leases {
-        return Ok(());
-    }
     let before = lease(&repository, 1, SHORT, &[]).await?;
     tokio::time::sleep(SHORT * 2).await;
     let after = lease(&repository, 1, LONG, &[]).await?;
@@ -165,9 +144,6 @@ pub(super) async fn a_settlement_under_a_lease_that_is_over_changes_nothing<
     harness: &H,
 ) -> anyhow::Result<()> {
     let repository = harness.fresh().await?;
-    if !repository.capabilities().leases {
-        return Ok(());
-    }
     let events: Vec<OutboxEvent> = (0..30)
         .map(|_| OutboxEvent::new(Uuid::new_v4(), "test.leased", &1))
         .collect::<Result<_, _>>()?;
@@ -206,9 +182,6 @@ pub(super) async fn a_forward_read_brings_the_keys_of_its_shards_only<H: Reposit
     harness: &H,
 ) -> anyhow::Result<()> {
     let repository = harness.fresh().await?;
-    if !repository.capabilities().leases {
-        return Ok(());
-    }
     let mut events = Vec::new();
     for number in 0..100 {
         events.push(OutboxEvent::new(Uuid::new_v4(), "test.leased", &1)?);
@@ -242,9 +215,6 @@ pub(super) async fn a_generation_of_a_shard_has_one_owner<H: RepositoryHarness>(
     harness: &H,
 ) -> anyhow::Result<()> {
     let repository = harness.fresh().await?;
-    if !repository.capabilities().leases {
-        return Ok(());
-    }
     let mut relays = tokio::task::JoinSet::new();
     for relay in 1..=6_u128 {
         let repository = repository.clone();

@@ -59,9 +59,9 @@ pub trait RepositoryHarness: Send + Sync {
 
 /// Checks all that the documentation of [`OutboxRepository`] and [`OutboxAdmin`] promises.
 pub async fn repository_suite<H: RepositoryHarness>(harness: &H) -> Report {
-    let name = match harness.fresh().await {
-        Ok(repository) => repository.capabilities().name,
-        Err(_) => "a store that does not open",
+    let (name, leases) = match harness.fresh().await {
+        Ok(repository) => (repository.capabilities().name, repository.capabilities().leases),
+        Err(_) => ("a store that does not open", false),
     };
     let mut suite = Suite::new(format!("repository suite on {name}"));
     run_checks!(suite, harness:
@@ -95,16 +95,6 @@ pub async fn repository_suite<H: RepositoryHarness>(harness: &H) -> Report {
         settle::settlements_survive_reopening,
         settle::dead_heads_are_paged_by_place,
         settle::failed_events_are_the_dead_letters_oldest_first,
-        lease::a_relay_alone_leases_every_shard,
-        lease::relays_share_evenly_once_the_surplus_is_given_back,
-        lease::a_shard_taken_since_is_not_released_by_its_old_owner,
-        lease::what_a_relay_leaves_is_free_at_once,
-        lease::a_relay_that_is_leaving_gets_nothing_and_counts_for_nobody,
-        lease::a_relay_that_does_not_renew_loses_its_shards,
-        lease::a_relay_that_renews_late_keeps_what_nobody_took,
-        lease::a_settlement_under_a_lease_that_is_over_changes_nothing,
-        lease::a_forward_read_brings_the_keys_of_its_shards_only,
-        lease::a_generation_of_a_shard_has_one_owner,
         admin::find_event_finds_an_event_in_every_state,
         admin::list_filters_by_state,
         admin::list_filters_by_type_key_and_ids,
@@ -124,6 +114,20 @@ pub async fn repository_suite<H: RepositoryHarness>(harness: &H) -> Report {
         upkeep::cleanup_removes_only_old_delivered_events,
         upkeep::check_and_maintain_may_be_repeated,
     );
+    if leases {
+        run_checks!(suite, harness:
+            lease::a_relay_alone_leases_every_shard,
+            lease::relays_share_evenly_once_the_surplus_is_given_back,
+            lease::a_shard_taken_since_is_not_released_by_its_old_owner,
+            lease::what_a_relay_leaves_is_free_at_once,
+            lease::a_relay_that_is_leaving_gets_nothing_and_counts_for_nobody,
+            lease::a_relay_that_does_not_renew_loses_its_shards,
+            lease::a_relay_that_renews_late_keeps_what_nobody_took,
+            lease::a_settlement_under_a_lease_that_is_over_changes_nothing,
+            lease::a_forward_read_brings_the_keys_of_its_shards_only,
+            lease::a_generation_of_a_shard_has_one_owner,
+        );
+    }
     suite.end()
 }
 
