@@ -55,6 +55,7 @@ const EVENTS_COPIED_IN_MEMORY: u64 = 300_000;
 pub(crate) struct Bed {
     postgres: PostgresServer,
     pub(crate) nats: NatsServer,
+    pub(crate) nats_version: String,
     copies: std::cell::Cell<u32>,
 }
 
@@ -67,8 +68,10 @@ pub(crate) struct Database {
 impl Bed {
     pub(crate) async fn start() -> Result<Self> {
         let postgres = PostgresServer::start(&POSTGRES_SETTINGS).await.context("no PostgreSQL")?;
-        let nats = NatsServer::start("max_payload: 8MB").await.context("no NATS server")?;
-        let bed = Self { postgres, nats, copies: std::cell::Cell::new(0) };
+        let nats = NatsServer::start_recent("max_payload: 8MB").await.context("no NATS server")?;
+        let client = async_nats::connect(nats.url()).await?;
+        let nats_version = client.server_info().version;
+        let bed = Self { postgres, nats, nats_version, copies: std::cell::Cell::new(0) };
         let mut admin = bed.admin().await?;
         sqlx::raw_sql("create extension pg_stat_statements").execute(&mut admin).await?;
         Ok(bed)

@@ -18,7 +18,7 @@ const EVENTS_OF_THE_SLOW: u64 = 10_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Contender {
     ReadOnly,
-    BrokerOnly { window: usize },
+    BrokerOnly { into: Target, window: usize },
     Loop { layout: Layout, into: Target },
     Relay { settings: RelaySettings, into: Target, processes: usize },
     Poller { into: Target, workers: usize, batch: usize },
@@ -30,14 +30,21 @@ pub(crate) enum Target {
     Null,
     Lines,
     JetStream,
+    /// Into a stream that takes fast-ingest batches.
+    JetStreamBatches,
 }
 
 impl Target {
+    const fn is_stream(self) -> bool {
+        matches!(self, Self::JetStream | Self::JetStreamBatches)
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::Null => "nothing",
             Self::Lines => "/dev/null as lines",
             Self::JetStream => "JetStream",
+            Self::JetStreamBatches => "JetStream with batches",
         }
     }
 }
@@ -58,7 +65,10 @@ impl Contender {
     pub(crate) fn name(self) -> String {
         match self {
             Self::ReadOnly => "PostgreSQL: read only".to_owned(),
-            Self::BrokerOnly { window } => format!("NATS: publish only, window {window}"),
+            Self::BrokerOnly { into: Target::JetStreamBatches, .. } => {
+                "NATS: publish only, batches".to_owned()
+            }
+            Self::BrokerOnly { window, .. } => format!("NATS: publish only, window {window}"),
             Self::Loop { layout: Layout::Partitioned, into } => {
                 format!("bare loop → {}", into.name())
             }
@@ -85,18 +95,18 @@ impl Contender {
         }
     }
 
-    fn needs_stream(self) -> bool {
+    fn target(self) -> Target {
         match self {
-            Self::ReadOnly => false,
-            Self::BrokerOnly { .. } => true,
-            Self::Loop { into, .. } | Self::Relay { into, .. } | Self::Poller { into, .. } => {
-                into == Target::JetStream
-            }
+            Self::ReadOnly => Target::Null,
+            Self::BrokerOnly { into, .. }
+            | Self::Loop { into, .. }
+            | Self::Relay { into, .. }
+            | Self::Poller { into, .. } => into,
         }
     }
 
     fn workload(self, workload: &Workload) -> Workload {
-        let slow = matches!(self, Self::Poller { .. } | Self::BrokerOnly { window: 1 });
+        let slow = matches!(self, Self::Poller { .. } | Self::BrokerOnly { window: 1, .. });
         let events = if slow { workload.events.min(EVENTS_OF_THE_SLOW) } else { workload.events };
         Workload { events, ..workload.clone() }
     }
@@ -104,7 +114,12 @@ impl Contender {
     /// Runs it once, on a database and a stream of its own.
     pub(crate) async fn run(self, bed: &Bed, workload: &Workload) -> Result<Figures> {
         let workload = self.workload(workload);
-        let stream = if self.needs_stream() { Some(Stream::create(bed).await?) } else { None };
+        let target = self.target();
+        let stream = if target.is_stream() {
+            Some(Stream::create(bed, target == Target::JetStreamBatches).await?)
+        } else {
+            None
+        };
         let outcome = self.measure(bed, &workload, stream.as_ref()).await;
         if let Some(stream) = stream {
             stream.delete().await?;
@@ -118,7 +133,7 @@ impl Contender {
         workload: &Workload,
         stream: Option<&Stream>,
     ) -> Result<Figures> {
-        if let (Self::BrokerOnly { window }, Some(stream)) = (self, stream) {
+        if let (Self::BrokerOnly { window, .. }, Some(stream)) = (self, stream) {
             let rate = floor::broker_only(stream, workload, window).await?;
             return Ok(Figures::default().with(RATE, rate));
         }
@@ -139,7 +154,7 @@ impl Contender {
             }
             Self::Relay { settings, into, processes } => {
                 let sink = match (into, stream) {
-                    (Target::JetStream, Some(stream)) => Sink::Stream(stream),
+                    (_, Some(stream)) => Sink::Stream(stream),
                     (Target::Lines, _) => Sink::Lines,
                     _ => Sink::Null,
                 };

@@ -158,14 +158,12 @@ pub(crate) async fn bare_loop(
             while let Some(page) = to_publish.recv().await {
                 for (place, message) in page {
                     done.extend(window.send(place, message).await?);
-                    if done.len() == PAGE_EVENTS {
+                    if done.len() >= PAGE_EVENTS {
                         published.send(std::mem::take(&mut done)).await?;
                     }
                 }
             }
-            while let Some(place) = window.oldest().await? {
-                done.push(place);
-            }
+            done.extend(window.rest().await?);
             published.send(done).await?;
         }
     }
@@ -197,7 +195,7 @@ pub(crate) async fn broker_only(
     for message in messages {
         window.send((), message).await?;
     }
-    while window.oldest().await?.is_some() {}
+    window.rest().await?;
     Ok(events as f64 / begun.elapsed().as_secs_f64())
 }
 

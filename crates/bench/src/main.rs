@@ -160,7 +160,7 @@ impl Run {
                 Name::Rivals => self.rivals(&bed).await,
             }
             .with_context(|| format!("{name:?}"))?;
-            self.describe(&mut report);
+            self.describe(&bed, &mut report);
             // What is not a full result is never taken for one.
             let partial = self.quick || self.only.is_some();
             let folder = if partial { self.results.join("partial") } else { self.results.clone() };
@@ -170,12 +170,12 @@ impl Run {
         Ok(())
     }
 
-    fn describe(&self, report: &mut Report) {
+    fn describe(&self, bed: &Bed, report: &mut Report) {
         report.set("seed", self.seed);
         report.set("payload", format!("{} B", self.payload_bytes));
         report.set("keys", format!("10,000, {:?}", self.keys).to_lowercase());
         report.set("PostgreSQL", bed::POSTGRES_SETTINGS.join(", "));
-        report.set("NATS", "file storage, one replica, defaults");
+        report.set("NATS", format!("{}, file storage, one replica, defaults", bed.nats_version));
         if self.quick {
             report.set("quick", "shows that it runs, not how fast");
         }
@@ -230,10 +230,12 @@ impl Run {
             Contender::ReadOnly,
             Contender::bare_loop(Target::Null),
             Contender::flat_loop(Target::Null),
-            Contender::BrokerOnly { window: 1 },
-            Contender::BrokerOnly { window: 200 },
-            Contender::BrokerOnly { window: 1_000 },
+            Contender::BrokerOnly { into: Target::JetStream, window: 1 },
+            Contender::BrokerOnly { into: Target::JetStream, window: 200 },
+            Contender::BrokerOnly { into: Target::JetStream, window: 1_000 },
+            Contender::BrokerOnly { into: Target::JetStreamBatches, window: 1_000 },
             Contender::bare_loop(Target::JetStream),
+            Contender::bare_loop(Target::JetStreamBatches),
             Contender::flat_loop(Target::JetStream),
         ];
         let caption = "What database and broker give to a loop that does nothing else";
@@ -251,13 +253,14 @@ impl Run {
             Contender::relay(RelaySettings::TUNED, Target::Null),
             Contender::relay(RelaySettings::DEFAULT, Target::Lines),
             Contender::relay(RelaySettings::DEFAULT, Target::JetStream),
-            Contender::relay(RelaySettings::TUNED, Target::JetStream),
+            Contender::relay(RelaySettings::DEFAULT, Target::JetStreamBatches),
+            Contender::relay(RelaySettings::TUNED, Target::JetStreamBatches),
         ];
         let mut contenders = vec![
             Contender::ReadOnly,
-            Contender::BrokerOnly { window: 1_000 },
             Contender::bare_loop(Target::Null),
             Contender::bare_loop(Target::JetStream),
+            Contender::bare_loop(Target::JetStreamBatches),
             Contender::flat_loop(Target::Null),
             Contender::flat_loop(Target::JetStream),
         ];
@@ -266,9 +269,18 @@ impl Run {
         let mut report = self.drain_report(bed, "drain", caption, &contenders).await?;
         for relay in relays {
             let Contender::Relay { into, .. } = relay else { continue };
-            let target = if into == Target::Lines { Target::Null } else { into };
+            let target = match into {
+                Target::Lines => Target::Null,
+                // Whatever the stream takes: the loop that everybody would write.
+                Target::JetStreamBatches => Target::JetStream,
+                into => into,
+            };
             let base = Contender::bare_loop(target).name();
             report.add_ratio("÷ bare loop", RATE, &relay.name(), &base);
+            if into == Target::JetStreamBatches {
+                let base = Contender::bare_loop(into).name();
+                report.add_ratio("÷ bare loop with batches", RATE, &relay.name(), &base);
+            }
         }
         for target in [Target::Null, Target::JetStream] {
             let (of, to) = (Contender::bare_loop(target), Contender::flat_loop(target));
@@ -288,7 +300,7 @@ impl Run {
         for round in 1..=self.rounds().min(3) {
             eprintln!("backlog: round {round}");
             for events in sizes {
-                for target in [Target::Null, Target::JetStream] {
+                for target in [Target::Null, Target::JetStreamBatches] {
                     let contender = Contender::relay(RelaySettings::DEFAULT, target);
                     let workload = Workload { events: *events, ..self.workload(*events) };
                     let figures = contender.run(bed, &workload).await?;
@@ -301,7 +313,7 @@ impl Run {
     }
 
     async fn scale_out(&self, bed: &Bed) -> Result<Report> {
-        let contenders: Vec<Contender> = [Target::Null, Target::JetStream]
+        let contenders: Vec<Contender> = [Target::Null, Target::JetStreamBatches]
             .into_iter()
             .flat_map(|into| {
                 [1, 2, 4].map(|processes| Contender::Relay {
@@ -324,6 +336,7 @@ impl Run {
     async fn rivals(&self, bed: &Bed) -> Result<Report> {
         let into = Target::JetStream;
         let contenders = [
+            Contender::relay(RelaySettings::DEFAULT, Target::JetStreamBatches),
             Contender::relay(RelaySettings::DEFAULT, into),
             Contender::Poller { into, workers: 1, batch: 1 },
             Contender::Poller { into, workers: 4, batch: 1 },

@@ -11,18 +11,22 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::{self, stream};
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::bed::Bed;
+use crate::floor::PAGE_EVENTS;
 use crate::workload::EVENT_TYPE;
 
 type Answer = Pin<Box<dyn Future<Output = Result<PublishAck, PublishError>> + Send>>;
+type BatchAnswer = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 /// A stream of one run.
 pub(crate) struct Stream {
     pub(crate) url: String,
     pub(crate) name: String,
+    pub(crate) takes_batches: bool,
     pub(crate) jetstream: jetstream::Context,
 }
 
@@ -36,7 +40,7 @@ pub(crate) struct Message {
 }
 
 impl Stream {
-    pub(crate) async fn create(bed: &Bed) -> Result<Self> {
+    pub(crate) async fn create(bed: &Bed, takes_batches: bool) -> Result<Self> {
         let url = bed.nats.url();
         let client = async_nats::connect(&url).await.context("connect to NATS")?;
         // Its own limit only has to be out of the way.
@@ -45,10 +49,11 @@ impl Stream {
         let config = stream::Config {
             name: name.clone(),
             subjects: vec![format!("{name}.>")],
+            allow_batch_publish: takes_batches,
             ..Default::default()
         };
         jetstream.create_stream(config).await.context("create a stream")?;
-        Ok(Self { url, name, jetstream })
+        Ok(Self { url, name, takes_batches, jetstream })
     }
 
     /// Where the relay is told to publish.
@@ -67,6 +72,43 @@ impl Stream {
 
     /// The acknowledgement that is to come, after the message was handed to the client.
     pub(crate) async fn send(&self, message: Message) -> Result<PublishAckFuture> {
+        let (subject, headers, body) = self.parts(message);
+        let message = PublishMessage::build().payload(body).headers(headers);
+        Ok(self.jetstream.send_publish(subject, message).await?)
+    }
+
+    /// Sends a fast-ingest batch; the answer that is to come says that all are stored.
+    async fn send_batch(
+        &self,
+        messages: Vec<Message>,
+    ) -> Result<impl Future<Output = Result<()>> + Send + use<>> {
+        let client = self.jetstream.client();
+        let inbox = client.new_inbox();
+        let mut answers = client.subscribe(format!("{inbox}.>")).await?;
+        let last = messages.len();
+        for (position, message) in (1..).zip(messages) {
+            // 2 ends the batch, 0 begins it.
+            let operation = if position == last { 2 } else { u8::from(position != 1) };
+            let reply = format!("{inbox}.1000.fail.{position}.{operation}.$FI");
+            let (subject, headers, body) = self.parts(message);
+            client.publish_with_reply_and_headers(subject, reply, headers, body).await?;
+        }
+        Ok(async move {
+            #[derive(serde::Deserialize)]
+            struct Last {
+                count: usize,
+            }
+            while let Some(answer) = answers.next().await {
+                if let Ok(Last { count }) = serde_json::from_slice(&answer.payload) {
+                    anyhow::ensure!(count == last, "{count} of a batch of {last} are stored");
+                    return Ok(());
+                }
+            }
+            anyhow::bail!("the connection broke")
+        })
+    }
+
+    fn parts(&self, message: Message) -> (String, HeaderMap, Bytes) {
         // The headers of the NATS bus in its default envelope.
         let id = message.id.to_string();
         let key = message.key.to_string();
@@ -80,37 +122,72 @@ impl Stream {
         headers.insert("ph-created-at", message.created_at.to_string().as_str());
         headers.insert("content-type", "application/json");
         let subject = format!("{}.{EVENT_TYPE}", self.name);
-        let message = PublishMessage::build().payload(message.body).headers(headers);
-        Ok(self.jetstream.send_publish(subject, message).await?)
+        (subject, headers, message.body)
     }
 }
 
-/// Publishes with at most `window` events unacknowledged; hands on what each event came with, in
-/// order, once it is acknowledged.
+/// Publishes with at most `window` events unacknowledged, or two batches where the stream takes them;
+/// hands on what each event came with, in order, once it is acknowledged.
 pub(crate) struct Window<'s, T> {
     stream: &'s Stream,
     window: usize,
     waiting: VecDeque<(T, Answer)>,
+    batch: Vec<(T, Message)>,
+    batches: VecDeque<(Vec<T>, BatchAnswer)>,
 }
 
 impl<'s, T> Window<'s, T> {
     pub(crate) fn new(stream: &'s Stream, window: usize) -> Self {
-        Self { stream, window, waiting: VecDeque::with_capacity(window) }
+        Self {
+            stream,
+            window,
+            waiting: VecDeque::with_capacity(window),
+            batch: Vec::new(),
+            batches: VecDeque::new(),
+        }
     }
 
     /// Sends one, and waits for the oldest where the window is full.
-    pub(crate) async fn send(&mut self, token: T, message: Message) -> Result<Option<T>> {
+    pub(crate) async fn send(&mut self, token: T, message: Message) -> Result<Vec<T>> {
+        if self.stream.takes_batches {
+            self.batch.push((token, message));
+            let is_full = self.batch.len() == PAGE_EVENTS;
+            return if is_full { self.send_batch().await } else { Ok(Vec::new()) };
+        }
         let acknowledged =
-            if self.waiting.len() >= self.window { self.oldest().await? } else { None };
+            if self.waiting.len() >= self.window { self.oldest().await? } else { Vec::new() };
         let answer = self.stream.send(message).await?;
         self.waiting.push_back((token, Box::pin(answer.into_future())));
         Ok(acknowledged)
     }
 
-    /// Waits for the oldest; `None` where nothing waits.
-    pub(crate) async fn oldest(&mut self) -> Result<Option<T>> {
-        let Some((token, answer)) = self.waiting.pop_front() else { return Ok(None) };
+    async fn send_batch(&mut self) -> Result<Vec<T>> {
+        let (tokens, messages) = std::mem::take(&mut self.batch).into_iter().unzip();
+        let answer = self.stream.send_batch(messages).await?;
+        self.batches.push_back((tokens, Box::pin(answer)));
+        if self.batches.len() > 1 { self.oldest().await } else { Ok(Vec::new()) }
+    }
+
+    /// Waits for the oldest; nothing where nothing waits.
+    async fn oldest(&mut self) -> Result<Vec<T>> {
+        if let Some((tokens, answer)) = self.batches.pop_front() {
+            answer.await?;
+            return Ok(tokens);
+        }
+        let Some((token, answer)) = self.waiting.pop_front() else { return Ok(Vec::new()) };
         answer.await.context("JetStream refused an event")?;
-        Ok(Some(token))
+        Ok(vec![token])
+    }
+
+    /// Waits for all.
+    pub(crate) async fn rest(mut self) -> Result<Vec<T>> {
+        let mut done = Vec::new();
+        if !self.batch.is_empty() {
+            done.extend(self.send_batch().await?);
+        }
+        while !(self.waiting.is_empty() && self.batches.is_empty()) {
+            done.extend(self.oldest().await?);
+        }
+        Ok(done)
     }
 }

@@ -100,7 +100,7 @@ async fn measure(
     connection.close().await?;
     let mut delivery = None;
     if second == Second::Relayed {
-        let stream = Stream::create(bed).await?;
+        let stream = Stream::create(bed, true).await?;
         let relay = Relay::start(&database, &Sink::Stream(&stream), RelaySettings::DEFAULT)?;
         delivery = Some((stream, relay));
     }

@@ -122,6 +122,7 @@ mod nats {
 
     struct Streams {
         url: String,
+        takes_batches: bool,
         context: jetstream::Context,
         created: Mutex<Vec<String>>,
     }
@@ -133,7 +134,9 @@ mod nats {
         async fn fresh(&self) -> Result<NatsBus> {
             let name = format!("ph_{}", Uuid::now_v7().simple());
             let subjects = format!("{name}.>");
-            self.context.create_stream(support::stream_config(&name, &[&subjects])).await?;
+            let mut stream = support::stream_config(&name, &[&subjects]);
+            stream.allow_batch_publish = self.takes_batches;
+            self.context.create_stream(stream).await?;
             self.created.lock().unwrap().push(name.clone());
             let config = NatsConfig {
                 stream: Some(name.clone()),
@@ -173,8 +176,18 @@ mod nats {
     #[tokio::test]
     async fn nats_conforms() {
         let Some(url) = servers::shared_nats().await else { return };
+        conforms(url, false).await;
+    }
+
+    #[tokio::test]
+    async fn nats_conforms_on_streams_that_take_batches() {
+        let Some(server) = servers::NatsServer::start_recent("").await else { return };
+        conforms(server.url(), true).await;
+    }
+
+    async fn conforms(url: String, takes_batches: bool) {
         let context = jetstream::new(async_nats::connect(&url).await.unwrap());
-        let harness = Streams { url, context, created: Mutex::default() };
+        let harness = Streams { url, takes_batches, context, created: Mutex::default() };
         let report = bus_suite(&harness).await;
         let created = harness.created.into_inner().unwrap();
         for name in created {

@@ -31,7 +31,9 @@ pub type PublishResult = Result<(), Error>;
 /// ```
 #[async_trait]
 pub trait EventBus: Send + Sync + 'static {
-    /// What this bus can do.
+    /// What this bus can do. The processor asks before every batch, so that a bus may learn from its
+    /// broker what it allows; the answer must come at once. A batch that was made for an answer given
+    /// just before still comes.
     fn capabilities(&self) -> BusCapabilities;
 
     /// Publishes a batch and returns one result per event, in the order given.

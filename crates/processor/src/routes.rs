@@ -164,8 +164,6 @@ impl RouteTable {
 pub(crate) struct Routes {
     table: RouteTable,
     destinations: Vec<Destination>,
-    /// One per destination; asked for once, since a bus may compute them.
-    capabilities: Vec<BusCapabilities>,
 }
 
 impl Routes {
@@ -176,23 +174,20 @@ impl Routes {
             .iter()
             .map(|destination| (Arc::clone(&destination.name), destination.dead_head));
         let table = RouteTable::new(names, routes)?;
-        let capabilities: Vec<BusCapabilities> =
-            destinations.iter().map(|destination| destination.bus.capabilities()).collect();
-        if let Some(at) = capabilities.iter().position(|bus| bus.batch_events_max == 0) {
-            return refuse(format!(
-                "the bus of {} takes no events per call",
-                destinations[at].name
-            ));
+        let takes_none = |to: &&Destination| to.bus.capabilities().batch_events_max == 0;
+        if let Some(destination) = destinations.iter().find(takes_none) {
+            return refuse(format!("the bus of {} takes no events per call", destination.name));
         }
-        Ok(Self { table, destinations, capabilities })
+        Ok(Self { table, destinations })
     }
 
     pub(crate) fn destinations(&self) -> &[Destination] {
         &self.destinations
     }
 
-    pub(crate) fn capabilities(&self, destination: usize) -> &BusCapabilities {
-        &self.capabilities[destination]
+    /// What the destination's bus can do now.
+    pub(crate) fn capabilities(&self, destination: usize) -> BusCapabilities {
+        self.destinations[destination].bus.capabilities()
     }
 
     /// The index of the event's destination; `None` where its `destination` column names one that

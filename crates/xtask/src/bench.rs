@@ -29,5 +29,6 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
         let page = workspace_root().join("docs/performance.md");
         return process::run(bench.arg("page").arg(&results).arg(page));
     }
+    bench.envs(test::prepare_python()?);
     process::run(bench.arg("run").arg("--results").arg(&results).args(&arguments.arguments))
 }

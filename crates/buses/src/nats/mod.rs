@@ -6,12 +6,17 @@
 //!
 //! # Order
 //!
-//! A call pipelines its events and therefore takes one event of a key at a time. First deliveries
-//! of a key stay in order: the next event of a key is sent only after the previous one was
-//! acknowledged. A publish whose answer was lost may reach the stream late, since the client keeps
-//! what it could not send and sends it after it connected again; such a late copy is a *repeat* of
-//! an event that was sent again and acknowledged, and the stream drops it by its id. Only a copy
-//! later than the duplicate window shows up as a repeated event, behind its successors.
+//! Where `stream` names a stream that allows batches (`allow_batched`, nats-server 2.14 or later),
+//! the events of a call go as one batch, of which a failure can only hit a suffix; so it may hold many
+//! events of one key. Elsewhere a call pipelines its events and therefore takes one event of a key at
+//! a time: a key then moves on at one event in a round trip.
+//!
+//! First deliveries of a key stay in order either way: what follows is sent only after what
+//! precedes it was acknowledged, or behind it in the same batch. A publish whose answer was lost may
+//! reach the stream late, since the client keeps what it could not send and sends it after it
+//! connected again; such a late copy is a *repeat* of an event that was sent again and acknowledged,
+//! and the stream drops it by its id. Only a copy later than the duplicate window shows up as a
+//! repeated event, behind its successors.
 //!
 //! # What an error means
 //!
@@ -37,6 +42,7 @@ mod bus;
 mod check;
 mod config;
 mod connection;
+mod fast_ingest;
 mod subject;
 
 pub use bus::NatsBus;

@@ -12,7 +12,7 @@ use crate::support::{Database, Relay, Stream, eventually, sized};
 async fn a_broker_that_was_killed_costs_no_attempt() {
     let rounds = sized(2, 4);
     let down_for = sized(Duration::from_secs(1), Duration::from_secs(5));
-    let Some(mut nats) = NatsServer::start("").await else { return };
+    let Some(mut nats) = NatsServer::start_recent("").await else { return };
     let Some(database) = Database::create().await else { return };
     let stream = Stream::create_forgetful(&nats.url()).await;
     let mut rig = Rig::start_on("NATS killed", database, stream, &[relay_config()]).await;

@@ -131,7 +131,7 @@ async fn answers_of_the_database_that_are_lost_are_asked_for_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledgements_that_are_lost_repeat_events_and_blame_none() {
     let rounds = sized(2, 4);
-    let Some(nats) = NatsServer::start("").await else { return };
+    let Some(nats) = NatsServer::start_recent("").await else { return };
     let rig = before_broker("acknowledgements lost", &nats).await;
     let Some((mut rig, proxies)) = rig else { return };
     for round in 0..rounds {
@@ -152,7 +152,7 @@ async fn acknowledgements_that_are_lost_repeat_events_and_blame_none() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_to_the_broker_that_are_cut_are_made_again() {
-    let Some(nats) = NatsServer::start("").await else { return };
+    let Some(nats) = NatsServer::start_recent("").await else { return };
     let rig = before_broker("broker connections cut", &nats).await;
     let Some((rig, proxies)) = rig else { return };
     cut_and_refuse(rig, &proxies).await;

@@ -30,7 +30,10 @@ impl Stream {
     pub(crate) async fn create_forgetful(url: &str) -> Self {
         let stream = Self::named(url);
         let duplicate_window = Duration::from_millis(100);
-        stream.make(stream::Config { duplicate_window, ..Default::default() }).await;
+        // Only recent servers know batches; the others pass over it.
+        let allow_batch_publish = true;
+        let config = stream::Config { duplicate_window, allow_batch_publish, ..Default::default() };
+        stream.make(config).await;
         stream
     }
 

