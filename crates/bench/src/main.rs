@@ -250,11 +250,11 @@ impl Run {
     async fn drain(&self, bed: &Bed) -> Result<Report> {
         let relays = [
             Contender::relay(RelaySettings::DEFAULT, Target::Null),
-            Contender::relay(RelaySettings::TUNED, Target::Null),
+            Contender::relay(RelaySettings::SMALL, Target::Null),
             Contender::relay(RelaySettings::DEFAULT, Target::Lines),
             Contender::relay(RelaySettings::DEFAULT, Target::JetStream),
             Contender::relay(RelaySettings::DEFAULT, Target::JetStreamBatches),
-            Contender::relay(RelaySettings::TUNED, Target::JetStreamBatches),
+            Contender::relay(RelaySettings::SMALL, Target::JetStreamBatches),
         ];
         let mut contenders = vec![
             Contender::ReadOnly,

@@ -16,6 +16,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+/// A seventh less of the processor's time per event than with the C library's, which hands memory from
+/// thread to thread slowly; for some 10 MB more.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // First of all: two providers in one build panic at the first TLS connection. An error means
     // that it is installed already, which is as good.

@@ -286,7 +286,7 @@ struct Relay {
 async fn lease_ends(clock: Clock, mut until: Duration, mut renewals: watch::Receiver<Duration>) {
     while clock.now() < until {
         tokio::select! {
-            () = clock.sleep_until(Some(until)) => {}
+            biased;
             changed = renewals.changed() => {
                 // The run is over; whoever drops this call sees to it.
                 if changed.is_err() {
@@ -296,6 +296,7 @@ async fn lease_ends(clock: Clock, mut until: Duration, mut renewals: watch::Rece
                     until = *renewals.borrow_and_update();
                 }
             }
+            () = clock.sleep_until(Some(until)) => {}
         }
     }
 }

@@ -29,6 +29,17 @@ use crate::envelope::Envelope;
 /// The most events one call pipelines. Past it the broker is the limit, not the round trip.
 const BATCH_EVENTS_MAX: usize = 1_000;
 
+/// The names of the plain envelope, made once: a name that is parsed is allocated.
+static HEADER_NAMES: [(&str, HeaderName); 7] = [
+    ("ph-id", HeaderName::from_static("ph-id")),
+    ("ph-type", HeaderName::from_static("ph-type")),
+    ("ph-key", HeaderName::from_static("ph-key")),
+    ("ph-aggregate-id", HeaderName::from_static("ph-aggregate-id")),
+    ("ph-aggregate-type", HeaderName::from_static("ph-aggregate-type")),
+    ("ph-created-at", HeaderName::from_static("ph-created-at")),
+    ("content-type", HeaderName::from_static("content-type")),
+];
+
 /// Publishes events to NATS JetStream. See the [module](super) for order and errors.
 #[derive(Debug)]
 pub struct NatsBus {
@@ -261,17 +272,18 @@ impl NatsBus {
         if let Some(stream) = &self.config.stream {
             headers.insert(async_nats::header::NATS_EXPECTED_STREAM, stream.as_str());
         }
-        for (name, value) in &message.headers {
-            let malformed = |why: String| {
+        for (name, value) in message.headers {
+            let malformed = |why| {
                 Error::new(ErrorKind::Malformed, "encode event", why).with_context("header", name)
             };
-            let value: HeaderValue = value.parse().map_err(|_| {
-                malformed("NATS carries no line break in a header value".to_owned())
-            })?;
-            let name: HeaderName = name
-                .parse()
-                .map_err(|_| malformed("NATS carries no such header name".to_owned()))?;
-            headers.insert(name, value);
+            if value.contains(['\r', '\n']) {
+                return Err(malformed("NATS carries no line break in a header value"));
+            }
+            let name = match HEADER_NAMES.iter().find(|(known, _)| *known == name) {
+                Some((_, known)) => known.clone(),
+                None => name.parse().map_err(|_| malformed("NATS carries no such header name"))?,
+            };
+            headers.insert(name, HeaderValue::from(value.into_owned()));
         }
         let subject = Subject::from(topic.name.into_owned());
         Ok((topic.per_event, Outbound { subject, headers, body: message.body }))

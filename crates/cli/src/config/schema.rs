@@ -173,7 +173,7 @@ pub(crate) const SECTIONS: &[Section] = &[
             key(
                 "relay.batch_size",
                 Kind::Integer { min: 1, max: 100_000 },
-                Default::Value("500"),
+                Default::Value("1000"),
                 "The most events fetched by one query.",
             ),
             key(
@@ -186,7 +186,7 @@ pub(crate) const SECTIONS: &[Section] = &[
             key(
                 "relay.max_concurrent_events",
                 Kind::Integer { min: 1, max: ANY_COUNT },
-                Default::Value("500"),
+                Default::Value("1000"),
                 "The most events published and not yet acknowledged, over all destinations. It \
                  bounds the repeated deliveries after a crash, too.",
             ),

@@ -105,6 +105,11 @@ impl Leases {
         self.held[shard.index()] == Some(generation)
     }
 
+    /// Whether the lease under which an event was sent is this relay's still.
+    pub(super) fn is_current(&self, lease: Option<ShardLease>) -> bool {
+        lease.is_none_or(|lease| self.holds(lease.shard, lease.generation))
+    }
+
     /// Whether other relays may deliver the same outbox.
     pub(super) const fn are_shared(&self) -> bool {
         self.ttl.is_some()

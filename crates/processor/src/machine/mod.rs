@@ -278,15 +278,15 @@ impl Machine {
                 self.database_answered(Work::Recording);
                 self.settling.recorded(&settlements);
                 for settlement in &settlements {
-                    if self.is_ours(settlement) {
+                    if self.leases.is_current(settlement.lease) {
                         let pending = stays_pending(settlement);
                         self.reader.settled(settlement.seq, settlement.id, pending);
                     }
                 }
             }
-            Input::Settled { mut settlements, result: Err(error) } => {
-                settlements.retain(|settlement| self.is_ours(settlement));
-                self.settling.failed(settlements);
+            Input::Settled { settlements, result: Err(error) } => {
+                let leases = &self.leases;
+                self.settling.failed(settlements, |settlement| leases.is_current(settlement.lease));
                 self.database_failed(Work::Recording, &error, now);
                 self.nothing_to_record();
             }
@@ -304,7 +304,7 @@ impl Machine {
             commands.extend(request.map(|release| Command::Lease { release, leaving }));
         }
         if self.database.may(Work::Recording, now) {
-            commands.extend(self.settling.next_batch().map(Command::Settle));
+            commands.extend(std::iter::from_fn(|| self.settling.next_batch()).map(Command::Settle));
         }
         if !self.stopping {
             // While the database fails, outcomes cannot be recorded: sending more would only
@@ -406,11 +406,6 @@ impl Machine {
         for seq in self.keys.block(id, dead) {
             self.reader.forget(seq);
         }
-    }
-
-    /// Whether the lease under which the event was sent is this relay's still.
-    fn is_ours(&self, settlement: &Settlement) -> bool {
-        settlement.lease.is_none_or(|lease| self.leases.holds(lease.shard, lease.generation))
     }
 
     fn database_failed(&mut self, work: Work, error: &Error, now: Duration) {
