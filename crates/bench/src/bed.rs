@@ -30,6 +30,18 @@ pub(crate) enum Layout {
     Partitioned,
     /// One table with an index of what waits, as most outboxes have it.
     Flat,
+    /// A queue of PgQ with a tick behind every so many events.
+    PgQ { tick: usize },
+}
+
+impl Layout {
+    fn name(self) -> String {
+        match self {
+            Self::Partitioned => "partitioned".to_owned(),
+            Self::Flat => "flat".to_owned(),
+            Self::PgQ { tick } => format!("pgq_{tick}"),
+        }
+    }
 }
 
 /// The table that most outboxes have: the columns of the contract and a number to order by.
@@ -85,7 +97,7 @@ impl Bed {
     /// A copy of the database that holds the events of `workload`, which is made where it is
     /// missing.
     pub(crate) async fn database(&self, layout: Layout, workload: &Workload) -> Result<Database> {
-        let template = format!("bench_{layout:?}_{}", workload.name()).to_lowercase();
+        let template = format!("bench_{}_{}", layout.name(), workload.name());
         let mut admin = self.admin().await?;
         let known = sqlx::query("select from pg_database where datname = $1")
             .bind(&template)
@@ -140,9 +152,7 @@ impl Database {
         let mut connection = connect(&self.url).await?;
         let query = match layout {
             Layout::Partitioned => "select 1 from outbox_events_pending order by seq desc limit 1",
-            Layout::Flat => {
-                "select 1 from outbox_events where processed_at is null order by seq desc limit 1"
-            }
+            _ => "select 1 from outbox_events where processed_at is null order by seq desc limit 1",
         };
         while sqlx::query(query).fetch_optional(&mut connection).await?.is_some() {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -172,6 +182,10 @@ pub(crate) struct Completions {
 }
 
 impl Completions {
+    pub(crate) const fn of(steps: Vec<(f64, i64)>) -> Self {
+        Self { steps }
+    }
+
     /// Events a second, from the first completion to the last. What was done before the first is
     /// nobody's measured time, so its events do not count.
     pub(crate) fn rate(&self) -> f64 {
@@ -202,6 +216,7 @@ impl Completions {
 async fn fill(url: &str, layout: Layout, workload: &Workload) -> Result<()> {
     let mut connection = connect(url).await?;
     match layout {
+        Layout::PgQ { tick } => return fill_queue(&mut connection, workload, tick).await,
         Layout::Flat => run(&mut connection, FLAT.to_owned()).await?,
         Layout::Partitioned => {
             let outbox = PostgresOutbox::connect(&PostgresOptions::from_url(url)).await?;
@@ -225,6 +240,33 @@ async fn fill(url: &str, layout: Layout, workload: &Workload) -> Result<()> {
     run(&mut connection, "vacuum (freeze, analyze) outbox_events".to_owned()).await?;
     connection.close().await?;
     Ok(())
+}
+
+async fn fill_queue(connection: &mut PgConnection, workload: &Workload, tick: usize) -> Result<()> {
+    run(connection, "create extension pgq".to_owned()).await?;
+    run(connection, "select pgq.create_queue('events')".to_owned()).await?;
+    run(connection, "select pgq.register_consumer('events', 'relay')".to_owned()).await?;
+    let mut events = workload.events().peekable();
+    while events.peek().is_some() {
+        let (mut ids, mut keys, mut data) = (Vec::new(), Vec::new(), Vec::new());
+        for event in events.by_ref().take(tick) {
+            ids.push(event.id);
+            keys.push(event.key);
+            data.push(event.data);
+        }
+        sqlx::query(
+            "select count(pgq.insert_event('events', $1, data, id::text, key::text, null, null)) \
+             from unnest($2::uuid[], $3::uuid[], $4::text[]) as event (id, key, data)",
+        )
+        .bind(EVENT_TYPE)
+        .bind(ids)
+        .bind(keys)
+        .bind(data)
+        .execute(&mut *connection)
+        .await?;
+        run(connection, "select pgq.ticker('events')".to_owned()).await?;
+    }
+    run(connection, "vacuum (freeze, analyze)".to_owned()).await
 }
 
 /// A connection with the settings of posthaste's own.

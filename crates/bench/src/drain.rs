@@ -1,11 +1,12 @@
 //! Everything waits already: how fast does the outbox become empty?
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::bed::{Bed, Layout};
 use crate::floor::{self, PAGE_EVENTS};
 use crate::relay::{Relay, RelaySettings, Sink, Usage};
 use crate::report::{Figures, Report};
+use crate::rivals;
 use crate::stream::Stream;
 use crate::workload::Workload;
 
@@ -22,6 +23,7 @@ pub(crate) enum Contender {
     Loop { layout: Layout, into: Target },
     Relay { settings: RelaySettings, into: Target, processes: usize },
     Poller { into: Target, workers: usize, batch: usize },
+    PgQ { into: Target, tick: usize },
 }
 
 /// Where to.
@@ -72,7 +74,7 @@ impl Contender {
             Self::Loop { layout: Layout::Partitioned, into } => {
                 format!("bare loop → {}", into.name())
             }
-            Self::Loop { layout: Layout::Flat, into } => {
+            Self::Loop { into, .. } => {
                 format!("bare loop, flat table → {}", into.name())
             }
             Self::Relay { settings, into, processes } => {
@@ -81,6 +83,7 @@ impl Contender {
                     if processes == 1 { String::new() } else { format!("{processes} × ") };
                 format!("{several}posthaste {sizes} → {}", into.name())
             }
+            Self::PgQ { into, tick } => format!("PgQ, batches of {tick} → {}", into.name()),
             Self::Poller { into, workers, batch } => {
                 format!("poller, {workers} workers of {batch} → {}", into.name())
             }
@@ -91,6 +94,7 @@ impl Contender {
         match self {
             Self::Loop { layout, .. } => layout,
             Self::Poller { .. } => Layout::Flat,
+            Self::PgQ { tick, .. } => Layout::PgQ { tick },
             _ => Layout::Partitioned,
         }
     }
@@ -101,7 +105,8 @@ impl Contender {
             Self::BrokerOnly { into, .. }
             | Self::Loop { into, .. }
             | Self::Relay { into, .. }
-            | Self::Poller { into, .. } => into,
+            | Self::Poller { into, .. }
+            | Self::PgQ { into, .. } => into,
         }
     }
 
@@ -145,12 +150,17 @@ impl Contender {
         }
         let before = bed.counters(&database).await?;
         let (own, mut usages) = (Usage::own()?, Vec::new());
+        let mut completions = None;
         match self {
+            Self::PgQ { .. } => {
+                let stream = stream.context("PgQ's consumer needs a stream")?;
+                completions = Some(rivals::pgq_consumer(&database, stream).await?);
+            }
             Self::Loop { layout, .. } => {
                 floor::bare_loop(&database, layout, stream, PAGE_EVENTS).await?;
             }
             Self::Poller { workers, batch, .. } => {
-                floor::skip_locked_poller(&database, stream, workers, batch).await?;
+                rivals::skip_locked_poller(&database, stream, workers, batch).await?;
             }
             Self::Relay { settings, into, processes } => {
                 let sink = match (into, stream) {
@@ -169,7 +179,10 @@ impl Contender {
         }
         let own = Usage::own()?.cpu - own.cpu;
         let after = bed.counters(&database).await?;
-        let completions = database.completions().await?;
+        let completions = match completions {
+            Some(completions) => completions,
+            None => database.completions().await?,
+        };
         let delivered = match stream {
             Some(stream) => Some(stream.messages().await?),
             None => None,

@@ -12,7 +12,7 @@ use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 use posthaste_postgres::statements;
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{AssertSqlSafe, Row as _, ValueRef as _};
+use sqlx::{Row as _, ValueRef as _};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -34,7 +34,7 @@ const FLAT_DELIVERED: &str = "\
     where event.processed_at is null and event.id = outcome.id";
 
 /// What names a row.
-type Place = (i64, Uuid);
+pub(crate) type Place = (i64, Uuid);
 type Page = Vec<(Place, Message)>;
 
 /// Reads page after page, until there is none or nobody takes them.
@@ -52,7 +52,7 @@ async fn read(
                 .bind(64_i64 << 20)
                 .bind(after)
                 .fetch(&mut *connection),
-            Layout::Flat => sqlx::query(FLAT_AHEAD).bind(after).bind(limit).fetch(&mut *connection),
+            _ => sqlx::query(FLAT_AHEAD).bind(after).bind(limit).fetch(&mut *connection),
         };
         let mut page = Vec::with_capacity(PAGE_EVENTS);
         while let Some(row) = rows.try_next().await? {
@@ -68,10 +68,10 @@ async fn read(
 }
 
 /// Only what is sent.
-fn decode(row: &PgRow, layout: Layout) -> Result<(Place, Message)> {
+pub(crate) fn decode(row: &PgRow, layout: Layout) -> Result<(Place, Message)> {
     let [key, event_type, data, created_at] = match layout {
         Layout::Partitioned => [2, 4, 5, 12],
-        Layout::Flat => [2, 3, 4, 5],
+        Layout::Flat | Layout::PgQ { .. } => [2, 3, 4, 5],
     };
     let id = row.try_get(1)?;
     let micros = row.try_get_raw(created_at)?;
@@ -104,9 +104,7 @@ async fn complete(connection: &mut PgConnection, layout: Layout, places: Vec<Pla
                 .execute(connection)
                 .await?
         }
-        Layout::Flat => {
-            sqlx::query(FLAT_DELIVERED).bind(seqs).bind(ids).execute(connection).await?
-        }
+        _ => sqlx::query(FLAT_DELIVERED).bind(seqs).bind(ids).execute(connection).await?,
     };
     anyhow::ensure!(done.rows_affected() == count as u64, "some events were completed before");
     Ok(())
@@ -197,51 +195,4 @@ pub(crate) async fn broker_only(
     }
     window.rest().await?;
     Ok(events as f64 / begun.elapsed().as_secs_f64())
-}
-
-/// The poller that most services begin with: `workers` transactions at a time, each of them
-/// `begin; select … limit batch for update skip locked; publish; update; commit`. Into nothing where
-/// there is no stream.
-pub(crate) async fn skip_locked_poller(
-    database: &Database,
-    stream: Option<&Stream>,
-    workers: usize,
-    batch: usize,
-) -> Result<()> {
-    let select = format!(
-        "select seq, id, aggregate_id, event_type, event_data::text, created_at \
-         from outbox_events where processed_at is null order by seq limit {batch} \
-         for update skip locked"
-    );
-    let one_worker = async || {
-        let mut connection = connect(&database.url).await?;
-        loop {
-            let mut transaction = sqlx::Connection::begin(&mut connection).await?;
-            let rows =
-                sqlx::query(AssertSqlSafe(select.as_str())).fetch_all(&mut *transaction).await?;
-            if rows.is_empty() {
-                return anyhow::Ok(());
-            }
-            let mut ids = Vec::with_capacity(rows.len());
-            let mut answers = Vec::with_capacity(rows.len());
-            for row in &rows {
-                let ((_, id), message) = decode(row, Layout::Flat)?;
-                if let Some(stream) = stream {
-                    answers.push(stream.send(message).await?);
-                }
-                ids.push(id);
-            }
-            // All of a batch are under way together: the order within a key is nobody's business.
-            for answer in answers {
-                answer.await?;
-            }
-            sqlx::query("update outbox_events set processed_at = now() where id = any($1)")
-                .bind(ids)
-                .execute(&mut *transaction)
-                .await?;
-            transaction.commit().await?;
-        }
-    };
-    futures_util::future::try_join_all((0..workers).map(|_| one_worker())).await?;
-    Ok(())
 }

@@ -15,6 +15,7 @@ mod null_relay;
 mod page;
 mod relay;
 mod report;
+mod rivals;
 mod stream;
 mod svg;
 mod tax;
@@ -341,6 +342,9 @@ impl Run {
             Contender::Poller { into, workers: 1, batch: 1 },
             Contender::Poller { into, workers: 4, batch: 1 },
             Contender::Poller { into, workers: 4, batch: 100 },
+            // The ticker's default, and batches as large as posthaste's.
+            Contender::PgQ { into, tick: 500 },
+            Contender::PgQ { into: Target::JetStreamBatches, tick: 5_000 },
         ];
         let caption = "Other outboxes into JetStream, on the same servers";
         let mut report = self.drain_report(bed, "rivals", caption, &contenders).await?;
