@@ -9,8 +9,8 @@ pub struct ProcessorSettings {
     /// The most events fetched by one query. Default 1,000: with 500, a drain was a sixth slower.
     pub batch_size: usize,
     /// The longest wait between two looks at an idle outbox when no wake-up comes: the worst
-    /// latency for a writer that sends none. Default 100 ms: then an idle relay costs less than
-    /// 1 % of a core, and the database about 1 %. (5 s would cost nothing, but plain SQL writers
+    /// latency for a writer that sends none. Default 100 ms: then an idle relay costs about 1 % of a
+    /// core, and the database as much. (5 s would cost nothing, but plain SQL writers
     /// send no wake-up.)
     pub poll_interval: Duration,
     /// The most events published and not yet acknowledged, over all destinations; with what is

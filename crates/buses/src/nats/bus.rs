@@ -343,7 +343,7 @@ impl EventBus for NatsBus {
     fn capabilities(&self) -> BusCapabilities {
         BusCapabilities {
             batch_events_max: self.batch_events_max,
-            key_pipelining: if self.batches.is_known() {
+            key_pipelining: if self.batches.is_granted() {
                 KeyPipelining::SuffixFails
             } else {
                 KeyPipelining::OnePerKey

@@ -60,8 +60,8 @@ enum Known {
 }
 
 impl Permission {
-    /// Without asking: what is known now.
-    pub(super) fn is_known(&self) -> bool {
+    /// Whether it was allowed when last asked.
+    pub(super) fn is_granted(&self) -> bool {
         matches!(self.get(), Known::Allowed { .. })
     }
 
