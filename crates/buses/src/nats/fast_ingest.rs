@@ -132,7 +132,7 @@ pub(super) enum Then {
     NoBatches,
 }
 
-/// Publishes two or more messages as one batch and waits for what becomes of them.
+/// Publishes messages, one at least, as one batch and waits for what becomes of them.
 pub(super) async fn publish(
     client: &Client,
     messages: Vec<Outbound>,
