@@ -126,7 +126,7 @@ async fn read_page(
     outbox: &PostgresOutbox,
     query: &PendingQuery,
 ) -> Result<(PendingPage, Vec<Corrupt>)> {
-    let mut session = outbox.session(FETCH).await?;
+    let mut session = outbox.warm_session(FETCH).await?;
     let mut page = PendingPage::default();
     let mut corrupt = Vec::new();
     let mut bytes = 0;

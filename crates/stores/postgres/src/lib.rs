@@ -46,6 +46,7 @@ mod stuck_keys;
 mod timestamp;
 mod transaction;
 mod waker;
+mod warm;
 mod watermark;
 
 pub use adopt::AdoptReport;

@@ -16,7 +16,8 @@ pub struct PostgresOptions {
     /// variables, which also fill in what the URL leaves out. Without an `sslmode`, TLS is used
     /// where the server offers it, except on this machine's loopback.
     pub url: Option<String>,
-    /// Most connections of the pool. Default 8. One more is used for LISTEN and one for NOTIFY.
+    /// Most connections of the pool. Default 8. One more is used for LISTEN and one for NOTIFY. A
+    /// relay keeps up to three of the pool for itself, never more than half of the others.
     pub max_connections: u32,
     /// Whether a pooler in transaction mode (`PgBouncer`, Supavisor) stands between. Nothing is
     /// then bound to a session: no named prepared statements, every operation in one explicit

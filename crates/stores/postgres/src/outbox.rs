@@ -14,6 +14,7 @@ use crate::session::Session;
 use crate::store::store;
 use crate::transaction::PostgresTransaction;
 use crate::waker::Waker;
+use crate::warm::WarmConnections;
 
 /// How much longer than the server's own limit we wait for its answer, before we take the network
 /// for dead.
@@ -38,6 +39,8 @@ struct Inner {
     address: String,
     may_use_tls: bool,
     waker: Waker,
+    /// For what a relay does without end.
+    warm: Arc<WarmConnections>,
 }
 
 impl PostgresOutbox {
@@ -87,6 +90,7 @@ impl PostgresOutbox {
             address: address(&connect_options),
             may_use_tls: may_use_tls(&connect_options),
             waker: Waker::new(connect_options, options.notify, listens),
+            warm: Arc::new(WarmConnections::new(pool.clone())),
             pool,
         }))
     }
@@ -150,6 +154,14 @@ impl PostgresOutbox {
     /// What an operation of a statement or two runs on.
     pub(crate) async fn session(&self, operation: &'static str) -> Result<Session> {
         Session::open(&self.0.pool, self.0.pooler, self.0.statement_timeout, operation).await
+    }
+
+    /// The same, for what is done again and again.
+    pub(crate) async fn warm_session(&self, operation: &'static str) -> Result<Session> {
+        if self.0.pooler {
+            return self.session(operation).await;
+        }
+        Session::open_warm(&self.0.warm, operation).await
     }
 
     /// A transaction in which each statement may take `statement_timeout`; zero for no limit.

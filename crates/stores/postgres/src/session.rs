@@ -1,5 +1,6 @@
 //! One operation's hold on the database: a connection, or a transaction where a pooler asks for it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use posthaste_core::Result;
@@ -9,6 +10,7 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction};
 
 use crate::error::failed;
+use crate::warm::{WarmConnection, WarmConnections};
 
 /// Prepares once per connection, or anew each time where a pooler may switch connections.
 ///
@@ -34,6 +36,7 @@ pub(crate) struct Session {
 
 enum Link {
     Direct(PoolConnection<Postgres>),
+    Warm(WarmConnection, Arc<WarmConnections>),
     Transaction(Transaction<'static, Postgres>),
 }
 
@@ -50,6 +53,16 @@ impl Session {
         }
         let connection = pool.acquire().await.map_err(failed(operation))?;
         Ok(Self { link: Link::Direct(connection), pooler, operation })
+    }
+
+    /// A connection in autocommit that was used just before, where there is one.
+    pub(crate) async fn open_warm(
+        connections: &Arc<WarmConnections>,
+        operation: &'static str,
+    ) -> Result<Self> {
+        let connection = connections.acquire().await.map_err(failed(operation))?;
+        let link = Link::Warm(connection, Arc::clone(connections));
+        Ok(Self { link, pooler: false, operation })
     }
 
     /// A transaction with a statement timeout of its own (zero for none).
@@ -74,6 +87,7 @@ impl Session {
     pub(crate) fn connection(&mut self) -> &mut PgConnection {
         match &mut self.link {
             Link::Direct(connection) => connection,
+            Link::Warm(warm, _) => &mut warm.connection,
             Link::Transaction(transaction) => transaction,
         }
     }
@@ -86,6 +100,10 @@ impl Session {
     pub(crate) async fn finish(self) -> Result<()> {
         match self.link {
             Link::Direct(_) => Ok(()),
+            Link::Warm(connection, connections) => {
+                connections.keep(connection);
+                Ok(())
+            }
             Link::Transaction(transaction) => {
                 transaction.commit().await.map_err(failed(self.operation))
             }

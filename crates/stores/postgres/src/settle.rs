@@ -102,7 +102,7 @@ async fn settle_at_once(outbox: &PostgresOutbox, settlements: &[Settlement]) -> 
     let batch = Batch::collect(settlements);
     let mut conflicts = 0;
     loop {
-        let mut session = outbox.session(SETTLE).await?;
+        let mut session = outbox.warm_session(SETTLE).await?;
         let changed = if batch.is_delivered_only() {
             let statement = batch.bind_delivered(session.statement(DELIVERED));
             statement.execute(session.connection()).await.map(|done| done.rows_affected())

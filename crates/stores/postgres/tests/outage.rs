@@ -11,7 +11,7 @@ use posthaste_postgres::{PostgresOptions, PostgresOutbox};
 use posthaste_testkit::servers::{PostgresServer, free_port};
 use uuid::Uuid;
 
-use common::{TestDatabase, event, insert, pending, pending_types, run};
+use common::{TestDatabase, event, everything, insert, pending, pending_types, run};
 
 async fn connect(url: String) -> posthaste_core::Result<PostgresOutbox> {
     PostgresOutbox::connect(&PostgresOptions::from_url(url)).await
@@ -132,14 +132,14 @@ async fn a_crash_keeps_what_was_settled_and_the_store_reconnects_by_itself() {
 
     let mut tries = 0;
     let found = loop {
-        match outbox.backlog(0).await {
-            Ok(backlog) => break backlog,
+        match outbox.fetch_pending(&everything()).await {
+            Ok(page) => break page.events,
             Err(error) => assert_eq!(error.status(), ErrorStatus::Unavailable, "{error}"),
         }
         tries += 1;
         assert!(tries < 50);
     };
-    assert_eq!(found.pending(), 5);
+    assert_eq!(found.len(), 5);
     let before = outbox.watermark().await.unwrap().high;
     outbox.store(&[event(Uuid::now_v7())]).await.unwrap();
     assert!(pending(&outbox).await.last().unwrap().seq > before, "no number is used twice");

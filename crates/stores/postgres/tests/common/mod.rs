@@ -124,15 +124,19 @@ pub fn insert(event_type: &str) -> String {
     )
 }
 
-/// Everything that is pending.
-pub async fn pending(outbox: &PostgresOutbox) -> Vec<PendingEvent> {
-    let query = PendingQuery {
+/// Asks for everything that is pending.
+pub fn everything() -> PendingQuery {
+    PendingQuery {
         leases: None,
         selection: PendingSelection::Forward { gaps: Vec::new(), after: 0 },
         events_max: 100_000,
         bytes_max: usize::MAX,
-    };
-    outbox.fetch_pending(&query).await.unwrap().events
+    }
+}
+
+/// Everything that is pending.
+pub async fn pending(outbox: &PostgresOutbox) -> Vec<PendingEvent> {
+    outbox.fetch_pending(&everything()).await.unwrap().events
 }
 
 /// The types of everything that is pending, by place.

@@ -1,0 +1,75 @@
+//! Connections that reading and recording keep at hand.
+
+#![allow(clippy::unwrap_used, reason = "a test states what it expects")]
+
+mod common;
+
+use std::time::Duration;
+
+use posthaste_core::{ErrorKind, OutboxRepository};
+use posthaste_postgres::PostgresOutbox;
+
+use common::{TestDatabase, everything};
+
+#[tokio::test]
+async fn a_read_finds_the_connection_of_the_one_before() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    outbox.fetch_pending(&everything()).await.unwrap();
+    outbox.fetch_pending(&everything()).await.unwrap();
+    // Without it, the second read waits for the first one's connection to be looked at, or opens
+    // another one.
+    let pool = outbox.pool();
+    assert_eq!(pool.size() as usize - pool.num_idle(), 1, "one is kept");
+}
+
+#[tokio::test]
+async fn a_pool_that_closes_gets_its_connections() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    outbox.fetch_pending(&everything()).await.unwrap();
+    let closed = tokio::time::timeout(Duration::from_secs(5), outbox.pool().close()).await;
+    assert!(closed.is_ok(), "it waits for all of its connections");
+    assert!(outbox.fetch_pending(&everything()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_small_pool_is_left_to_others() {
+    let Some(database) = TestDatabase::create().await else { return };
+    database.outbox().await;
+    let mut options = database.options();
+    options.max_connections = 1;
+    let outbox = PostgresOutbox::connect(&options).await.unwrap();
+    outbox.fetch_pending(&everything()).await.unwrap();
+    let taken = tokio::time::timeout(Duration::from_secs(5), outbox.pool().acquire()).await;
+    taken.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_died_at_hand_fails_one_read() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    outbox.fetch_pending(&everything()).await.unwrap();
+    database
+        .run(
+            "select pg_terminate_backend(pid) from pg_stat_activity \
+              where datname = current_database() and pid <> pg_backend_pid()",
+        )
+        .await;
+    let error = outbox.fetch_pending(&everything()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{}", error.report());
+    outbox.fetch_pending(&everything()).await.unwrap();
+}
+
+#[test]
+fn an_outbox_may_outlive_its_runtime() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let outbox = runtime.block_on(async {
+        let database = TestDatabase::create().await?;
+        let outbox = database.outbox().await;
+        outbox.fetch_pending(&everything()).await.unwrap();
+        Some(outbox)
+    });
+    drop(runtime);
+    drop(outbox);
+}
