@@ -17,8 +17,9 @@ use super::{Machine, Report};
 
 /// Renewals in the time of a lease: some may fail before it ends.
 const RENEWALS: u32 = 4;
-/// Attempts to give shards back in the time of a lease.
-const RELEASES: u32 = 50;
+/// Attempts to give shards back, or to get those that others give back, in the time of a lease:
+/// nobody delivers them meanwhile.
+const CHANGES: u32 = 50;
 /// The part of the lease in which nothing is sent any more: for a call that was just begun, and
 /// for clocks that run apart.
 const MARGIN: u32 = 5;
@@ -179,8 +180,9 @@ impl Leases {
             return Changes::default();
         };
         self.send_until = asked_at + (ttl - ttl / MARGIN);
-        self.renew_at = asked_at + ttl / RENEWALS;
-        self.release_at = asked_at + ttl / RELEASES;
+        let waits_for_shards = lease.shards.len() < lease.fair_share;
+        self.renew_at = asked_at + ttl / if waits_for_shards { CHANGES } else { RENEWALS };
+        self.release_at = asked_at + ttl / CHANGES;
         self.doubted_at = self.doubted_at.filter(|doubted| asked_at < *doubted);
         if self.doubted_at.is_some() {
             self.renew_at = asked_at;
@@ -362,14 +364,25 @@ mod tests {
         assert_eq!(leases.active(), set(&[1]));
         let two = Shard::from_index(2).expect("a shard");
         leases.sent(two);
-        assert_eq!(ask(&mut leases, TTL / RELEASES), None, "in flight");
+        assert_eq!(ask(&mut leases, TTL / CHANGES), None, "in flight");
         leases.returned(two);
-        let later = TTL / RELEASES;
+        let later = TTL / CHANGES;
         assert_eq!(leases.next_request(later, || set(&[2])), None, "not recorded");
         let released = ask(&mut leases, later).expect("a request");
         assert_eq!(released, [ShardLease { shard: two, generation: 1 }]);
         let changes = leases.answered(&lease([(1, 1)], 1));
         assert_eq!((changes.lost, changes.leaving), (set(&[2]), ShardSet::EMPTY));
+    }
+
+    #[test]
+    fn a_relay_with_less_than_its_share_asks_often() {
+        let mut leases = Leases::new(Some(TTL));
+        ask(&mut leases, Duration::ZERO);
+        leases.answered(&lease([(1, 1)], 2));
+        assert_eq!(leases.due(), Some(TTL / CHANGES));
+        ask(&mut leases, TTL / CHANGES);
+        leases.answered(&lease([(1, 1), (2, 1)], 2));
+        assert_eq!(leases.due(), Some(TTL / CHANGES + TTL / RENEWALS));
     }
 
     #[test]
