@@ -9,7 +9,9 @@ use posthaste_testkit::servers::{NatsServer, PostgresServer};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _};
 
-use crate::workload::{EVENT_TYPE, Workload};
+use crate::report::{Figures, RATE};
+use crate::rival_tables;
+use crate::workload::{EVENT_TYPE, Event, Workload};
 
 /// PostgreSQL's settings for every run. Durable: `fsync` is on, whatever tests do. The rest keeps a
 /// checkpoint from falling into one run and not into the next.
@@ -32,6 +34,10 @@ pub(crate) enum Layout {
     Flat,
     /// A queue of PgQ with a tick behind every so many events.
     PgQ { tick: usize },
+    /// The table of `outbox-postgres`.
+    OutboxCore,
+    /// The tables of `cf-gears-toolkit-db`, with so many partitions.
+    Gears { partitions: u16 },
 }
 
 impl Layout {
@@ -40,6 +46,8 @@ impl Layout {
             Self::Partitioned => "partitioned".to_owned(),
             Self::Flat => "flat".to_owned(),
             Self::PgQ { tick } => format!("pgq_{tick}"),
+            Self::OutboxCore => "outbox_core".to_owned(),
+            Self::Gears { partitions } => format!("gears_{partitions}"),
         }
     }
 }
@@ -177,6 +185,7 @@ impl Database {
 }
 
 /// Times and counts of transactions that completed events, in order.
+#[derive(Default)]
 pub(crate) struct Completions {
     steps: Vec<(f64, i64)>,
 }
@@ -188,7 +197,7 @@ impl Completions {
 
     /// Events a second, from the first completion to the last. What was done before the first is
     /// nobody's measured time, so its events do not count.
-    pub(crate) fn rate(&self) -> f64 {
+    fn rate(&self) -> f64 {
         let Some(((begun, first), (ended, _))) = self.steps.first().zip(self.steps.last()) else {
             return 0.0;
         };
@@ -196,8 +205,13 @@ impl Completions {
         (events - first) as f64 / (ended - begun).max(1e-6)
     }
 
+    /// As figures of a contender.
+    pub(crate) fn figures(&self) -> Figures {
+        Figures { deciles: self.deciles(), ..Figures::default() }.with(RATE, self.rate())
+    }
+
     /// The rate within each tenth of the events.
-    pub(crate) fn deciles(&self) -> Vec<f64> {
+    fn deciles(&self) -> Vec<f64> {
         let total: i64 = self.steps.iter().map(|(_, count)| count).sum();
         let mut rates = Vec::new();
         let (mut done, mut from) = (0, (0, self.steps.first().map_or(0.0, |step| step.0)));
@@ -216,7 +230,15 @@ impl Completions {
 async fn fill(url: &str, layout: Layout, workload: &Workload) -> Result<()> {
     let mut connection = connect(url).await?;
     match layout {
-        Layout::PgQ { tick } => return fill_queue(&mut connection, workload, tick).await,
+        Layout::PgQ { tick } => {
+            return rival_tables::fill_queue(&mut connection, workload, tick).await;
+        }
+        Layout::OutboxCore => {
+            return rival_tables::fill_outbox_core(&mut connection, url, workload).await;
+        }
+        Layout::Gears { partitions } => {
+            return rival_tables::fill_gears(&mut connection, url, workload, partitions).await;
+        }
         Layout::Flat => run(&mut connection, FLAT.to_owned()).await?,
         Layout::Partitioned => {
             let outbox = PostgresOutbox::connect(&PostgresOptions::from_url(url)).await?;
@@ -226,47 +248,32 @@ async fn fill(url: &str, layout: Layout, workload: &Workload) -> Result<()> {
         }
     }
     let statement = "copy outbox_events (id, aggregate_id, event_type, event_data) from stdin";
-    let mut copy = connection.copy_in_raw(statement).await?;
-    let mut text = String::new();
-    for event in workload.events() {
-        text.push_str(&format!("{}\t{}\t{EVENT_TYPE}\t{}\n", event.id, event.key, event.data));
-        if text.len() > 1 << 20 {
-            copy.send(std::mem::take(&mut text).into_bytes()).await?;
-        }
-    }
-    copy.send(text.into_bytes()).await?;
-    copy.finish().await?;
+    let line =
+        |event: Event| format!("{}\t{}\t{EVENT_TYPE}\t{}\n", event.id, event.key, event.data);
+    copy(&mut connection, statement, workload.events().map(line)).await?;
     // Every copy then begins with the same statistics, and no row has to be marked as committed.
     run(&mut connection, "vacuum (freeze, analyze) outbox_events".to_owned()).await?;
     connection.close().await?;
     Ok(())
 }
 
-async fn fill_queue(connection: &mut PgConnection, workload: &Workload, tick: usize) -> Result<()> {
-    run(connection, "create extension pgq".to_owned()).await?;
-    run(connection, "select pgq.create_queue('events')".to_owned()).await?;
-    run(connection, "select pgq.register_consumer('events', 'relay')".to_owned()).await?;
-    let mut events = workload.events().peekable();
-    while events.peek().is_some() {
-        let (mut ids, mut keys, mut data) = (Vec::new(), Vec::new(), Vec::new());
-        for event in events.by_ref().take(tick) {
-            ids.push(event.id);
-            keys.push(event.key);
-            data.push(event.data);
+/// Copies lines in.
+pub(crate) async fn copy(
+    connection: &mut PgConnection,
+    statement: &str,
+    lines: impl Iterator<Item = String>,
+) -> Result<()> {
+    let mut copy = connection.copy_in_raw(statement).await?;
+    let mut text = String::new();
+    for line in lines {
+        text.push_str(&line);
+        if text.len() > 1 << 20 {
+            copy.send(std::mem::take(&mut text).into_bytes()).await?;
         }
-        sqlx::query(
-            "select count(pgq.insert_event('events', $1, data, id::text, key::text, null, null)) \
-             from unnest($2::uuid[], $3::uuid[], $4::text[]) as event (id, key, data)",
-        )
-        .bind(EVENT_TYPE)
-        .bind(ids)
-        .bind(keys)
-        .bind(data)
-        .execute(&mut *connection)
-        .await?;
-        run(connection, "select pgq.ticker('events')".to_owned()).await?;
     }
-    run(connection, "vacuum (freeze, analyze)".to_owned()).await
+    copy.send(text.into_bytes()).await?;
+    copy.finish().await?;
+    Ok(())
 }
 
 /// A connection with the settings of posthaste's own.

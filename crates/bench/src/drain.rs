@@ -2,15 +2,17 @@
 
 use anyhow::{Context as _, Result};
 
-use crate::bed::{Bed, Layout};
-use crate::floor::{self, PAGE_EVENTS};
-use crate::relay::{Relay, RelaySettings, Sink, Usage};
-use crate::report::{Figures, Report};
-use crate::rivals;
-use crate::stream::Stream;
-use crate::workload::Workload;
+use tokio::process::Command;
 
-pub(crate) const RATE: &str = "events/s";
+use crate::bed::{Bed, Completions, Database, Layout};
+use crate::child;
+use crate::debezium::{self, DebeziumSettings};
+use crate::floor;
+use crate::relay::{Relay, RelaySettings, Sink, Usage};
+use crate::report::{Figures, RATE, Report};
+use crate::rivals;
+use crate::stream::{PAGE_EVENTS, Stream};
+use crate::workload::Workload;
 
 /// Pollers and windows of one would take minutes over what others do in seconds.
 const EVENTS_OF_THE_SLOW: u64 = 10_000;
@@ -24,6 +26,27 @@ pub(crate) enum Contender {
     Relay { settings: RelaySettings, into: Target, processes: usize },
     Poller { into: Target, workers: usize, batch: usize },
     PgQ { into: Target, tick: usize },
+    OutboxCore { managers: usize, batch: usize },
+    Gears { into: Target, partitions: u16, tuning: GearsTuning },
+    Debezium { into: Target, settings: DebeziumSettings },
+}
+
+/// How cf-gears' outbox is told to run; what that is in detail, `crates/bench/rivals` knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GearsTuning {
+    Default,
+    HighThroughput,
+    Fastest,
+}
+
+impl GearsTuning {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::HighThroughput => "high-throughput",
+            Self::Fastest => "fastest",
+        }
+    }
 }
 
 /// Where to.
@@ -84,10 +107,25 @@ impl Contender {
                 format!("{several}posthaste {sizes} → {}", into.name())
             }
             Self::PgQ { into, tick } => format!("PgQ, batches of {tick} → {}", into.name()),
+            Self::Gears { into, partitions, tuning } => {
+                let (tuning, into) = (tuning.name(), into.name());
+                format!("cf-gears, {partitions} partitions, {tuning} → {into}")
+            }
+            Self::Debezium { into, settings } => {
+                format!("Debezium, batches of {} → {}", settings.max_batch_size, into.name())
+            }
+            Self::OutboxCore { managers, batch } => {
+                format!("outbox-core, {managers} managers of {batch} → JetStream")
+            }
             Self::Poller { into, workers, batch } => {
                 format!("poller, {workers} workers of {batch} → {}", into.name())
             }
         }
+    }
+
+    /// Whether it is a program that this project does not make.
+    const fn is_foreign(self) -> bool {
+        matches!(self, Self::OutboxCore { .. } | Self::Gears { .. } | Self::Debezium { .. })
     }
 
     fn layout(self) -> Layout {
@@ -95,6 +133,8 @@ impl Contender {
             Self::Loop { layout, .. } => layout,
             Self::Poller { .. } => Layout::Flat,
             Self::PgQ { tick, .. } => Layout::PgQ { tick },
+            Self::OutboxCore { .. } => Layout::OutboxCore,
+            Self::Gears { partitions, .. } => Layout::Gears { partitions },
             _ => Layout::Partitioned,
         }
     }
@@ -106,14 +146,41 @@ impl Contender {
             | Self::Loop { into, .. }
             | Self::Relay { into, .. }
             | Self::Poller { into, .. }
-            | Self::PgQ { into, .. } => into,
+            | Self::PgQ { into, .. }
+            | Self::Gears { into, .. }
+            | Self::Debezium { into, .. } => into,
+            Self::OutboxCore { .. } => Target::JetStream,
         }
     }
 
     fn workload(self, workload: &Workload) -> Workload {
-        let slow = matches!(self, Self::Poller { .. } | Self::BrokerOnly { window: 1, .. });
+        let slow = matches!(
+            self,
+            Self::Poller { .. }
+                | Self::BrokerOnly { window: 1, .. }
+                | Self::OutboxCore { managers: 1, .. }
+                | Self::Gears { tuning: GearsTuning::Default, .. }
+        );
         let events = if slow { workload.events.min(EVENTS_OF_THE_SLOW) } else { workload.events };
         Workload { events, ..workload.clone() }
+    }
+
+    /// The program of a rival that is no part of this one.
+    fn rival(self, database: &Database, stream: &Stream, workload: &Workload) -> Result<Command> {
+        let mut command = child::rivals()?;
+        let batches = if stream.takes_batches { "batches" } else { "single" };
+        command.args(["run", &database.url, &stream.url, &stream.name, batches]);
+        command.arg(workload.events.to_string());
+        match self {
+            Self::OutboxCore { managers, batch } => {
+                command.args(["outbox-core", &managers.to_string(), &batch.to_string()]);
+            }
+            Self::Gears { partitions, tuning, .. } => {
+                command.args(["cf-gears", &partitions.to_string(), tuning.name()]);
+            }
+            _ => anyhow::bail!("{} is no program of its own", self.name()),
+        }
+        Ok(command)
     }
 
     /// Runs it once, on a database and a stream of its own.
@@ -121,7 +188,7 @@ impl Contender {
         let workload = self.workload(workload);
         let target = self.target();
         let stream = if target.is_stream() {
-            Some(Stream::create(bed, target == Target::JetStreamBatches).await?)
+            Some(Stream::create(bed.nats.url(), target == Target::JetStreamBatches).await?)
         } else {
             None
         };
@@ -142,6 +209,9 @@ impl Contender {
             let rate = floor::broker_only(stream, workload, window).await?;
             return Ok(Figures::default().with(RATE, rate));
         }
+        if let (Self::Debezium { settings, .. }, Some(stream)) = (self, stream) {
+            return Ok(debezium::drain(settings, stream, workload).await?.figures());
+        }
         let database = bed.database(self.layout(), workload).await?;
         if self == Self::ReadOnly {
             let rate = floor::read_only(&database, Layout::Partitioned).await?;
@@ -150,8 +220,13 @@ impl Contender {
         }
         let before = bed.counters(&database).await?;
         let (own, mut usages) = (Usage::own()?, Vec::new());
-        let mut completions = None;
+        let (mut completions, mut drained) = (None, None);
         match self {
+            Self::OutboxCore { .. } | Self::Gears { .. } => {
+                let stream = stream.context("rivals need a stream")?;
+                let command = self.rival(&database, stream, workload)?;
+                drained = Some(child::drain(command, workload.events, 0..workload.events).await?);
+            }
             Self::PgQ { .. } => {
                 let stream = stream.context("PgQ's consumer needs a stream")?;
                 completions = Some(rivals::pgq_consumer(&database, stream).await?);
@@ -175,26 +250,24 @@ impl Contender {
                     usages.push(relay.usage()?);
                 }
             }
-            Self::ReadOnly | Self::BrokerOnly { .. } => {}
+            Self::ReadOnly | Self::BrokerOnly { .. } | Self::Debezium { .. } => {}
         }
         let own = Usage::own()?.cpu - own.cpu;
         let after = bed.counters(&database).await?;
-        let completions = match completions {
-            Some(completions) => completions,
-            None => database.completions().await?,
-        };
-        let delivered = match stream {
-            Some(stream) => Some(stream.messages().await?),
-            None => None,
+        let completions = match (completions, &drained) {
+            (Some(completions), _) => completions,
+            (None, Some(_)) => Completions::default(),
+            (None, None) => database.completions().await?,
         };
         bed.drop_database(database).await?;
-        if let Some(delivered) = delivered {
-            anyhow::ensure!(delivered == workload.events, "the stream holds {delivered} events");
+        if let Some(stream) = stream {
+            ensure_delivered(stream, workload).await?;
         }
         let events = workload.events as f64;
-        let mut figures = Figures { deciles: completions.deciles(), ..Figures::default() }
-            .with(RATE, completions.rate());
-        if usages.is_empty() {
+        let mut figures = completions.figures();
+        if let Some(drained) = drained {
+            figures = drained.figures();
+        } else if usages.is_empty() {
             // The loop runs here.
             figures = figures.with("CPU µs/event", own.as_secs_f64() * 1e6 / events);
         } else {
@@ -208,7 +281,15 @@ impl Contender {
     }
 }
 
-/// Each contender once a round, so that what else the machine does falls upon all of them.
+/// A drain that lost or doubled events is none.
+async fn ensure_delivered(stream: &Stream, workload: &Workload) -> Result<()> {
+    let delivered = stream.messages().await?;
+    anyhow::ensure!(delivered == workload.events, "the stream holds {delivered} events");
+    Ok(())
+}
+
+/// Each contender once a round, so that what else the machine does falls upon all of them. A rival
+/// that does not run is named as such, and is not tried again.
 pub(crate) async fn alternate(
     bed: &Bed,
     report: &mut Report,
@@ -216,12 +297,26 @@ pub(crate) async fn alternate(
     contenders: &[Contender],
     rounds: usize,
 ) -> Result<()> {
+    let mut broken = Vec::new();
     for round in 1..=rounds {
         eprintln!("{}: round {round} of {rounds}", report.workload);
         for contender in contenders {
-            let figures = contender.run(bed, workload).await?;
-            report.add(&contender.name(), figures);
+            if broken.contains(contender) {
+                continue;
+            }
+            match contender.run(bed, workload).await {
+                Ok(figures) => report.add(&contender.name(), figures),
+                Err(error) if contender.is_foreign() => {
+                    eprintln!("  {} did not run: {error:#}", contender.name());
+                    broken.push(*contender);
+                }
+                Err(error) => return Err(error.context(contender.name())),
+            }
         }
+    }
+    if !broken.is_empty() {
+        let names: Vec<String> = broken.into_iter().map(Contender::name).collect();
+        report.set("did not run", names.join(", "));
     }
     Ok(())
 }

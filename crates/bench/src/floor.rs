@@ -17,11 +17,9 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::bed::{Database, Layout, connect};
-use crate::stream::{Message, Stream, Window};
+use crate::stream::{Message, PAGE_EVENTS, Stream, Window};
 use crate::workload::{EVENT_TYPE, Workload};
 
-/// Events of a page, and of a statement that completes.
-pub(crate) const PAGE_EVENTS: usize = 1_000;
 /// Pages between two tasks.
 const PAGES_BUFFERED: usize = 4;
 
@@ -71,7 +69,7 @@ async fn read(
 pub(crate) fn decode(row: &PgRow, layout: Layout) -> Result<(Place, Message)> {
     let [key, event_type, data, created_at] = match layout {
         Layout::Partitioned => [2, 4, 5, 12],
-        Layout::Flat | Layout::PgQ { .. } => [2, 3, 4, 5],
+        _ => [2, 3, 4, 5],
     };
     let id = row.try_get(1)?;
     let micros = row.try_get_raw(created_at)?;

@@ -24,7 +24,7 @@ impl Running {
     async fn start(bed: &Bed, workload: &Workload) -> Result<Self> {
         let empty = Workload { events: 0, ..workload.clone() };
         let database = bed.database(Layout::Partitioned, &empty).await?;
-        let stream = Stream::create(bed, true).await?;
+        let stream = Stream::create(bed.nats.url(), true).await?;
         let relay = Relay::start(&database, &Sink::Stream(&stream), RelaySettings::DEFAULT)?;
         // The first event says that it is there.
         let first = Load {

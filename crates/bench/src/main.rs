@@ -7,6 +7,8 @@
 )]
 
 mod bed;
+mod child;
+mod debezium;
 mod drain;
 mod floor;
 mod latency;
@@ -15,6 +17,7 @@ mod null_relay;
 mod page;
 mod relay;
 mod report;
+mod rival_tables;
 mod rivals;
 mod stream;
 mod svg;
@@ -29,9 +32,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 use bed::Bed;
-use drain::{Contender, RATE, Target};
+use debezium::DebeziumSettings;
+use drain::{Contender, GearsTuning, Target};
 use relay::RelaySettings;
-use report::Report;
+use report::{RATE, Report};
 use workload::{Keys, Workload};
 
 #[derive(Parser)]
@@ -345,6 +349,23 @@ impl Run {
             // The ticker's default, and batches as large as posthaste's.
             Contender::PgQ { into, tick: 500 },
             Contender::PgQ { into: Target::JetStreamBatches, tick: 5_000 },
+            // Of each of the others first its defaults, last what was fastest here.
+            Contender::OutboxCore { managers: 1, batch: 100 },
+            Contender::OutboxCore { managers: 16, batch: 1_000 },
+            Contender::Gears { into, partitions: 4, tuning: GearsTuning::Default },
+            Contender::Gears { into, partitions: 64, tuning: GearsTuning::HighThroughput },
+            Contender::Gears { into, partitions: 4, tuning: GearsTuning::Fastest },
+            Contender::Gears {
+                into: Target::JetStreamBatches,
+                partitions: 4,
+                tuning: GearsTuning::Fastest,
+            },
+            Contender::Debezium { into, settings: DebeziumSettings::DEFAULT },
+            Contender::Debezium { into, settings: DebeziumSettings::LARGE },
+            Contender::Debezium {
+                into: Target::JetStreamBatches,
+                settings: DebeziumSettings::LARGE,
+            },
         ];
         let caption = "Other outboxes into JetStream, on the same servers";
         let mut report = self.drain_report(bed, "rivals", caption, &contenders).await?;

@@ -113,7 +113,8 @@ impl Usage {
         Self::of("self")
     }
 
-    fn of(process: &str) -> Result<Self> {
+    /// Of the process with that number.
+    pub(crate) fn of(process: &str) -> Result<Self> {
         let folder = PathBuf::from(format!("/proc/{process}"));
         let stat = fs::read_to_string(folder.join("stat"))?;
         let status = fs::read_to_string(folder.join("status"))?;

@@ -7,6 +7,9 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
+/// The figure of a drain.
+pub(crate) const RATE: &str = "events/s";
+
 /// A workload's results.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Report {

@@ -6,8 +6,8 @@ use anyhow::Result;
 use sqlx::{AssertSqlSafe, Row as _};
 
 use crate::bed::{Completions, Database, Layout, connect};
-use crate::floor::{PAGE_EVENTS, decode};
-use crate::stream::{Stream, Window};
+use crate::floor::decode;
+use crate::stream::{PAGE_EVENTS, Stream, Window};
 
 /// The poller that most services begin with: `workers` transactions at a time, each of them
 /// `begin; select … limit batch for update skip locked; publish; update; commit`. Into nothing where

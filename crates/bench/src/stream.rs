@@ -1,4 +1,5 @@
-//! Publishing to JetStream by hand: the client calls of the NATS bus, and nothing around them.
+//! Publishing to JetStream by hand: the client calls of the NATS bus, and nothing around them. The
+//! rivals of `crates/bench/rivals` publish with this file, too.
 
 use std::collections::VecDeque;
 use std::future::IntoFuture as _;
@@ -15,9 +16,8 @@ use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::bed::Bed;
-use crate::floor::PAGE_EVENTS;
-use crate::workload::EVENT_TYPE;
+/// Events of a page, of a batch, and of a statement that completes.
+pub(crate) const PAGE_EVENTS: usize = 1_000;
 
 type Answer = Pin<Box<dyn Future<Output = Result<PublishAck, PublishError>> + Send>>;
 type BatchAnswer = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
@@ -40,19 +40,25 @@ pub(crate) struct Message {
 }
 
 impl Stream {
-    pub(crate) async fn create(bed: &Bed, takes_batches: bool) -> Result<Self> {
-        let url = bed.nats.url();
-        let client = async_nats::connect(&url).await.context("connect to NATS")?;
-        // Its own limit only has to be out of the way.
-        let jetstream = ContextBuilder::new().max_ack_inflight(1 << 20).build(client);
+    /// A new one, on the server at `url`.
+    pub(crate) async fn create(url: String, takes_batches: bool) -> Result<Self> {
         let name = format!("BENCH_{}", Uuid::now_v7().simple());
+        let stream = Self::open(url, name, takes_batches).await?;
         let config = stream::Config {
-            name: name.clone(),
-            subjects: vec![format!("{name}.>")],
+            name: stream.name.clone(),
+            subjects: vec![format!("{}.>", stream.name)],
             allow_batch_publish: takes_batches,
             ..Default::default()
         };
-        jetstream.create_stream(config).await.context("create a stream")?;
+        stream.jetstream.create_stream(config).await.context("create a stream")?;
+        Ok(stream)
+    }
+
+    /// One that is there, by a connection of its own.
+    pub(crate) async fn open(url: String, name: String, takes_batches: bool) -> Result<Self> {
+        let client = async_nats::connect(&url).await.context("connect to NATS")?;
+        // Its own limit only has to be out of the way.
+        let jetstream = ContextBuilder::new().max_ack_inflight(1 << 20).build(client);
         Ok(Self { url, name, takes_batches, jetstream })
     }
 
@@ -121,7 +127,7 @@ impl Stream {
         headers.insert("ph-aggregate-id", key.as_str());
         headers.insert("ph-created-at", message.created_at.to_string().as_str());
         headers.insert("content-type", "application/json");
-        let subject = format!("{}.{EVENT_TYPE}", self.name);
+        let subject = format!("{}.{}", self.name, message.event_type);
         (subject, headers, message.body)
     }
 }

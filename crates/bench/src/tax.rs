@@ -100,7 +100,7 @@ async fn measure(
     connection.close().await?;
     let mut delivery = None;
     if second == Second::Relayed {
-        let stream = Stream::create(bed, true).await?;
+        let stream = Stream::create(bed.nats.url(), true).await?;
         let relay = Relay::start(&database, &Sink::Stream(&stream), RelaySettings::DEFAULT)?;
         delivery = Some((stream, relay));
     }
