@@ -16,8 +16,8 @@ use crate::report::Figures;
 /// Where the rivals of `crates/bench/rivals` are: the program that `cargo xtask bench` builds.
 pub(crate) const RIVALS: &str = "POSTHASTE_BENCH_RIVALS";
 
-/// A rival that is silent for so long does not run.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// A rival that is silent for so long does not run. Some look again only once a minute.
+const SILENCE_MAX: Duration = Duration::from_secs(150);
 
 /// What a rival did.
 pub(crate) struct Drained {
@@ -49,7 +49,7 @@ pub(crate) fn rivals() -> Result<Command> {
 /// that a rival may warm up before and run dry behind them.
 ///
 /// # Errors
-/// When it ends by itself, is silent for a minute, or says something else.
+/// When it ends by itself, is silent for too long, or says something else.
 pub(crate) async fn drain(
     mut command: Command,
     events: u64,
@@ -62,7 +62,9 @@ pub(crate) async fn drain(
     let (mut steps, mut usages, mut done) = (Vec::new(), Vec::new(), 0);
     while done < events {
         let line = tokio::time::timeout(SILENCE_MAX, lines.next_line()).await;
-        let Ok(line) = line else { bail!("it did nothing for a minute; {done} events were done") };
+        let Ok(line) = line else {
+            bail!("it did nothing for {} s; {done} events were done", SILENCE_MAX.as_secs())
+        };
         let Some(line) = line? else {
             bail!("it ended by itself ({}); {done} events were done", child.wait().await?)
         };
@@ -87,4 +89,30 @@ pub(crate) async fn drain(
         cpu_micros_per_event: (after.cpu - before.cpu).as_secs_f64() * 1e6 / (last - first) as f64,
         peak_mb: after.peak_mb,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::RATE;
+
+    fn script(text: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", text]);
+        command
+    }
+
+    #[tokio::test]
+    async fn what_warms_up_and_what_runs_dry_does_not_count() {
+        let says = "printf '1 90\\n2 10\\n3 10\\n4 10\\n9 80\\n'; exec sleep 60";
+        let drained = drain(script(says), 200, 100..120).await.unwrap();
+        let rate = drained.figures().values.into_iter().find(|(name, _)| name == RATE);
+        assert!((rate.unwrap().1 - 10.0).abs() < 1e-6);
+    }
+
+    #[tokio::test]
+    async fn a_rival_that_ends_before_it_is_done_did_not_run() {
+        let error = drain(script("echo 1 10; exit 3"), 20, 15..20).await.err().unwrap();
+        assert!(error.to_string().contains("10 events were done"), "{error}");
+    }
 }
