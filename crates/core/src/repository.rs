@@ -222,6 +222,9 @@ pub struct Settlement {
 pub enum SettlementOutcome {
     /// Acknowledged durably by the broker: set `processed_at` (the database's clock).
     Delivered,
+    /// The same, of an event that nobody wants to look at again: delete it. A store that cannot may
+    /// keep it as [`Delivered`](Self::Delivered); the processor's next cleanup then removes it.
+    DeliveredAndRemoved,
     /// Try again after `delay`, counted by the database's clock from now.
     Retry {
         /// The new count of failed attempts (absolute, so that repeating is harmless).

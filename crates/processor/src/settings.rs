@@ -30,7 +30,9 @@ pub struct ProcessorSettings {
     /// within this time and a quarter of it; when it cannot reach the database, it stops sending
     /// after four fifths. At least 1 s. Default 5 s.
     pub lease_ttl: Duration,
-    /// Delivered events older than this are removed. `None` keeps them for ever. Default 30 days.
+    /// Delivered events older than this are removed. `None` keeps them for ever. Zero keeps none:
+    /// what records a delivery deletes the event, which is faster, and leaves nothing to look at.
+    /// Default 30 days.
     pub retention: Option<Duration>,
 }
 
@@ -51,6 +53,12 @@ impl Default for ProcessorSettings {
 }
 
 impl ProcessorSettings {
+    /// Whether a delivered event is kept at all, to be listed or shown: not with a retention of zero.
+    #[must_use]
+    pub fn keeps_delivered(&self) -> bool {
+        self.retention != Some(Duration::ZERO)
+    }
+
     /// Every rule these settings break, as (field name, what is wrong and how to mend it).
     #[must_use]
     pub fn problems(&self) -> Vec<(&'static str, String)> {

@@ -58,6 +58,8 @@ async fn defects_of_settling_are_found() {
         (RepositoryDefect::SettlesWhateverTheId, "a_settlement_with_another_id_changes_nothing"),
         (RepositoryDefect::SettlesAnew, "settling_again_changes_nothing"),
         (RepositoryDefect::CountsRetries, "a_repeated_retry_does_not_count_twice"),
+        (RepositoryDefect::KeepsAll, "what_is_delivered_and_not_kept_is_gone"),
+        (RepositoryDefect::RemovesTheDead, "only_what_is_pending_is_removed"),
         (RepositoryDefect::SettlesOnlyTheFirst, "one_batch_may_hold_every_outcome"),
         (RepositoryDefect::ForgetsSettlements, "delivered_events_are_no_longer_pending"),
         (RepositoryDefect::IgnoresDeadAfter, "dead_heads_are_paged_by_place"),

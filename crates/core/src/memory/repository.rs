@@ -185,8 +185,10 @@ impl OutboxRepository for MemoryRepository {
             if !event.is_pending() || event.id() != settlement.id {
                 continue;
             }
-            *event =
-                OutboxEvent::restore(settled(event.record().clone(), &settlement.outcome, now));
+            match settled(event.record().clone(), &settlement.outcome, now) {
+                Some(record) => *event = OutboxEvent::restore(record),
+                None => drop(state.events.remove(&settlement.seq)),
+            }
             changed += 1;
         }
         Ok(changed)
@@ -273,9 +275,15 @@ fn dead_head(seq: Seq, event: &OutboxEvent) -> DeadHead {
     }
 }
 
-fn settled(record: EventRecord, outcome: &SettlementOutcome, now: Timestamp) -> EventRecord {
-    match outcome {
+/// What is left of an event, if anything is.
+fn settled(
+    record: EventRecord,
+    outcome: &SettlementOutcome,
+    now: Timestamp,
+) -> Option<EventRecord> {
+    Some(match outcome {
         SettlementOutcome::Delivered => EventRecord { processed_at: Some(now), ..record },
+        SettlementOutcome::DeliveredAndRemoved => return None,
         SettlementOutcome::Retry { retry_count, delay, error } => EventRecord {
             retry_count: *retry_count,
             available_at: Some(now.checked_add(*delay).unwrap_or(Timestamp::MAX)),
@@ -289,7 +297,7 @@ fn settled(record: EventRecord, outcome: &SettlementOutcome, now: Timestamp) -> 
             error_message: Some(error.clone()),
             ..record
         },
-    }
+    })
 }
 
 #[async_trait]

@@ -202,7 +202,12 @@ impl Machine {
 
     fn delivered(&mut self, id: KeyId, held: &Held) {
         self.counts.delivered += 1;
-        self.record(id, held, SettlementOutcome::Delivered);
+        let outcome = if self.settings.keeps_delivered() {
+            SettlementOutcome::Delivered
+        } else {
+            SettlementOutcome::DeliveredAndRemoved
+        };
+        self.record(id, held, outcome);
     }
 
     /// Hands the outcome of an attempt to settling.

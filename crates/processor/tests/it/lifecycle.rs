@@ -301,12 +301,37 @@ async fn cleanup_removes_delivered_events_and_never_a_pending_or_dead_one() {
 async fn a_running_processor_cleans_up_past_the_retention_unless_told_to_keep_all() {
     for (retention, left) in [(Some(Duration::ZERO), 0), (None, 1)] {
         let world = World::with(&singles(1)).await;
-        let changed = ProcessorSettings { retention, ..settings() };
-        let processor = world.builder().settings(changed).build().unwrap();
+        let with = |retention| {
+            world.builder().settings(ProcessorSettings { retention, ..settings() }).build().unwrap()
+        };
+        // What was delivered while events were still kept.
+        with(None).process_events().await.unwrap();
+        assert_eq!(world.outbox.events().len(), 1);
+        let processor = with(retention);
         processor.start().await.unwrap();
-        world.until_nothing_pending().await;
         tokio::time::sleep(HOUR).await;
         assert_eq!(world.repository.failed_events(1).await.unwrap().len(), 0);
         assert_eq!(world.outbox.events().len(), left);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_retention_what_is_delivered_is_gone_at_once_and_nothing_else() {
+    let [sent, dead, retried] = ["sent", "dead", "retried"].map(|key| event(key, 0));
+    let world = World::with(&[sent, dead.clone(), retried.clone()]).await;
+    let (poison, flaky) = (dead.id(), retried.id());
+    world.script.plan(move |event, attempt| match event.id() {
+        id if id == poison => Some(Fault::RejectPermanently),
+        id if id == flaky && attempt == 1 => Some(Fault::FailBeforeWrite),
+        _ => None,
+    });
+    let changed = ProcessorSettings { retention: Some(Duration::ZERO), ..settings() };
+    let processor = world.builder().settings(changed).build().unwrap();
+    // No upkeep runs beside a pass in the foreground.
+    assert_eq!(processor.process_events().await.unwrap(), 1);
+    assert_eq!(ids(&world.outbox.events()), [dead.id(), retried.id()]);
+    assert_eq!(world.outbox.events()[1].retry_count(), 1);
+    assert_eq!(processor.drain(HOUR).await.unwrap(), 1);
+    assert_eq!(ids(&world.outbox.events()), [dead.id()]);
+    assert!(world.outbox.events()[0].is_dead());
 }

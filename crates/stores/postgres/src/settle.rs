@@ -54,6 +54,17 @@ pub const DELIVERED: &str = concat!(
     still_pending!()
 );
 
+/// All delivered, and none to be kept. The condition on `processed_at` leaves one partition, the
+/// one of what waits: the history is neither read nor locked.
+const REMOVED: &str = concat!(
+    "with ",
+    held!(),
+    " delete from outbox_events event \
+     using unnest((select $3::bigint[]), (select $4::uuid[]), (select $5::smallint[])) \
+         as outcome (seq, id, lease) ",
+    still_pending!()
+);
+
 /// Any mix. Each row is in one branch only.
 const MIXED: &str = concat!(
     "with ",
@@ -77,9 +88,14 @@ const MIXED: &str = concat!(
          (select $15::int4[]), (select $16::text[]), (select $17::text[])) \
          as outcome (seq, id, lease, retry_count, reason, error) ",
     still_pending!(),
+    " returning 1), \
+     removed as (delete from outbox_events event \
+     using unnest((select $18::bigint[]), (select $19::uuid[]), (select $20::smallint[])) \
+         as outcome (seq, id, lease) ",
+    still_pending!(),
     " returning 1) \
      select (select count(*) from delivered) + (select count(*) from retried) \
-         + (select count(*) from buried)"
+         + (select count(*) from buried) + (select count(*) from removed)"
 );
 
 /// Over TLS, the most events of one statement. sqlx 0.9.0 leaves Nagle's algorithm on, and a message
@@ -103,13 +119,16 @@ async fn settle_at_once(outbox: &PostgresOutbox, settlements: &[Settlement]) -> 
     let mut conflicts = 0;
     loop {
         let mut session = outbox.warm_session(SETTLE).await?;
-        let changed = if batch.is_delivered_only() {
-            let statement = batch.bind_delivered(session.statement(DELIVERED));
-            statement.execute(session.connection()).await.map(|done| done.rows_affected())
-        } else {
-            let statement = batch.bind_failures(batch.bind_delivered(session.statement(MIXED)));
-            let row = statement.fetch_one(session.connection()).await;
-            row.and_then(|row| row.try_get::<i64, _>(0)).map(i64::cast_unsigned)
+        let changed = match batch.of_one_kind() {
+            Some((sql, events)) => {
+                let statement = events.bind(batch.bind_leases(session.statement(sql)));
+                statement.execute(session.connection()).await.map(|done| done.rows_affected())
+            }
+            None => {
+                let statement = batch.bind_all(session.statement(MIXED));
+                let row = statement.fetch_one(session.connection()).await;
+                row.and_then(|row| row.try_get::<i64, _>(0)).map(i64::cast_unsigned)
+            }
         };
         match changed {
             Ok(changed) => {
@@ -131,6 +150,7 @@ struct Batch<'s> {
     /// The leases under which its events were sent.
     leases: (Vec<i16>, Vec<i64>),
     delivered: Events,
+    removed: Events,
     retried: Failures,
     delays: Vec<i64>,
     buried: Failures,
@@ -185,6 +205,7 @@ impl<'s> Batch<'s> {
             let lease = settlement.lease.and_then(|lease| number.get(&lease).copied());
             match &settlement.outcome {
                 SettlementOutcome::Delivered => batch.delivered.push(settlement, lease),
+                SettlementOutcome::DeliveredAndRemoved => batch.removed.push(settlement, lease),
                 SettlementOutcome::Retry { retry_count, delay, error } => {
                     batch.retried.push(settlement, lease, *retry_count, error);
                     let micros = i64::try_from(delay.as_micros()).unwrap_or(i64::MAX);
@@ -199,20 +220,29 @@ impl<'s> Batch<'s> {
         batch
     }
 
-    fn is_delivered_only(&self) -> bool {
-        self.retried.counts.is_empty() && self.buried.counts.is_empty()
+    /// The statement that is enough where all were delivered and all or none are to be kept, and
+    /// its events.
+    fn of_one_kind(&self) -> Option<(&'static str, &Events)> {
+        let nothing_failed = self.retried.counts.is_empty() && self.buried.counts.is_empty();
+        match (self.delivered.seqs.is_empty(), self.removed.seqs.is_empty()) {
+            (_, true) if nothing_failed => Some((DELIVERED, &self.delivered)),
+            (true, false) if nothing_failed => Some((REMOVED, &self.removed)),
+            _ => None,
+        }
     }
 
-    fn bind_delivered<'q>(&'q self, statement: Statement<'q>) -> Statement<'q> {
-        let statement = statement.bind(&self.leases.0).bind(&self.leases.1);
-        self.delivered.bind(statement)
+    fn bind_leases<'q>(&'q self, statement: Statement<'q>) -> Statement<'q> {
+        statement.bind(&self.leases.0).bind(&self.leases.1)
     }
 
-    fn bind_failures<'q>(&'q self, statement: Statement<'q>) -> Statement<'q> {
+    fn bind_all<'q>(&'q self, statement: Statement<'q>) -> Statement<'q> {
+        let statement = self.delivered.bind(self.bind_leases(statement));
         let statement = self.retried.events.bind(statement);
         let statement =
             statement.bind(&self.retried.counts).bind(&self.delays).bind(&self.retried.errors);
         let statement = self.buried.events.bind(statement);
-        statement.bind(&self.buried.counts).bind(&self.reasons).bind(&self.buried.errors)
+        let statement =
+            statement.bind(&self.buried.counts).bind(&self.reasons).bind(&self.buried.errors);
+        self.removed.bind(statement)
     }
 }

@@ -187,12 +187,12 @@ async fn a_relay_needs_no_more_rights_than_documented() {
         .await;
     let options = database.connect_options().options([("role", role.as_str())]);
     let relay = PostgresOutbox::from_pool(PgPool::connect_with(options).await.unwrap());
-    owner.store(&[event(Uuid::now_v7()), event(Uuid::now_v7())]).await.unwrap();
+    owner.store(&[(); 3].map(|()| event(Uuid::now_v7()))).await.unwrap();
 
     relay.check().await.unwrap();
     relay.maintain().await.unwrap();
     relay.watermark().await.unwrap();
-    assert_eq!(relay.backlog(0).await.unwrap().pending(), 2);
+    assert_eq!(relay.backlog(0).await.unwrap().pending(), 3);
     let request = posthaste_core::LeaseRequest {
         relay: Uuid::now_v7(),
         name: "relay".into(),
@@ -206,6 +206,7 @@ async fn a_relay_needs_no_more_rights_than_documented() {
     let outcomes = [
         SettlementOutcome::Delivered,
         SettlementOutcome::Dead { retry_count: 1, reason: "rejected", error: "no".into() },
+        SettlementOutcome::DeliveredAndRemoved,
     ];
     let settle = |(found, outcome): (&posthaste_core::PendingEvent, _)| Settlement {
         lease: None,
@@ -214,6 +215,7 @@ async fn a_relay_needs_no_more_rights_than_documented() {
         outcome,
     };
     let settlements: Vec<_> = found.iter().zip(outcomes).map(settle).collect();
+    assert_eq!(relay.settle(&settlements[2..]).await.unwrap(), 1);
     assert_eq!(relay.settle(&settlements).await.unwrap(), 2);
     assert_eq!(relay.dead_heads(0, 10).await.unwrap().len(), 1);
     assert_eq!(relay.list_events(&EventFilter::default(), 10).await.unwrap().len(), 2);

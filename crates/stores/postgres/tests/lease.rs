@@ -34,10 +34,13 @@ async fn until_someone_waits_for_a_lock(database: &TestDatabase) {
     panic!("nobody waits for what is held");
 }
 
-fn delivered(found: &posthaste_core::PendingEvent, lease: &Lease) -> (Settlement, ShardLease) {
+fn settlement(
+    found: &posthaste_core::PendingEvent,
+    lease: &Lease,
+    outcome: SettlementOutcome,
+) -> (Settlement, ShardLease) {
     let shard = Shard::of(found.event.order_key());
     let lease = *lease.shards.iter().find(|lease| lease.shard == shard).unwrap();
-    let outcome = SettlementOutcome::Delivered;
     let settlement =
         Settlement { seq: found.seq, id: found.event.id(), lease: Some(lease), outcome };
     (settlement, lease)
@@ -49,10 +52,21 @@ fn delivered(found: &posthaste_core::PendingEvent, lease: &Lease) -> (Settlement
 async fn a_settlement_that_meets_a_change_of_hands_changes_nothing() {
     let Some(database) = TestDatabase::create().await else { return };
     let outbox = database.outbox().await;
+    for outcome in [SettlementOutcome::Delivered, SettlementOutcome::DeliveredAndRemoved] {
+        meets_a_change_of_hands(&database, &outbox, outcome).await;
+    }
+    assert_eq!(pending(&outbox).await.len(), 2);
+}
+
+async fn meets_a_change_of_hands(
+    database: &TestDatabase,
+    outbox: &PostgresOutbox,
+    outcome: SettlementOutcome,
+) {
     outbox.store(&[event(Uuid::now_v7())]).await.unwrap();
-    let found = pending(&outbox).await;
-    let held = lease(&outbox, 1, Duration::from_secs(600)).await;
-    let (settlement, ShardLease { shard, .. }) = delivered(&found[0], &held);
+    let found = pending(outbox).await.pop().unwrap();
+    let held = lease(outbox, 1, Duration::from_secs(600)).await;
+    let (settlement, ShardLease { shard, .. }) = settlement(&found, &held, outcome);
 
     let mut taker = database.connection().await;
     let take =
@@ -66,10 +80,9 @@ async fn a_settlement_that_meets_a_change_of_hands_changes_nothing() {
         let outbox = outbox.clone();
         async move { outbox.settle(&[settlement]).await.unwrap() }
     });
-    until_someone_waits_for_a_lock(&database).await;
+    until_someone_waits_for_a_lock(database).await;
     run(&mut taker, "commit").await;
     assert_eq!(zombie.await.unwrap(), 0);
-    assert_eq!(pending(&outbox).await.len(), 1);
 }
 
 /// A settlement that is not committed yet holds its shards: whoever comes for them gets the others,

@@ -8,11 +8,11 @@ use crate::SqliteOutbox;
 use crate::error::database;
 use crate::time::to_text;
 
-/// The whole batch in one statement, hence in one transaction and one flush to disk.
+/// All outcomes that leave a row, in one statement.
 ///
 /// The id guards against a place of another database (a restored file). It is compared in one
 /// spelling, since writers store UUIDs in several.
-const SETTLE: &str = "\
+const UPDATE: &str = "\
 with outcome as (
     select
         value ->> 0 as place, value ->> 1 as event_id, value ->> 2 as kind,
@@ -33,36 +33,61 @@ where outbox_events.seq = outcome.place
     and case typeof(id) when 'blob' then lower(hex(id)) else lower(replace(id, '-', '')) end
         = event_id";
 
+/// Those that leave none: pairs of place and id. `cross join` looks each event up by its place.
+const DELETE: &str = "\
+delete from outbox_events where seq in (
+    select event.seq
+    from json_each(?1) as outcome cross join outbox_events as event
+        on event.seq = outcome.value ->> 0
+    where event.processed_at is null and event.dead_at is null
+        and case typeof(event.id)
+            when 'blob' then lower(hex(event.id)) else lower(replace(event.id, '-', '')) end
+            = outcome.value ->> 1
+)";
+
 impl SqliteOutbox {
+    /// In one transaction, hence with one flush to disk.
     pub(crate) async fn settle_all(&self, settlements: &[Settlement]) -> Result<u64> {
         if settlements.is_empty() {
             return Ok(0);
         }
-        let done = sqlx::query(SETTLE)
-            .bind(outcomes(settlements, Timestamp::now()))
-            .execute(&self.writer)
-            .await
-            .map_err(|error| database("settle events", error))?;
-        Ok(done.rows_affected())
+        let fail = |error| database("settle events", error);
+        let (left, removed) = outcomes(settlements, Timestamp::now());
+        let mut changed = 0;
+        let mut transaction = self.writer.begin_with("begin immediate").await.map_err(fail)?;
+        for (sql, outcomes) in [(UPDATE, left), (DELETE, removed)] {
+            if !outcomes.is_empty() {
+                let statement = sqlx::query(sql).bind(Value::Array(outcomes).to_string());
+                changed +=
+                    statement.execute(&mut *transaction).await.map_err(fail)?.rows_affected();
+            }
+        }
+        transaction.commit().await.map_err(fail)?;
+        Ok(changed)
     }
 }
 
-/// One JSON array for each: place, id, kind, attempts, time of the retry, reason, error.
-fn outcomes(settlements: &[Settlement], now: Timestamp) -> String {
-    let outcome = |settlement: &Settlement| {
+/// One JSON array for each: place, id and, of those that leave a row, kind, attempts, time of the
+/// retry, reason, error. Those that leave none apart.
+fn outcomes(settlements: &[Settlement], now: Timestamp) -> (Vec<Value>, Vec<Value>) {
+    let (mut left, mut removed) = (Vec::new(), Vec::new());
+    for settlement in settlements {
         let (place, id) = (settlement.seq, settlement.id.simple().to_string());
         match &settlement.outcome {
-            SettlementOutcome::Delivered => json!([place, id, "delivered"]),
+            SettlementOutcome::Delivered => left.push(json!([place, id, "delivered"])),
+            SettlementOutcome::DeliveredAndRemoved => removed.push(json!([place, id])),
             SettlementOutcome::Retry { retry_count, delay, error } => {
                 let retry_at = to_text(now.checked_add(*delay).unwrap_or(Timestamp::MAX));
-                json!([place, id, "retry", retry_count, retry_at, null, storable(error)])
+                let error = storable(error);
+                left.push(json!([place, id, "retry", retry_count, retry_at, null, error]));
             }
             SettlementOutcome::Dead { retry_count, reason, error } => {
-                json!([place, id, "dead", retry_count, null, reason, storable(error)])
+                let error = storable(error);
+                left.push(json!([place, id, "dead", retry_count, null, reason, error]));
             }
         }
-    };
-    Value::Array(settlements.iter().map(outcome).collect()).to_string()
+    }
+    (left, removed)
 }
 
 /// SQLite's text ends at the first NUL for most of its functions and tools.
@@ -76,8 +101,15 @@ mod tests {
 
     #[tokio::test]
     async fn settling_looks_each_event_up_by_its_place() {
-        let plan = crate::plan::of(SETTLE).await;
-        assert!(plan.contains("SEARCH outbox_events USING INTEGER PRIMARY KEY"), "{plan}");
-        assert!(!plan.contains("SCAN outbox_events"), "{plan}");
+        for (sql, searches) in
+            [(UPDATE, &["outbox_events"][..]), (DELETE, &["outbox_events", "event"])]
+        {
+            let plan = crate::plan::of(sql).await;
+            for table in searches {
+                let search = format!("SEARCH {table} USING INTEGER PRIMARY KEY (rowid=?)");
+                assert!(plan.contains(&search), "{plan}");
+                assert!(!plan.contains(&format!("SCAN {table}")), "{plan}");
+            }
+        }
     }
 }

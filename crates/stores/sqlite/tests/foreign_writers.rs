@@ -43,14 +43,14 @@ async fn three_columns_are_enough() {
 async fn every_spelling_of_a_uuid_is_one_key_and_can_be_settled() {
     let (_directory, outbox) = outbox().await;
     let aggregate = Uuid::now_v7();
-    let ids: Vec<Uuid> = (0..4).map(|_| Uuid::now_v7()).collect();
+    let ids: Vec<Uuid> = (0..8).map(|_| Uuid::now_v7()).collect();
     let spell: [fn(Uuid) -> String; 4] = [
         |id| format!("'{}'", id.hyphenated()),
         |id| format!("'{}'", id.to_string().to_uppercase()),
         |id| format!("'{}'", id.simple()),
         |id| format!("x'{}'", id.simple()),
     ];
-    for (id, spell) in ids.iter().zip(spell) {
+    for (id, spell) in ids.iter().zip(spell.iter().cycle()) {
         let (id, aggregate) = (spell(*id), spell(aggregate));
         let insert = format!(
             "insert into outbox_events (id, aggregate_id, event_type, event_data) \
@@ -62,17 +62,22 @@ async fn every_spelling_of_a_uuid_is_one_key_and_can_be_settled() {
     let found = select(&outbox, PendingSelection::Key { key, after: 0, up_to: 100 }).await;
     assert_eq!(found.iter().map(|found| found.event.id()).collect::<Vec<_>>(), ids);
     let listed = outbox.list_events(&EventFilter::with_ids(ids.clone()), 10).await.unwrap();
-    assert_eq!(listed.len(), 4);
-    let settlements: Vec<Settlement> = found
-        .iter()
-        .map(|found| Settlement {
-            lease: None,
-            seq: found.seq,
-            id: found.event.id(),
-            outcome: SettlementOutcome::Delivered,
-        })
-        .collect();
-    assert_eq!(outbox.settle(&settlements).await.unwrap(), 4);
+    assert_eq!(listed.len(), 8);
+    // Of one spelling each.
+    for (outcome, range) in
+        [(SettlementOutcome::DeliveredAndRemoved, 0..4), (SettlementOutcome::Delivered, 4..8)]
+    {
+        let settlements: Vec<Settlement> = found[range]
+            .iter()
+            .map(|found| Settlement {
+                lease: None,
+                seq: found.seq,
+                id: found.event.id(),
+                outcome: outcome.clone(),
+            })
+            .collect();
+        assert_eq!(outbox.settle(&settlements).await.unwrap(), 4, "{outcome:?}");
+    }
     assert!(pending(&outbox).await.is_empty());
 }
 

@@ -152,8 +152,13 @@ pub(super) async fn a_settlement_under_a_lease_that_is_over_changes_nothing<
     let old = lease(&repository, 1, SHORT, &[]).await?;
     tokio::time::sleep(SHORT * 2).await;
     let new = lease(&repository, 2, LONG, &[]).await?;
-    let outcomes =
-        [SettlementOutcome::Delivered, retry_after(Duration::ZERO, 1), dead()].into_iter().cycle();
+    let kinds = [
+        SettlementOutcome::Delivered,
+        SettlementOutcome::DeliveredAndRemoved,
+        retry_after(Duration::ZERO, 1),
+        dead(),
+    ];
+    let outcomes = kinds.iter().cloned().cycle();
     let under = |lease: &Lease| -> Vec<Settlement> {
         let settle = |(event, outcome): (&posthaste_core::PendingEvent, _)| Settlement {
             seq: event.seq,
@@ -168,8 +173,11 @@ pub(super) async fn a_settlement_under_a_lease_that_is_over_changes_nothing<
         found.iter().zip(outcomes.clone()).map(settle).collect()
     };
     ensure!(repository.settle(&under(&old)).await? == 0, "a zombie settled");
-    let delivered: Vec<Settlement> = under(&old).into_iter().step_by(3).collect();
-    ensure!(repository.settle(&delivered).await? == 0, "a zombie settled deliveries");
+    for (kind, outcome) in kinds.iter().enumerate() {
+        let alike: Vec<Settlement> =
+            under(&old).into_iter().skip(kind).step_by(kinds.len()).collect();
+        ensure!(repository.settle(&alike).await? == 0, "a zombie settled: {outcome:?}");
+    }
     ensure!(pending(&repository).await? == found, "events changed");
     let mut mixed = under(&new);
     mixed.truncate(20);

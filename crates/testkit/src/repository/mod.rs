@@ -85,6 +85,8 @@ pub async fn repository_suite<H: RepositoryHarness>(harness: &H) -> Report {
         fetch::watermark_covers_every_stored_event,
         fetch::a_store_wakes_who_waits_for_events,
         settle::delivered_events_are_no_longer_pending,
+        settle::what_is_delivered_and_not_kept_is_gone,
+        settle::only_what_is_pending_is_removed,
         settle::a_retry_stays_pending_with_its_count_error_and_wait,
         settle::a_dead_letter_stays_visible_and_is_not_fetched,
         settle::one_batch_may_hold_every_outcome,

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use posthaste_core::{
-    OrderKey, OutboxAdmin, OutboxEvent, OutboxRepository, PendingEvent, Settlement,
-    SettlementOutcome,
+    EventFilter, EventState, OrderKey, OutboxAdmin, OutboxEvent, OutboxRepository, PendingEvent,
+    Settlement, SettlementOutcome,
 };
 use uuid::Uuid;
 
@@ -13,6 +13,7 @@ use super::{RepositoryHarness, dead, pending, pending_events, retry_after, settl
 use crate::{samples, skip};
 
 const HOUR: Duration = Duration::from_secs(3_600);
+const REMOVED: SettlementOutcome = SettlementOutcome::DeliveredAndRemoved;
 
 pub(super) async fn delivered_events_are_no_longer_pending<H: RepositoryHarness>(
     harness: &H,
@@ -26,6 +27,62 @@ pub(super) async fn delivered_events_are_no_longer_pending<H: RepositoryHarness>
     let delivered = find(&repository, found[1].event.id()).await?;
     ensure!(delivered.processed_at().is_some(), "processed_at is not set");
     ensure!(!delivered.is_dead(), "a delivered event is dead");
+    Ok(())
+}
+
+/// It leaves no trace: not in the history, and no reason for relays to read from the start. Its place
+/// is not used anew.
+pub(super) async fn what_is_delivered_and_not_kept_is_gone<H: RepositoryHarness>(
+    harness: &H,
+) -> anyhow::Result<()> {
+    let repository = harness.fresh().await?;
+    repository.store(&samples::events(4)?).await?;
+    let found = pending(&repository).await?;
+    let before = repository.watermark().await?;
+    let removals = [&found[1], &found[3]].map(|event| settlement(event, REMOVED));
+    let changed = repository.settle(&removals).await?;
+    ensure!(changed == 2, "{changed} changed");
+    let left = pending(&repository).await?;
+    ensure!(left == [found[0].clone(), found[2].clone()], "what is pending is not what was left");
+    for event in [&found[1], &found[3]] {
+        let found = repository.find_event(event.event.id()).await?;
+        ensure!(found.is_none(), "an event that is not to be kept was kept: {found:?}");
+    }
+    let delivered = EventFilter::in_state(EventState::Delivered);
+    ensure!(repository.count_events(&delivered, 10).await? == 0, "there is a history");
+    let after = repository.watermark().await?;
+    ensure!(after.revision == before.revision, "relays would read from the start");
+    ensure!(after.high >= before.high, "numbers went back from {} to {}", before.high, after.high);
+    let next = stored(&repository, &samples::event()?).await?;
+    ensure!(next.seq > found[3].seq, "the place of a removed event is used anew");
+    Ok(())
+}
+
+pub(super) async fn only_what_is_pending_is_removed<H: RepositoryHarness>(
+    harness: &H,
+) -> anyhow::Result<()> {
+    let repository = harness.fresh().await?;
+    repository.store(&samples::events(5)?).await?;
+    let found = pending(&repository).await?;
+    repository
+        .settle(&[
+            settlement(&found[0], SettlementOutcome::Delivered),
+            settlement(&found[1], dead()),
+            settlement(&found[2], retry_after(HOUR, 1)),
+            settlement(&found[3], REMOVED),
+        ])
+        .await?;
+    let removals: Vec<Settlement> = found.iter().map(|event| settlement(event, REMOVED)).collect();
+    for (removals, expected) in [(&removals[..2], 0), (&removals[3..4], 0), (&removals[..4], 1)] {
+        let changed = repository.settle(removals).await?;
+        ensure!(changed == expected, "{changed} changed instead of {expected}");
+    }
+    let delivered = find(&repository, found[0].event.id()).await?;
+    ensure!(delivered.processed_at().is_some(), "what was delivered before is in the history");
+    ensure!(find(&repository, found[1].event.id()).await?.is_dead(), "a dead letter is gone");
+    let retried = repository.find_event(found[2].event.id()).await?;
+    ensure!(retried.is_none(), "an event that was delivered by a retry was kept");
+    ensure!(only_pending(&repository).await? == found[4], "an event that was not settled changed");
     Ok(())
 }
 
@@ -63,22 +120,25 @@ pub(super) async fn one_batch_may_hold_every_outcome<H: RepositoryHarness>(
     harness: &H,
 ) -> anyhow::Result<()> {
     let repository = harness.fresh().await?;
-    repository.store(&samples::events(4)?).await?;
+    repository.store(&samples::events(5)?).await?;
     let found = pending(&repository).await?;
     let changed = repository
         .settle(&[
             settlement(&found[0], dead()),
             settlement(&found[1], SettlementOutcome::Delivered),
             settlement(&found[2], retry_after(HOUR, 1)),
+            settlement(&found[4], REMOVED),
         ])
         .await?;
-    ensure!(changed == 3, "{changed} changed");
+    ensure!(changed == 4, "{changed} changed");
     let left = samples::ids(&pending_events(&repository).await?);
     ensure!(left == [found[2].event.id(), found[3].event.id()], "the wrong events are pending");
     let third = find(&repository, found[2].event.id()).await?;
     let fourth = find(&repository, found[3].event.id()).await?;
     ensure!(third.retry_count() == 1 && fourth.retry_count() == 0, "retry_count of another event");
     ensure!(find(&repository, found[0].event.id()).await?.is_dead(), "the dead letter is not dead");
+    let delivered = find(&repository, found[1].event.id()).await?;
+    ensure!(delivered.processed_at().is_some(), "processed_at is not set");
     ensure!(repository.settle(&[]).await? == 0, "settling nothing changed something");
     Ok(())
 }
@@ -119,7 +179,7 @@ pub(super) async fn a_settlement_with_another_id_changes_nothing<H: RepositoryHa
 ) -> anyhow::Result<()> {
     let repository = harness.fresh().await?;
     let event = stored(&repository, &samples::event()?).await?;
-    for outcome in [SettlementOutcome::Delivered, retry_after(HOUR, 1), dead()] {
+    for outcome in [SettlementOutcome::Delivered, REMOVED, retry_after(HOUR, 1), dead()] {
         let strange = Settlement {
             lease: None,
             seq: event.seq,
@@ -162,12 +222,13 @@ pub(super) async fn settlements_survive_reopening<H: RepositoryHarness>(
     if !repository.capabilities().durable {
         return Err(skip("the store is not durable"));
     }
-    repository.store(&samples::events(3)?).await?;
+    repository.store(&samples::events(4)?).await?;
     let found = pending(&repository).await?;
     repository
         .settle(&[
             settlement(&found[0], SettlementOutcome::Delivered),
             settlement(&found[1], dead()),
+            settlement(&found[3], REMOVED),
         ])
         .await?;
     let again = harness.reopen(&repository).await?;

@@ -32,6 +32,8 @@ pub(crate) enum RepositoryDefect {
     SettlesAnew,
     CountsRetries,
     SettlesOnlyTheFirst,
+    KeepsAll,
+    RemovesTheDead,
     ForgetsSettlements,
     IgnoresDeadAfter,
     RevivesSilently,
@@ -91,6 +93,16 @@ impl Defective {
             let count = retries.entry(settlement.seq).or_default();
             *count += 1;
             *retry_count = *count;
+        }
+        if settlement.outcome == SettlementOutcome::DeliveredAndRemoved {
+            match self.defect {
+                Defect::KeepsAll => settlement.outcome = SettlementOutcome::Delivered,
+                Defect::RemovesTheDead => {
+                    let event = EventFilter::with_ids([settlement.id]);
+                    self.inner.discard_events(&event).await.unwrap();
+                }
+                _ => {}
+            }
         }
     }
 }
