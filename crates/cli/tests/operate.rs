@@ -127,6 +127,36 @@ fn cleanup_removes_only_what_was_delivered() {
 }
 
 #[test]
+fn without_retention_nothing_delivered_is_left_and_commands_say_so() {
+    let cli = Cli::migrated();
+    // Delivered while there still was a history: cleaned up as before.
+    cli.publish("old", "1");
+    cli.run(&["run", "--drain"]).succeeded();
+    let cli = cli.env("POSTHASTE_RELAY__RETENTION", "0s").env("POSTHASTE_OPS__LISTEN", "off");
+    let to_nowhere = ["--key", "other", "--destination", "nowhere", "--data", "1"];
+    cli.run(&[&["publish", "dead", "--aggregate-id", AGGREGATE][..], &to_nowhere].concat())
+        .succeeded();
+    cli.publish("sent", "1");
+    let id = cli.json(&["events", "list", "--type", "sent"])["events"][0]["id"].clone();
+    assert_eq!(cli.run(&["run", "--drain"]).succeeded().events().len(), 1);
+    cli.run(&["events", "show", id.as_str().unwrap()])
+        .failed(1, &["there is no event", "delivered", "retention"]);
+    let all = |cli: &Cli| {
+        let events = cli.json(&["events", "list"])["events"].clone();
+        events.as_array().unwrap().iter().map(|event| event["type"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(all(&cli), ["old", "dead"], "what was kept before, and what is to be acted on");
+    let backlog = &cli.json(&["status"])["backlog"];
+    assert_eq!((&backlog["pending"], &backlog["dead"]), (&json!(0), &json!(1)));
+    let running = cli.start(&["run"]);
+    running.wait_for_log("removed delivered events past their retention");
+    drop(running);
+    assert_eq!(all(&cli), ["dead"]);
+    let delivered = cli.run(&["events", "list", "--state", "delivered"]).succeeded();
+    assert!(delivered.stdout.contains("not kept"), "{delivered:?}");
+}
+
+#[test]
 fn configuration_is_shown_with_origins_and_without_secrets() {
     let cli = Cli::new()
         .env("POSTHASTE_RELAY__BATCH_SIZE", "9")

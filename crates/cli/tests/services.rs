@@ -28,6 +28,29 @@ async fn rows_that_plain_sql_inserted_are_delivered() {
 }
 
 #[tokio::test]
+async fn without_retention_all_is_delivered_and_no_row_remains() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let cli = Cli::new()
+        .env("DATABASE_URL", &database.url())
+        .env("POSTHASTE_RELAY__RETENTION", "0s")
+        .env("POSTHASTE_RELAY__BATCH_SIZE", "100");
+    cli.run(&["migrate", "up"]).succeeded();
+    database
+        .run(
+            "insert into outbox_events (aggregate_id, event_type, event_data) \
+             select md5((n % 50)::text)::uuid, 'numbered', to_jsonb(n) \
+             from generate_series(1, 1000) as n",
+        )
+        .await;
+    let events = cli.run(&["run", "--drain"]).succeeded().events();
+    let mut numbers: Vec<u64> =
+        events.iter().map(|event| event["data"].as_u64().unwrap()).collect();
+    numbers.sort_unstable();
+    assert!(numbers.into_iter().eq(1..=1_000), "{}", events.len());
+    assert_eq!(database.count("select count(*) from outbox_events").await, 0);
+}
+
+#[tokio::test]
 async fn the_schema_is_asked_for_by_name_where_it_may_not_be_created() {
     let Some(database) = TestDatabase::create().await else { return };
     let cli =

@@ -16,6 +16,9 @@ use crate::store::{self, Store};
 /// Counting stops here: the question then says "more than".
 const COUNT_MAX: u64 = 1_000_000;
 
+/// Why a delivered event is not there.
+const NO_HISTORY: &str = "; with relay.retention = \"0s\" delivered events are not kept";
+
 /// What `retry` and `discard` have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
@@ -76,7 +79,8 @@ async fn list(
     let views: Vec<EventView> = events.iter().map(EventView::new).collect();
     output.write(&json!({ "events": views, "more": more }), || {
         if events.is_empty() {
-            return "no events match".to_owned();
+            let why = if config.relay.keeps_delivered() { "" } else { NO_HISTORY };
+            return format!("no events match{why}");
         }
         let mut table = table(["id", "state", "type", "key", "created", "failed"]);
         for event in &events {
@@ -91,9 +95,12 @@ async fn list(
 async fn show(id: Uuid, config: &Config, output: Output) -> anyhow::Result<ExitCode> {
     let event = store::open_ready(config).await?.find_event(id).await?.ok_or_else(|| Hint {
         message: format!("there is no event {id}"),
-        hint: "it may have been cleaned up or discarded; `posthaste events list` shows what is \
-               there"
-            .into(),
+        hint: if config.relay.keeps_delivered() {
+            "it may have been cleaned up or discarded; `posthaste events list` shows what is there"
+                .into()
+        } else {
+            format!("it may have been delivered or discarded{NO_HISTORY}")
+        },
     })?;
     let view = FullEventView::new(&event);
     output.write(&view, || view.human(&event))?;

@@ -219,9 +219,11 @@ pub(crate) const SECTIONS: &[Section] = &[
             ),
             key(
                 "relay.retention",
-                Kind::Duration { min_ms: 1, none: Some("forever") },
+                Kind::Duration { min_ms: 0, none: Some("forever") },
                 Default::Value("30d"),
-                "Delivered events older than this are removed. Pending and dead ones never are.",
+                "Delivered events older than this are removed. Pending and dead ones never are. \
+                 With `0s` none is kept: an event is deleted in the moment its delivery is \
+                 recorded. That is faster, and leaves no delivered event to list or show.",
             ),
         ],
     },

@@ -49,6 +49,15 @@ impl TestDatabase {
         PgConnection::connect(&self.url()).await.unwrap()
     }
 
+    /// What a query of one number finds.
+    pub(crate) async fn count(&self, sql: &str) -> u64 {
+        let mut connection = self.connection().await;
+        let count = sqlx::query_scalar::<_, i64>(AssertSqlSafe(sql.to_owned()));
+        let count = count.fetch_one(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        count.try_into().unwrap()
+    }
+
     /// Runs SQL the way any program would.
     pub(crate) async fn run(&self, sql: &str) {
         let mut connection = self.connection().await;

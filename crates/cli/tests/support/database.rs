@@ -56,10 +56,6 @@ impl Database {
         rows.unwrap()
     }
 
-    pub(crate) async fn count(&self, sql: &str) -> u64 {
-        u64::try_from(self.rows(sql).await[0].get::<i64, _>(0)).unwrap()
-    }
-
     /// Stores events of about 200 bytes, of 10,000 keys.
     pub(crate) async fn fill(&self, events: u64) {
         self.run(&format!(
