@@ -55,6 +55,11 @@ pub(super) async fn what_is_delivered_and_not_kept_is_gone<H: RepositoryHarness>
     ensure!(after.high >= before.high, "numbers went back from {} to {}", before.high, after.high);
     let next = stored(&repository, &samples::event()?).await?;
     ensure!(next.seq > found[3].seq, "the place of a removed event is used anew");
+    let kept = settlement(&found[0], SettlementOutcome::Delivered);
+    let changed = repository.settle(&[kept, settlement(&found[2], REMOVED)]).await?;
+    ensure!(changed == 2, "{changed} changed of one to keep and one not");
+    ensure!(pending(&repository).await? == [next], "one to keep and one not were not both settled");
+    ensure!(find(&repository, found[0].event.id()).await?.processed_at().is_some());
     Ok(())
 }
 
