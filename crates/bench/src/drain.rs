@@ -104,7 +104,8 @@ impl Contender {
                 let sizes = format!("{}/{}", settings.batch_size, settings.max_concurrent_events);
                 let several =
                     if processes == 1 { String::new() } else { format!("{processes} × ") };
-                format!("{several}posthaste {sizes} → {}", into.name())
+                let history = if settings.keeps_history { "" } else { ", retention 0" };
+                format!("{several}posthaste {sizes}{history} → {}", into.name())
             }
             Self::PgQ { into, tick } => format!("PgQ, batches of {tick} → {}", into.name()),
             Self::Gears { into, partitions, tuning } => {
@@ -151,6 +152,11 @@ impl Contender {
             | Self::Debezium { into, .. } => into,
             Self::OutboxCore { .. } => Target::JetStream,
         }
+    }
+
+    /// Whether what is done leaves rows with the time of it.
+    fn keeps_history(self) -> bool {
+        !matches!(self, Self::Relay { settings: RelaySettings { keeps_history: false, .. }, .. })
     }
 
     fn workload(self, workload: &Workload) -> Workload {
@@ -218,6 +224,9 @@ impl Contender {
             bed.drop_database(database).await?;
             return Ok(Figures::default().with(RATE, rate));
         }
+        if !self.keeps_history() {
+            database.note_deletions().await?;
+        }
         let before = bed.counters(&database).await?;
         let (own, mut usages) = (Usage::own()?, Vec::new());
         let (mut completions, mut drained) = (None, None);
@@ -257,6 +266,7 @@ impl Contender {
         let completions = match (completions, &drained) {
             (Some(completions), _) => completions,
             (None, Some(_)) => Completions::default(),
+            (None, None) if !self.keeps_history() => database.deletions(workload.events).await?,
             (None, None) => database.completions().await?,
         };
         bed.drop_database(database).await?;

@@ -58,7 +58,13 @@ enum Command {
     },
     /// Delivers into nothing: a part of `run`.
     #[command(hide = true)]
-    NullRelay { url: String, batch_size: usize, max_concurrent_events: usize },
+    NullRelay {
+        url: String,
+        batch_size: usize,
+        max_concurrent_events: usize,
+        #[arg(long)]
+        no_history: bool,
+    },
 }
 
 #[derive(clap::Args)]
@@ -124,8 +130,8 @@ fn main() -> Result<()> {
                 outcome = ended() => outcome,
             },
             Command::Page { results, page } => page::write(&results, &page),
-            Command::NullRelay { url, batch_size, max_concurrent_events } => {
-                null_relay::run(&url, batch_size, max_concurrent_events).await
+            Command::NullRelay { url, batch_size, max_concurrent_events, no_history } => {
+                null_relay::run(&url, batch_size, max_concurrent_events, no_history).await
             }
         }
     })
@@ -260,6 +266,8 @@ impl Run {
             Contender::relay(RelaySettings::DEFAULT, Target::JetStream),
             Contender::relay(RelaySettings::DEFAULT, Target::JetStreamBatches),
             Contender::relay(RelaySettings::SMALL, Target::JetStreamBatches),
+            Contender::relay(RelaySettings::NO_HISTORY, Target::Null),
+            Contender::relay(RelaySettings::NO_HISTORY, Target::JetStreamBatches),
         ];
         let mut contenders = vec![
             Contender::ReadOnly,
@@ -349,6 +357,8 @@ impl Run {
             // The ticker's default, and batches as large as posthaste's.
             Contender::PgQ { into, tick: 500 },
             Contender::PgQ { into: Target::JetStreamBatches, tick: 5_000 },
+            // As most rivals are used: what is sent is gone.
+            Contender::relay(RelaySettings::NO_HISTORY, Target::JetStreamBatches),
             // Of each of the others first its defaults, last what was fastest here.
             Contender::OutboxCore { managers: 1, batch: 100 },
             Contender::OutboxCore { managers: 16, batch: 1_000 },

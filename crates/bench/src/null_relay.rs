@@ -1,10 +1,12 @@
 //! A relay that publishes into nothing, as a process of its own so that its time can be told apart.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use async_trait::async_trait;
 use posthaste_core::{BusCapabilities, EventBus, KeyPipelining, OutboxEvent, PublishResult};
 use posthaste_postgres::{PostgresOptions, PostgresOutbox};
-use posthaste_processor::OutboxProcessor;
+use posthaste_processor::{OutboxProcessor, ProcessorSettings};
 
 /// Takes everything at once.
 struct Nothing;
@@ -26,13 +28,17 @@ impl EventBus for Nothing {
 }
 
 /// Delivers until it is killed.
-pub(crate) async fn run(url: &str, batch_size: usize, max_concurrent_events: usize) -> Result<()> {
+pub(crate) async fn run(
+    url: &str,
+    batch_size: usize,
+    max_concurrent_events: usize,
+    no_history: bool,
+) -> Result<()> {
     let outbox = PostgresOutbox::connect(&PostgresOptions::from_url(url)).await?;
-    let processor = OutboxProcessor::builder(outbox)
-        .bus(Nothing)
-        .batch_size(batch_size)
-        .max_concurrent_events(max_concurrent_events)
-        .build()?;
+    let defaults = ProcessorSettings::default();
+    let retention = if no_history { Some(Duration::ZERO) } else { defaults.retention };
+    let settings = ProcessorSettings { batch_size, max_concurrent_events, retention, ..defaults };
+    let processor = OutboxProcessor::builder(outbox).bus(Nothing).settings(settings).build()?;
     processor.start().await?;
     std::future::pending().await
 }

@@ -28,13 +28,19 @@ pub(crate) enum Sink<'s> {
 pub(crate) struct RelaySettings {
     pub(crate) batch_size: usize,
     pub(crate) max_concurrent_events: usize,
+    /// Whether delivered events are kept. If not, the retention is zero.
+    pub(crate) keeps_history: bool,
 }
 
 impl RelaySettings {
     /// The program's own, and the sizes of the bare loop.
-    pub(crate) const DEFAULT: Self = Self { batch_size: 1_000, max_concurrent_events: 1_000 };
+    pub(crate) const DEFAULT: Self =
+        Self { batch_size: 1_000, max_concurrent_events: 1_000, keeps_history: true };
     /// Less memory, fewer repeats after a crash.
-    pub(crate) const SMALL: Self = Self { batch_size: 250, max_concurrent_events: 250 };
+    pub(crate) const SMALL: Self =
+        Self { batch_size: 250, max_concurrent_events: 250, ..Self::DEFAULT };
+    /// What is delivered is deleted.
+    pub(crate) const NO_HISTORY: Self = Self { keeps_history: false, ..Self::DEFAULT };
 }
 
 /// A running relay. Killed when dropped.
@@ -58,12 +64,15 @@ impl Relay {
         settings: RelaySettings,
     ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let RelaySettings { batch_size, max_concurrent_events } = settings;
+        let RelaySettings { batch_size, max_concurrent_events, keeps_history } = settings;
         let mut command = match sink {
             Sink::Null => {
                 let mut command = Command::new(std::env::current_exe()?);
                 command.arg("null-relay").arg(&database.url);
                 command.arg(batch_size.to_string()).arg(max_concurrent_events.to_string());
+                if !keeps_history {
+                    command.arg("--no-history");
+                }
                 command
             }
             Sink::Lines | Sink::Stream(_) => {
@@ -76,9 +85,11 @@ impl Relay {
                     ),
                     _ => "type = \"file\"\npath = \"/dev/null\"".to_owned(),
                 };
+                let retention = if keeps_history { "30d" } else { "0s" };
                 let text = format!(
                     "[database]\nurl = \"{}\"\n[relay]\nbatch_size = {batch_size}\n\
                      max_concurrent_events = {max_concurrent_events}\n\
+                     retention = \"{retention}\"\n\
                      [ops]\nlisten = \"127.0.0.1:{}\"\n[log]\nlevel = \"warn\"\n\
                      [destinations.default]\n{destination}\n",
                     database.url,
