@@ -67,6 +67,9 @@ enum Command {
     },
 }
 
+/// What nearly all workloads are measured with.
+const PAYLOAD_BYTES: usize = 200;
+
 #[derive(clap::Args)]
 struct Run {
     /// Which workloads; all where none is named.
@@ -89,7 +92,8 @@ struct Run {
     only: Option<String>,
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    #[arg(long, default_value_t = 200)]
+    /// Bytes of an event's JSON; results of other sizes than 200 are kept apart.
+    #[arg(long, default_value_t = PAYLOAD_BYTES)]
     payload_bytes: usize,
     #[arg(long, value_enum, default_value_t = Keys::Zipf)]
     keys: Keys,
@@ -172,6 +176,9 @@ impl Run {
             }
             .with_context(|| format!("{name:?}"))?;
             self.describe(&bed, &mut report);
+            if self.payload_bytes != PAYLOAD_BYTES {
+                report.workload = format!("{}-{}", report.workload, self.payload_bytes);
+            }
             // What is not a full result is never taken for one.
             let partial = self.quick || self.only.is_some();
             let folder = if partial { self.results.join("partial") } else { self.results.clone() };
