@@ -8,8 +8,9 @@ use tokio::process::Command;
 
 use crate::bed::{POSTGRES_SETTINGS, connect, run};
 use crate::child::{self, Drained};
+use crate::rival_tables;
 use crate::stream::Stream;
-use crate::workload::{EVENT_TYPE, Workload};
+use crate::workload::Workload;
 
 /// The class path of the compiled `crates/bench/debezium/Outbox.java` and of Debezium itself.
 const CLASS_PATH: &str = "POSTHASTE_BENCH_DEBEZIUM";
@@ -89,23 +90,11 @@ async fn fill(connection: &mut PgConnection, workload: &Workload) -> Result<()> 
     run(connection, "set synchronous_commit = off".to_owned()).await?;
     let mut events = workload.events().peekable();
     while events.peek().is_some() {
-        let (mut ids, mut keys, mut data) = (Vec::new(), Vec::new(), Vec::new());
-        for event in events.by_ref().take(TRANSACTION_EVENTS) {
-            ids.push(event.id);
-            keys.push(event.key);
-            data.push(event.data);
-        }
-        sqlx::query(
-            "insert into outboxevent (id, aggregatetype, aggregateid, type, payload) \
-             select id, 'account', key::text, $1, data::jsonb \
-             from unnest($2::uuid[], $3::uuid[], $4::text[]) as event (id, key, data)",
-        )
-        .bind(EVENT_TYPE)
-        .bind(ids)
-        .bind(keys)
-        .bind(data)
-        .execute(&mut *connection)
-        .await?;
+        let insert = "\
+            insert into outboxevent (id, aggregatetype, aggregateid, type, payload) \
+            select id, 'account', key::text, $1, data::jsonb \
+            from unnest($2::uuid[], $3::uuid[], $4::text[]) as event (id, key, data)";
+        rival_tables::store(connection, insert, events.by_ref().take(TRANSACTION_EVENTS)).await?;
     }
     run(connection, "checkpoint".to_owned()).await
 }

@@ -5,7 +5,7 @@ use sqlx::postgres::PgConnection;
 
 use crate::bed::{copy, run};
 use crate::child;
-use crate::workload::{EVENT_TYPE, Workload};
+use crate::workload::{EVENT_TYPE, Event, Workload};
 
 pub(crate) async fn fill_queue(
     connection: &mut PgConnection,
@@ -17,25 +17,30 @@ pub(crate) async fn fill_queue(
     run(connection, "select pgq.register_consumer('events', 'relay')".to_owned()).await?;
     let mut events = workload.events().peekable();
     while events.peek().is_some() {
-        let (mut ids, mut keys, mut data) = (Vec::new(), Vec::new(), Vec::new());
-        for event in events.by_ref().take(tick) {
-            ids.push(event.id);
-            keys.push(event.key);
-            data.push(event.data);
-        }
-        sqlx::query(
-            "select count(pgq.insert_event('events', $1, data, id::text, key::text, null, null)) \
-             from unnest($2::uuid[], $3::uuid[], $4::text[]) as event (id, key, data)",
-        )
-        .bind(EVENT_TYPE)
-        .bind(ids)
-        .bind(keys)
-        .bind(data)
-        .execute(&mut *connection)
-        .await?;
+        let insert = "select count(pgq.insert_event('events', $1, data, id::text, key::text, null, null)) \
+             from unnest($2::uuid[], $3::uuid[], $4::text[]) as event (id, key, data)";
+        store(connection, insert, events.by_ref().take(tick)).await?;
         run(connection, "select pgq.ticker('events')".to_owned()).await?;
     }
     run(connection, "vacuum (freeze, analyze)".to_owned()).await
+}
+
+/// Stores events with one statement, which is given their type, and arrays of their identifiers, keys
+/// and data.
+pub(crate) async fn store(
+    connection: &mut PgConnection,
+    statement: &'static str,
+    events: impl Iterator<Item = Event>,
+) -> Result<()> {
+    let (mut ids, mut keys, mut data) = (Vec::new(), Vec::new(), Vec::new());
+    for event in events {
+        ids.push(event.id);
+        keys.push(event.key);
+        data.push(event.data);
+    }
+    let statement = sqlx::query(statement).bind(EVENT_TYPE).bind(ids).bind(keys).bind(data);
+    statement.execute(connection).await?;
+    Ok(())
 }
 
 /// The key goes into the payload, since the table has no column for it.
