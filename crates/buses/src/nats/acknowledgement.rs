@@ -14,6 +14,8 @@ pub(super) enum Outcome {
     NoStream,
     /// No answer in time.
     NoAnswer,
+    /// The last message of the stream is not the one that it had to be stored behind.
+    Overtaken,
     Failed(Error),
 }
 
@@ -28,8 +30,9 @@ impl From<PublishError> for Outcome {
             PublishErrorKind::BrokenPipe | PublishErrorKind::MaxAckPending => {
                 Self::Failed(new(ErrorKind::Unreachable, "the connection broke").with_source(error))
             }
-            // Expected-last headers are never sent, so these two cannot be ours to mend.
-            PublishErrorKind::WrongLastMessageId | PublishErrorKind::WrongLastSequence => {
+            PublishErrorKind::WrongLastMessageId => Self::Overtaken,
+            // Its header is never sent, so this cannot be ours to mend.
+            PublishErrorKind::WrongLastSequence => {
                 Self::Failed(new(ErrorKind::Failed, "the stream moved on").with_source(error))
             }
             PublishErrorKind::Other => Self::Failed(refusal(error)),

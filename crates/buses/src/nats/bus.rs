@@ -1,27 +1,26 @@
 //! Publishing: as one batch where the stream takes batches, else all events of a call at once, then
 //! all acknowledgements.
 
-use std::collections::HashSet;
-use std::future::{Future, IntoFuture};
-use std::pin::Pin;
+use std::future::IntoFuture;
 
 use async_nats::Subject;
 use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
-use async_nats::jetstream::context::PublishError;
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::publish::PublishAck;
 use async_trait::async_trait;
 use posthaste_core::{
-    BusCapabilities, Error, ErrorKind, ErrorStatus, EventBus, KeyPipelining, OrderKey, OutboxEvent,
-    PublishResult, Result,
+    BusCapabilities, Error, ErrorKind, EventBus, KeyPipelining, OutboxEvent, PublishResult, Result,
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
+use uuid::Uuid;
 
 use super::acknowledgement::{Outcome, no_stream};
+use super::chains::{self, Disturbance, Link, Tally};
 use super::config::NatsConfig;
 use super::connection::Connection;
-use super::fast_ingest::{self, Outbound, Permission, Sent, Then};
+use super::fast_ingest::{self, Outbound, Sent, Then};
+use super::pipelining::{Knowledge, Pipelining};
+use super::slots::{Slot, State, any, give_up, is_own_fault, receive, sendable};
 use super::{check, subject};
 use crate::TopicTemplate;
 use crate::envelope::Envelope;
@@ -51,49 +50,12 @@ pub struct NatsBus {
     /// once, so that two calls never wait for each other's.
     inflight: Semaphore,
     batch_events_max: usize,
-    /// Whether the configured stream takes batches.
-    batches: Permission,
-}
-
-type Answer = Pin<Box<dyn Future<Output = Result<PublishAck, PublishError>> + Send>>;
-
-/// One event of a call.
-struct Slot<'e> {
-    event: &'e OutboxEvent,
-    subject: Subject,
-    /// Whether the subject is this event's own.
-    per_event: bool,
-    state: State,
-}
-
-enum State {
-    Ready(Outbound),
-    Waiting(Answer),
-    Done(Outcome),
-}
-
-impl<'e> Slot<'e> {
-    const fn key(&self) -> &'e OrderKey {
-        self.event.order_key()
-    }
-
-    fn is_ready(&self) -> bool {
-        matches!(self.state, State::Ready(_))
-    }
-
-    fn has_failed(&self) -> bool {
-        match &self.state {
-            State::Done(outcome) => !matches!(outcome, Outcome::Acknowledged),
-            State::Ready(_) | State::Waiting(_) => false,
-        }
-    }
-
-    fn take_message(&mut self) -> Option<Outbound> {
-        match std::mem::replace(&mut self.state, State::Done(Outcome::NoAnswer)) {
-            State::Ready(message) => Some(message),
-            State::Waiting(_) | State::Done(_) => None,
-        }
-    }
+    /// What the configured stream allows.
+    knowledge: Knowledge,
+    disturbance: Disturbance,
+    /// Held while the messages of a call are handed to the client, so that those of a chain are not
+    /// apart.
+    turn: Mutex<()>,
 }
 
 impl NatsBus {
@@ -110,12 +72,20 @@ impl NatsBus {
         let connection = Connection::open(&config).await?;
         let batch_events_max = config.max_ack_inflight.min(BATCH_EVENTS_MAX);
         let inflight = Semaphore::new(config.max_ack_inflight.min(Semaphore::MAX_PERMITS));
-        let batches = Permission::default();
-        let bus =
-            Self { connection, config, template, envelope, inflight, batch_events_max, batches };
+        let bus = Self {
+            connection,
+            config,
+            template,
+            envelope,
+            inflight,
+            batch_events_max,
+            knowledge: Knowledge::default(),
+            disturbance: Disturbance::default(),
+            turn: Mutex::default(),
+        };
         if bus.connection.ready().is_ok() {
-            // The first batch is to be of the right kind already.
-            bus.takes_batches(Instant::now() + bus.config.ack_timeout).await;
+            // The first call is to be of the right kind already.
+            bus.pipelining(Instant::now() + bus.config.ack_timeout).await;
         }
         Ok(bus)
     }
@@ -141,20 +111,25 @@ impl NatsBus {
     async fn send(&self, slots: &mut [Slot<'_>], deadline: Instant) -> bool {
         let mut losses = self.connection.losses();
         losses.mark_unchanged();
-        if slots.len() > 1 && self.takes_batches(deadline).await {
+        let mut pipelining = Pipelining::OnePerKey;
+        if slots.len() > 1 {
+            pipelining = self.pipelining(deadline).await;
+        }
+        if pipelining == Pipelining::Batches {
             match self.send_batches(slots, &mut losses, deadline).await {
                 Some(lost) => return lost,
-                None => self.batches.refused(&self.connection),
+                None => self.knowledge.refused(&self.connection),
             }
         }
-        self.send_one_per_key(slots, &mut losses, deadline).await
+        let chained = pipelining == Pipelining::Chains;
+        self.send_rounds(slots, chained, &mut losses, deadline).await
     }
 
-    /// Whether the stream takes batches. Only one that is configured can be asked.
-    async fn takes_batches(&self, by: Instant) -> bool {
+    /// What the stream allows. Only one that is configured can be asked.
+    async fn pipelining(&self, by: Instant) -> Pipelining {
         match &self.config.stream {
-            Some(stream) => self.batches.ask(&self.connection, stream, by).await,
-            None => false,
+            Some(stream) => self.knowledge.ask(&self.connection, stream, by).await,
+            None => Pipelining::OnePerKey,
         }
     }
 
@@ -205,22 +180,24 @@ impl NatsBus {
         }
     }
 
-    /// Sends one event of each key and waits for the answers, until none is left. That is once, but
-    /// for a call that was made for a stream that took batches.
-    async fn send_one_per_key(
+    /// Sends the events of each key, several behind each other or one, and waits for the answers,
+    /// until none is left that can be sent. That is once, but for chains that were broken, and for a
+    /// call that was made for a stream that allowed more.
+    async fn send_rounds(
         &self,
         slots: &mut [Slot<'_>],
+        chained: bool,
         losses: &mut watch::Receiver<u64>,
         deadline: Instant,
     ) -> bool {
+        let mut longest = if chained { slots.len() } else { 1 };
+        let mut tally = Tally::default();
         loop {
-            let round = first_of_keys(slots);
+            let round = chains::of_keys(slots, longest);
             if round.is_empty() {
-                return false;
+                break;
             }
-            for at in &round {
-                self.send_one(&mut slots[*at], deadline).await;
-            }
+            self.send_round(slots, &round, deadline).await;
             let lost = tokio::select! {
                 biased;
                 () = receive(slots, deadline) => false,
@@ -230,15 +207,49 @@ impl NatsBus {
                 // Answers that did arrive count; the rest will not come on this connection.
                 receive(slots, Instant::now()).await;
             }
+            let overtaken = self.make_overtaken_again(slots, &round);
             if lost || Instant::now() >= deadline {
                 give_up(slots);
                 return lost;
             }
+            tally.add(&round, overtaken);
+            if chained {
+                longest = chains::longest_after(longest, overtaken > 0);
+            }
+        }
+        if self.disturbance.note(tally) {
+            self.knowledge.refused(&self.connection);
+        }
+        false
+    }
+
+    /// The messages of events whose chain was broken. Returns how many.
+    fn make_overtaken_again(&self, slots: &mut [Slot<'_>], round: &[Link]) -> usize {
+        let overtaken = |link: &&Link| chains::goes_again(&slots[link.at], link);
+        let which: Vec<usize> = round.iter().filter(overtaken).map(|link| link.at).collect();
+        self.make_again(slots, &which);
+        which.len()
+    }
+
+    /// Hands messages to the client, and nothing of another call between them.
+    async fn send_round(&self, slots: &mut [Slot<'_>], round: &[Link], deadline: Instant) {
+        let Ok(_turn) = timeout_at(deadline, self.turn.lock()).await else { return };
+        let mut before = None;
+        for link in round {
+            // What did not leave the client breaks its chain.
+            let is_broken = before.is_some_and(|at: usize| slots[at].has_failed());
+            if link.behind.is_none() || !is_broken {
+                self.send_one(&mut slots[link.at], link.behind, deadline).await;
+                before = Some(link.at);
+            }
         }
     }
 
-    async fn send_one(&self, slot: &mut Slot<'_>, deadline: Instant) {
-        let Some(Outbound { subject, headers, body }) = slot.take_message() else { return };
+    async fn send_one(&self, slot: &mut Slot<'_>, behind: Option<Uuid>, deadline: Instant) {
+        let Some(Outbound { subject, mut headers, body }) = slot.take_message() else { return };
+        if let Some(id) = behind {
+            headers.insert(async_nats::header::NATS_EXPECTED_LAST_MESSAGE_ID, id.to_string());
+        }
         let message = PublishMessage::build().payload(body).headers(headers);
         let publish = self.connection.jetstream.send_publish(subject, message);
         // Past the deadline this fails at once, and so do all that follow.
@@ -295,7 +306,7 @@ impl NatsBus {
         let acknowledged = any(&slots, |outcome| matches!(outcome, Outcome::Acknowledged));
         let serves = uncovered && (acknowledged || self.stream_exists().await);
         let judge = |slot: Slot<'_>| match slot.state {
-            State::Ready(_) => Err(Error::new(
+            State::Ready(_) | State::Done(Outcome::Overtaken) => Err(Error::new(
                 ErrorKind::Failed,
                 "publish to nats",
                 "not sent, since an earlier event of its key failed",
@@ -343,10 +354,9 @@ impl EventBus for NatsBus {
     fn capabilities(&self) -> BusCapabilities {
         BusCapabilities {
             batch_events_max: self.batch_events_max,
-            key_pipelining: if self.batches.is_granted() {
-                KeyPipelining::SuffixFails
-            } else {
-                KeyPipelining::OnePerKey
+            key_pipelining: match self.knowledge.get() {
+                Pipelining::Batches | Pipelining::Chains => KeyPipelining::SuffixFails,
+                Pipelining::OnePerKey => KeyPipelining::OnePerKey,
             },
             deduplicates: true,
             ..BusCapabilities::new("nats")
@@ -377,61 +387,6 @@ impl EventBus for NatsBus {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(failed("cannot drain the connection").with_source(error)),
             Err(_) => Err(failed("the connection did not drain in time")),
-        }
-    }
-}
-
-/// The events that can be sent now: those of keys without a failure.
-fn sendable(slots: &[Slot<'_>]) -> Vec<usize> {
-    let mut failed: HashSet<&OrderKey> = HashSet::new();
-    let mut ready = Vec::with_capacity(slots.len());
-    for (at, slot) in slots.iter().enumerate() {
-        if slot.has_failed() {
-            failed.insert(slot.key());
-        } else if slot.is_ready() && !failed.contains(slot.key()) {
-            ready.push(at);
-        }
-    }
-    ready
-}
-
-/// The first event of each key that can be sent now.
-fn first_of_keys(slots: &[Slot<'_>]) -> Vec<usize> {
-    let mut seen: HashSet<&OrderKey> = HashSet::with_capacity(slots.len());
-    let ready = sendable(slots);
-    ready.into_iter().filter(|at| seen.insert(slots[*at].key())).collect()
-}
-
-/// Whether other events may do better.
-fn is_own_fault(outcome: &Outcome, per_event: bool) -> bool {
-    match outcome {
-        Outcome::Failed(error) => error.status() != ErrorStatus::Unavailable,
-        Outcome::NoStream => per_event,
-        Outcome::NoAnswer | Outcome::Acknowledged => false,
-    }
-}
-
-/// Nothing more is sent in this call.
-fn give_up(slots: &mut [Slot<'_>]) {
-    for slot in slots.iter_mut().filter(|slot| slot.is_ready()) {
-        slot.state = State::Done(Outcome::NoAnswer);
-    }
-}
-
-fn any(slots: &[Slot<'_>], wanted: impl Fn(&Outcome) -> bool) -> bool {
-    slots.iter().any(|slot| matches!(&slot.state, State::Done(outcome) if wanted(outcome)))
-}
-
-/// Waits for answers in the order sent. One that is there counts even after the deadline.
-async fn receive(slots: &mut [Slot<'_>], deadline: Instant) {
-    for slot in slots {
-        if let State::Waiting(answer) = &mut slot.state
-            && let Ok(answer) = timeout_at(deadline, answer).await
-        {
-            slot.state = State::Done(match answer {
-                Ok(_) => Outcome::Acknowledged,
-                Err(error) => Outcome::from(error),
-            });
         }
     }
 }

@@ -9,10 +9,6 @@
 //! Source: ADR-50 of the NATS project ("fast ingest"); the answers in the tests are those of
 //! nats-server 2.15.1.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::time::Duration;
-
 use async_nats::header::HeaderMap;
 use async_nats::jetstream::{self, ErrorCode};
 use async_nats::{Client, Message, StatusCode, Subject};
@@ -23,12 +19,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::acknowledgement::Outcome;
-use super::connection::Connection;
 
 /// The server acknowledges at least every so many messages of a batch, besides the end.
 const ACKNOWLEDGED_EVERY: usize = 100;
-/// How often a stream that does not allow batches is asked again: somebody may have changed that.
-const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 /// What a message of a batch does, as a number in its reply subject.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -39,70 +32,6 @@ enum Operation {
     Commit = 2,
     /// Ends the batch, is not stored itself.
     End = 3,
-}
-
-/// Whether the stream allows batches, as far as is known.
-#[derive(Debug, Default)]
-pub(super) struct Permission(Mutex<Known>);
-
-#[derive(Debug, Default, Clone, Copy)]
-enum Known {
-    #[default]
-    Unknown,
-    /// Known on the connection of this number; the next one may lead to another server.
-    Allowed {
-        connection: u64,
-    },
-    Refused {
-        connection: u64,
-        at: Instant,
-    },
-}
-
-impl Permission {
-    /// Whether it was allowed when last asked.
-    pub(super) fn is_granted(&self) -> bool {
-        matches!(self.get(), Known::Allowed { .. })
-    }
-
-    /// Asks the server where it has to.
-    pub(super) async fn ask(&self, connection: &Connection, stream: &str, by: Instant) -> bool {
-        let number = *connection.losses().borrow();
-        match self.get() {
-            Known::Allowed { connection } if connection == number => return true,
-            Known::Refused { connection, at }
-                if connection == number && at.elapsed() < ASK_AGAIN =>
-            {
-                return false;
-            }
-            _ => {}
-        }
-        let Ok(Ok(stream)) = timeout_at(by, connection.jetstream.get_stream(stream)).await else {
-            // Publishing will say what is wrong.
-            self.set(Known::Unknown);
-            return false;
-        };
-        let allowed = stream.cached_info().config.allow_batch_publish;
-        self.set(if allowed {
-            Known::Allowed { connection: number }
-        } else {
-            Known::Refused { connection: number, at: Instant::now() }
-        });
-        allowed
-    }
-
-    /// The server did not take a batch.
-    pub(super) fn refused(&self, connection: &Connection) {
-        self.set(Known::Refused { connection: *connection.losses().borrow(), at: Instant::now() });
-    }
-
-    fn get(&self) -> Known {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set(&self, known: Known) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = known;
-    }
 }
 
 /// What is sent of an event.

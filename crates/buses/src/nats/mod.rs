@@ -6,13 +6,16 @@
 //!
 //! # Order
 //!
-//! Where `stream` names a stream that allows batches (`allow_batched`, nats-server 2.14 or later),
-//! the events of a call go as one batch, of which a failure can only hit a suffix; so it may hold many
-//! events of one key. Elsewhere a call pipelines its events and therefore takes one event of a key at
-//! a time: a key then moves on at one event in a round trip.
+//! Where `stream` names the stream, the bus asks the server what it allows:
 //!
-//! First deliveries of a key stay in order either way: what follows is sent only after what
-//! precedes it was acknowledged, or behind it in the same batch. A publish whose answer was lost may
+//! | stream | on their way at once |
+//! |---|---|
+//! | allows batches (`allow_batched`, nats-server 2.14 or later) | all events of a call, as one batch, of which a failure can only hit a suffix |
+//! | another one with a single replica, in an account without a storage limit | all events of a call; those of a key in a chain, each stored only directly behind the one before. Others that store much in the same stream, another relay for one, break chains: then as below, for a minute |
+//! | any other, or `stream` does not name it | one event of each key: a key moves on at one event in a round trip |
+//!
+//! First deliveries of a key stay in order in each case: what follows is sent only after what
+//! precedes it was acknowledged, or so that it is stored only behind it. A publish whose answer was lost may
 //! reach the stream late, since the client keeps what it could not send and sends it after it
 //! connected again; such a late copy is a *repeat* of an event that was sent again and acknowledged,
 //! and the stream drops it by its id. Only a copy later than the duplicate window shows up as a
@@ -39,10 +42,13 @@
 
 mod acknowledgement;
 mod bus;
+mod chains;
 mod check;
 mod config;
 mod connection;
 mod fast_ingest;
+mod pipelining;
+mod slots;
 mod subject;
 
 pub use bus::NatsBus;

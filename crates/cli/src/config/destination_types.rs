@@ -66,9 +66,10 @@ const NATS: &[Key] = &[
         Kind::Text,
         Default::Absent("any stream that covers the subject"),
         "The stream that must take the events. Given, an event that another stream covers is \
-         refused instead of stored there. Where the stream allows batches (`allow_batched`, \
-         nats-server 2.14 or later), events go in batches, many of one key at a time; elsewhere the \
-         next event of a key waits for the acknowledgement of the one before.",
+         refused instead of stored there. Many events of a key are on their way at once only where \
+         the stream is named, and allows batches (`allow_batched`, nats-server 2.14 or later) or has \
+         a single replica; elsewhere the next event of a key waits for the acknowledgement of the one \
+         before.",
     ),
     key("user", Kind::Text, Default::Absent("none"), "The user; needs `password`."),
     key("password", Kind::Secret, Default::Absent("none"), "The password of `user`."),

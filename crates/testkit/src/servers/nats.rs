@@ -72,6 +72,25 @@ impl NatsServer {
         Self::launch(&PROGRAMS, config, false).await
     }
 
+    /// So many servers that are one cluster. It takes them some seconds to agree on a leader, and
+    /// until then they create no stream.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub async fn start_cluster(size: usize) -> Option<Vec<Self>> {
+        let ports: Vec<u16> = (0..size).map(|_| free_port()).collect();
+        let routes: Vec<String> =
+            ports.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
+        let routes = routes.join(", ");
+        let mut servers = Vec::with_capacity(size);
+        for (number, port) in ports.iter().enumerate() {
+            let cluster = format!("name: test, listen: \"127.0.0.1:{port}\", routes: [{routes}]");
+            let config = format!("server_name: server{number}\ncluster {{ {cluster} }}");
+            servers.push(Self::start(&config).await?);
+        }
+        Some(servers)
+    }
+
     async fn launch(programs: &[&str], config: &str, has_jetstream: bool) -> Option<Self> {
         let folder = tempfile::tempdir().expect("a folder for a private server");
         std::fs::write(folder.path().join("nats.conf"), config).expect("its configuration file");
