@@ -21,6 +21,9 @@
 //! and the stream drops it by its id. Only a copy later than the duplicate window shows up as a
 //! repeated event, behind its successors.
 //!
+//! All this is said of the stream. Who subscribes to its subjects without JetStream also gets what the
+//! stream refused, and gets it again.
+//!
 //! # What an error means
 //!
 //! | what happened | kind | status |
