@@ -317,16 +317,27 @@ impl Run {
             (false, false) => &[100_000, 1_000_000],
             (false, true) => &[100_000, 1_000_000, 10_000_000],
         };
+        // What the database itself takes longer for, the bare loop shows.
+        let contenders = [Target::Null, Target::JetStreamBatches].map(|target| {
+            [Contender::bare_loop(target), Contender::relay(RelaySettings::DEFAULT, target)]
+        });
+        let waiting = |events: u64, contender: Contender| {
+            format!("{} waiting, {}", report::number(events as f64), contender.name())
+        };
         for round in 1..=self.rounds().min(3) {
             eprintln!("backlog: round {round}");
             for events in sizes {
-                for target in [Target::Null, Target::JetStreamBatches] {
-                    let contender = Contender::relay(RelaySettings::DEFAULT, target);
-                    let workload = Workload { events: *events, ..self.workload(*events) };
+                let workload = Workload { events: *events, ..self.workload(*events) };
+                for contender in contenders.concat() {
                     let figures = contender.run(bed, &workload).await?;
-                    let events = report::number(*events as f64);
-                    report.add(&format!("{events} waiting, {}", contender.name()), figures);
+                    report.add(&waiting(*events, contender), figures);
                 }
+            }
+        }
+        for events in sizes {
+            for [bare_loop, relay] in contenders {
+                let names = [relay, bare_loop].map(|contender| waiting(*events, contender));
+                report.add_ratio("÷ bare loop", RATE, &names[0], &names[1]);
             }
         }
         Ok(report)

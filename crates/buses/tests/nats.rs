@@ -8,7 +8,7 @@ mod support;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, stream};
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use posthaste_buses::nats::{NatsAuth, NatsBus, NatsConfig};
 use posthaste_buses::{EnvelopeFormat, Secret};
 use posthaste_core::{ErrorKind, ErrorStatus, EventBus, OutboxEvent, Payload};
@@ -159,6 +159,37 @@ async fn a_subject_of_another_stream_is_refused_when_a_stream_is_named() {
     assert_eq!(stream.messages().await, 0);
     stream.delete().await;
     other.delete().await;
+}
+
+/// A service that answers whoever sends it something is no stream.
+#[tokio::test]
+async fn another_ones_answer_is_no_acknowledgement() {
+    let Some(url) = shared_nats().await else { return };
+    let name = format!("ph_{}", Uuid::now_v7().simple());
+    let service = async_nats::connect(&url).await.unwrap();
+    let mut requests = service.subscribe(format!("{name}.>")).await.unwrap();
+    service.flush().await.unwrap();
+    let answering = async {
+        while let Some(request) = requests.next().await {
+            service.publish(request.reply.unwrap(), "done".into()).await.unwrap();
+        }
+    };
+    let ack_timeout = Duration::from_millis(300);
+    let config =
+        NatsConfig { ack_timeout, ..NatsConfig::new(&url, format!("{name}.{{event_type}}")) };
+    let publishing = async {
+        let bus = NatsBus::connect(config).await.unwrap();
+        let results = bus.publish(&[event(1)]).await;
+        assert_eq!(error(&results[0]).kind(), ErrorKind::Timeout);
+        let context = jetstream::new(service.clone());
+        context.create_stream(stream_config(&name, &[&format!("{name}.>")])).await.unwrap();
+        assert!(bus.publish(&[event(1)]).await[0].is_ok());
+        context.delete_stream(&name).await.unwrap();
+    };
+    tokio::select! {
+        () = answering => unreachable!("the service stays"),
+        () = publishing => {}
+    }
 }
 
 #[tokio::test]

@@ -1,8 +1,9 @@
 //! What JetStream's answer to a publish means.
 
-use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::{self, ErrorCode};
+use async_nats::{Message, StatusCode};
 use posthaste_core::{Error, ErrorKind, ErrorStatus};
+use serde::Deserialize;
 
 const OVER_MAX_PAYLOAD: &str = "the event is over the server's max_payload";
 
@@ -19,23 +20,27 @@ pub(super) enum Outcome {
     Failed(Error),
 }
 
-impl From<PublishError> for Outcome {
-    fn from(error: PublishError) -> Self {
-        match error.kind() {
-            PublishErrorKind::StreamNotFound => Self::NoStream,
-            PublishErrorKind::TimedOut => Self::NoAnswer,
-            PublishErrorKind::MaxPayloadExceeded => {
-                Self::Failed(new(ErrorKind::TooLarge, OVER_MAX_PAYLOAD).with_source(error))
+/// What JetStream answers.
+#[derive(Deserialize)]
+struct Answer {
+    /// The place in the stream.
+    seq: Option<u64>,
+    error: Option<jetstream::Error>,
+}
+
+impl Outcome {
+    /// What an answer says. `None` where it is not JetStream's: others may answer, too.
+    pub(super) fn of_answer(message: &Message) -> Option<Self> {
+        if message.status == Some(StatusCode::NO_RESPONDERS) {
+            return Some(Self::NoStream);
+        }
+        let Answer { seq, error } = serde_json::from_slice(&message.payload).ok()?;
+        match error {
+            Some(error) if error.error_code() == ErrorCode::STREAM_WRONG_LAST_MESSAGE_ID => {
+                Some(Self::Overtaken)
             }
-            PublishErrorKind::BrokenPipe | PublishErrorKind::MaxAckPending => {
-                Self::Failed(new(ErrorKind::Unreachable, "the connection broke").with_source(error))
-            }
-            PublishErrorKind::WrongLastMessageId => Self::Overtaken,
-            // Its header is never sent, so this cannot be ours to mend.
-            PublishErrorKind::WrongLastSequence => {
-                Self::Failed(new(ErrorKind::Failed, "the stream moved on").with_source(error))
-            }
-            PublishErrorKind::Other => Self::Failed(refusal(error)),
+            Some(error) => Some(Self::from(&error)),
+            None => seq.map(|_| Self::Acknowledged),
         }
     }
 }
@@ -66,16 +71,6 @@ impl From<async_nats::PublishError> for Outcome {
 
 fn new(kind: ErrorKind, message: &str) -> Error {
     Error::new(kind, "publish to nats", message)
-}
-
-/// The error of a publish that JetStream answered with one, or that did not leave the client.
-fn refusal(error: PublishError) -> Error {
-    let answer = std::error::Error::source(&error)
-        .and_then(|source| source.downcast_ref::<jetstream::Error>());
-    match answer {
-        Some(answer) => answered(answer),
-        None => new(ErrorKind::Unreachable, "the client could not publish").with_source(error),
-    }
 }
 
 fn answered(answer: &jetstream::Error) -> Error {
@@ -152,6 +147,35 @@ mod tests {
             (400, 99_999, ErrorKind::Failed),
         ] {
             assert_eq!(kind(code, err_code), expected, "{err_code}");
+        }
+    }
+
+    #[test]
+    fn only_jetstreams_answers_count() {
+        let message = |payload: &'static str, status| Message {
+            subject: "_INBOX.a.0".into(),
+            reply: None,
+            payload: payload.into(),
+            headers: None,
+            status,
+            description: None,
+            length: 0,
+        };
+        let of = |payload| Outcome::of_answer(&message(payload, None));
+        let acknowledged = r#"{"stream":"S","seq":7,"duplicate":true}"#;
+        assert!(matches!(of(acknowledged), Some(Outcome::Acknowledged)));
+        let refused = |err_code: u64| {
+            let text = format!(
+                r#"{{"error":{{"code":400,"err_code":{err_code},"description":"d"}},"stream":"S","seq":0}}"#
+            );
+            Outcome::of_answer(&message(text.leak(), None))
+        };
+        assert!(matches!(refused(10_070), Some(Outcome::Overtaken)));
+        assert!(matches!(refused(10_054), Some(Outcome::Failed(_))));
+        let nobody = Outcome::of_answer(&message("", Some(StatusCode::NO_RESPONDERS)));
+        assert!(matches!(nobody, Some(Outcome::NoStream)));
+        for payload in ["", "thank you", "{}", "{\"stream\":\"S\"}"] {
+            assert!(of(payload).is_none(), "{payload}");
         }
     }
 

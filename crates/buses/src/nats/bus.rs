@@ -1,12 +1,10 @@
 //! Publishing: as one batch where the stream takes batches, else all events of a call at once, then
 //! all acknowledgements.
 
-use std::future::IntoFuture;
-
-use async_nats::Subject;
 use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
-use async_nats::jetstream::message::PublishMessage;
+use async_nats::{Subject, Subscriber};
 use async_trait::async_trait;
+use futures_util::{FutureExt as _, StreamExt as _};
 use posthaste_core::{
     BusCapabilities, Error, ErrorKind, EventBus, KeyPipelining, OutboxEvent, PublishResult, Result,
 };
@@ -20,7 +18,7 @@ use super::config::NatsConfig;
 use super::connection::Connection;
 use super::fast_ingest::{self, Outbound, Sent, Then};
 use super::pipelining::{Knowledge, Pipelining};
-use super::slots::{Slot, State, any, give_up, is_own_fault, receive, sendable};
+use super::slots::{Slot, State, any, give_up, is_own_fault, sendable};
 use super::{check, subject};
 use crate::TopicTemplate;
 use crate::envelope::Envelope;
@@ -197,16 +195,7 @@ impl NatsBus {
             if round.is_empty() {
                 break;
             }
-            self.send_round(slots, &round, deadline).await;
-            let lost = tokio::select! {
-                biased;
-                () = receive(slots, deadline) => false,
-                _ = losses.changed() => true,
-            };
-            if lost {
-                // Answers that did arrive count; the rest will not come on this connection.
-                receive(slots, Instant::now()).await;
-            }
+            let lost = self.send_round(slots, &round, losses, deadline).await;
             let overtaken = self.make_overtaken_again(slots, &round);
             if lost || Instant::now() >= deadline {
                 give_up(slots);
@@ -231,30 +220,73 @@ impl NatsBus {
         which.len()
     }
 
+    /// Sends messages and takes their answers in. Returns whether the connection was lost.
+    ///
+    /// All answers come to one subscription. Of the client's own way, a channel, two timers, two permits
+    /// and a random subject for each message, nothing is needed here.
+    async fn send_round(
+        &self,
+        slots: &mut [Slot<'_>],
+        round: &[Link],
+        losses: &mut watch::Receiver<u64>,
+        deadline: Instant,
+    ) -> bool {
+        let client = &self.connection.client;
+        let inbox = client.new_inbox();
+        let Ok(Ok(mut answers)) =
+            timeout_at(deadline, client.subscribe(format!("{inbox}.*"))).await
+        else {
+            return true;
+        };
+        self.hand_over(slots, round, &inbox, deadline).await;
+        let mut waiting = slots.iter().filter(|slot| slot.is_waiting()).count();
+        let lost = tokio::select! {
+            biased;
+            _ = timeout_at(deadline, take_in(&mut answers, slots, &mut waiting)) => false,
+            _ = losses.changed() => true,
+        };
+        // Answers that did arrive count. The rest will not come on this connection, or too late.
+        let _ = take_in(&mut answers, slots, &mut waiting).now_or_never();
+        lost
+    }
+
     /// Hands messages to the client, and nothing of another call between them.
-    async fn send_round(&self, slots: &mut [Slot<'_>], round: &[Link], deadline: Instant) {
+    async fn hand_over(
+        &self,
+        slots: &mut [Slot<'_>],
+        round: &[Link],
+        inbox: &str,
+        deadline: Instant,
+    ) {
         let Ok(_turn) = timeout_at(deadline, self.turn.lock()).await else { return };
         let mut before = None;
         for link in round {
             // What did not leave the client breaks its chain.
             let is_broken = before.is_some_and(|at: usize| slots[at].has_failed());
             if link.behind.is_none() || !is_broken {
-                self.send_one(&mut slots[link.at], link.behind, deadline).await;
+                let reply = format!("{inbox}.{}", link.at);
+                self.send_one(&mut slots[link.at], link.behind, reply, deadline).await;
                 before = Some(link.at);
             }
         }
     }
 
-    async fn send_one(&self, slot: &mut Slot<'_>, behind: Option<Uuid>, deadline: Instant) {
+    async fn send_one(
+        &self,
+        slot: &mut Slot<'_>,
+        behind: Option<Uuid>,
+        reply: String,
+        deadline: Instant,
+    ) {
         let Some(Outbound { subject, mut headers, body }) = slot.take_message() else { return };
         if let Some(id) = behind {
             headers.insert(async_nats::header::NATS_EXPECTED_LAST_MESSAGE_ID, id.to_string());
         }
-        let message = PublishMessage::build().payload(body).headers(headers);
-        let publish = self.connection.jetstream.send_publish(subject, message);
+        let client = &self.connection.client;
+        let publish = client.publish_with_reply_and_headers(subject, reply, headers, body);
         // Past the deadline this fails at once, and so do all that follow.
         slot.state = match timeout_at(deadline, publish).await {
-            Ok(Ok(answer)) => State::Waiting(answer.into_future()),
+            Ok(Ok(())) => State::Waiting,
             Ok(Err(error)) => State::Done(Outcome::from(error)),
             Err(_) => State::Done(Outcome::NoAnswer),
         };
@@ -316,7 +348,7 @@ impl NatsBus {
             State::Done(Outcome::NoStream) => {
                 Err(no_stream(&slot.subject, serves && slot.per_event))
             }
-            State::Done(Outcome::NoAnswer) | State::Waiting(_) => {
+            State::Done(Outcome::NoAnswer) | State::Waiting => {
                 Err(self.unanswered(&slot.subject, start, lost))
             }
         };
@@ -387,6 +419,22 @@ impl EventBus for NatsBus {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(failed("cannot drain the connection").with_source(error)),
             Err(_) => Err(failed("the connection did not drain in time")),
+        }
+    }
+}
+
+/// Takes answers in until all are there, or none will come.
+async fn take_in(answers: &mut Subscriber, slots: &mut [Slot<'_>], waiting: &mut usize) {
+    while *waiting > 0 {
+        let Some(answer) = answers.next().await else { return };
+        // The subject is ours, and ends with the number of the slot.
+        let at = answer.subject.as_str().rsplit('.').next().and_then(|at| at.parse().ok());
+        if let Some(slot) = at.and_then(|at: usize| slots.get_mut(at))
+            && slot.is_waiting()
+            && let Some(outcome) = Outcome::of_answer(&answer)
+        {
+            slot.state = State::Done(outcome);
+            *waiting -= 1;
         }
     }
 }

@@ -74,7 +74,7 @@ pub(super) fn goes_again(slot: &Slot<'_>, link: &Link) -> bool {
         && match &slot.state {
             State::Done(Outcome::Overtaken) => true,
             State::Done(Outcome::Failed(error)) => error.kind() == ErrorKind::TooLarge,
-            State::Done(_) | State::Ready(_) | State::Waiting(_) => false,
+            State::Done(_) | State::Ready(_) | State::Waiting => false,
         }
 }
 

@@ -72,12 +72,7 @@ impl Connection {
                 Error::new(ErrorKind::Config, "configure nats", "the client refuses its settings")
                     .with_source(error)
             })?;
-        let jetstream = ContextBuilder::new()
-            .timeout(config.ack_timeout)
-            .ack_timeout(config.ack_timeout)
-            // The bus keeps its own limit; this one only has to be out of its way.
-            .max_ack_inflight(config.max_ack_inflight.saturating_mul(2).min(1 << 20))
-            .build(client.clone());
+        let jetstream = ContextBuilder::new().timeout(config.ack_timeout).build(client.clone());
         let mut begun = monitor.begun.subscribe();
         // Neither a timeout nor a dead sender matters: publishing says what is wrong.
         let _ = timeout(FIRST_CONNECT_WAIT, begun.wait_for(|begun| *begun)).await;

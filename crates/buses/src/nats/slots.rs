@@ -1,19 +1,12 @@
 //! The events of a call, and how far each has come.
 
 use std::collections::HashSet;
-use std::future::Future;
-use std::pin::Pin;
 
 use async_nats::Subject;
-use async_nats::jetstream::context::PublishError;
-use async_nats::jetstream::publish::PublishAck;
-use posthaste_core::{ErrorStatus, OrderKey, OutboxEvent, Result};
-use tokio::time::{Instant, timeout_at};
+use posthaste_core::{ErrorStatus, OrderKey, OutboxEvent};
 
 use super::acknowledgement::Outcome;
 use super::fast_ingest::Outbound;
-
-pub(super) type Answer = Pin<Box<dyn Future<Output = Result<PublishAck, PublishError>> + Send>>;
 
 /// One event of a call.
 pub(super) struct Slot<'e> {
@@ -26,7 +19,8 @@ pub(super) struct Slot<'e> {
 
 pub(super) enum State {
     Ready(Outbound),
-    Waiting(Answer),
+    /// Sent, and not answered yet.
+    Waiting,
     Done(Outcome),
 }
 
@@ -42,14 +36,18 @@ impl<'e> Slot<'e> {
     pub(super) fn has_failed(&self) -> bool {
         match &self.state {
             State::Done(outcome) => !matches!(outcome, Outcome::Acknowledged),
-            State::Ready(_) | State::Waiting(_) => false,
+            State::Ready(_) | State::Waiting => false,
         }
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Waiting)
     }
 
     pub(super) fn take_message(&mut self) -> Option<Outbound> {
         match std::mem::replace(&mut self.state, State::Done(Outcome::NoAnswer)) {
             State::Ready(message) => Some(message),
-            State::Waiting(_) | State::Done(_) => None,
+            State::Waiting | State::Done(_) => None,
         }
     }
 }
@@ -86,18 +84,4 @@ pub(super) fn give_up(slots: &mut [Slot<'_>]) {
 
 pub(super) fn any(slots: &[Slot<'_>], wanted: impl Fn(&Outcome) -> bool) -> bool {
     slots.iter().any(|slot| matches!(&slot.state, State::Done(outcome) if wanted(outcome)))
-}
-
-/// Waits for answers in the order sent. One that is there counts even after the deadline.
-pub(super) async fn receive(slots: &mut [Slot<'_>], deadline: Instant) {
-    for slot in slots {
-        if let State::Waiting(answer) = &mut slot.state
-            && let Ok(answer) = timeout_at(deadline, answer).await
-        {
-            slot.state = State::Done(match answer {
-                Ok(_) => Outcome::Acknowledged,
-                Err(error) => Outcome::from(error),
-            });
-        }
-    }
 }
