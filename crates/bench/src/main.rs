@@ -344,16 +344,17 @@ impl Run {
     }
 
     async fn scale_out(&self, bed: &Bed) -> Result<Report> {
-        let contenders: Vec<Contender> = [Target::Null, Target::JetStreamBatches]
-            .into_iter()
-            .flat_map(|into| {
-                [1, 2, 4].map(|processes| Contender::Relay {
-                    settings: RelaySettings::DEFAULT,
-                    into,
-                    processes,
+        let contenders: Vec<Contender> =
+            [Target::Null, Target::JetStream, Target::JetStreamBatches]
+                .into_iter()
+                .flat_map(|into| {
+                    [1, 2, 4].map(|processes| Contender::Relay {
+                        settings: RelaySettings::DEFAULT,
+                        into,
+                        processes,
+                    })
                 })
-            })
-            .collect();
+                .collect();
         let caption = "Several relays on one outbox, all on one machine";
         let mut report = self.drain_report(bed, "scale-out", caption, &contenders).await?;
         for group in contenders.chunks(3) {

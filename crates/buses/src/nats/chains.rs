@@ -3,9 +3,9 @@
 //!
 //! The events of a key are sent one right after the other, and each but the first names its
 //! predecessor in `Nats-Expected-Last-Msg-Id`. A server stores such a message only if the last one of
-//! the whole stream has that id; else it refuses it. So whatever becomes of an event (refused, lost
-//! with a connection, lost with the stream's leader), none behind it in its chain is stored, and what
-//! is left of the chain goes again, headed by the first that is not stored.
+//! the whole stream has that id; else it refuses it. So whatever becomes of an event, refused or lost
+//! with a connection, none behind it in its chain is stored, and what is left of the chain goes again,
+//! headed by the first that is not stored.
 //!
 //! Every server with JetStream knows that header. What it costs: the stream must get nothing from
 //! others between two events of a chain. A little is no harm, since a chain that was broken goes again

@@ -68,7 +68,7 @@ impl Knowledge {
             }
         }
         match timeout_at(by, find(connection, stream)).await {
-            Ok(Some(pipelining)) => self.set(connection, pipelining),
+            Ok(Some(pipelining)) => self.set(number, pipelining),
             // Publishing will say what is wrong.
             _ => *self.lock() = None,
         }
@@ -77,11 +77,10 @@ impl Knowledge {
 
     /// It did not do as was asked of it: one event of a key at a time for a while.
     pub(super) fn refused(&self, connection: &Connection) {
-        self.set(connection, Pipelining::OnePerKey);
+        self.set(*connection.losses().borrow(), Pipelining::OnePerKey);
     }
 
-    fn set(&self, connection: &Connection, pipelining: Pipelining) {
-        let connection = *connection.losses().borrow();
+    fn set(&self, connection: u64, pipelining: Pipelining) {
         *self.lock() = Some(Known { pipelining, connection, at: Instant::now() });
     }
 
