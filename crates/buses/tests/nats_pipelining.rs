@@ -225,22 +225,64 @@ async fn the_name_of_what_it_is_behind_makes_no_event_too_large() {
     assert!((1..30).contains(&refused), "{refused}");
 }
 
-/// A server forgets there what it has stored last (see `chains.rs`).
+/// Some servers take there what they refused for the last that they stored (see `chains.rs`).
 #[tokio::test]
 async fn an_account_with_a_limit_gets_one_event_of_a_key_at_a_time() {
-    let config =
-        "accounts { A { jetstream { max_file: 100KB }, users: [{ user: a, password: a }] } }";
+    for limit in ["max_file: 100KB", "disk_max_stream_bytes: 100KB"] {
+        let config = format!(
+            "accounts {{ A {{ jetstream {{ {limit} }}, users: [{{ user: a, password: a }}] }} }}"
+        );
+        let Some(server) = NatsServer::start(&config).await else { return };
+        let url = server.url().replace("nats://", "nats://a:a@");
+        let context = jetstream::new(log_in(&server, "a").await);
+        context.create_stream(stream_config(NAME, &["events.>"])).await.unwrap();
+        let bus = bus_at(&url).await;
+        assert_eq!(pipelining(&bus), KeyPipelining::OnePerKey, "{limit}");
+        let length = |number| if number == 3 { 200_000 } else { 10 };
+        let events: Vec<_> = (0..6).map(|number| of_key("hot", number, length(number))).collect();
+        // Not every server knows the second limit.
+        let results = are_ok(&bus.publish(&events).await);
+        assert!(results.is_sorted_by(|before, behind| before >= behind), "{limit}: {results:?}");
+    }
+}
+
+/// A client with `name` for user and password.
+async fn log_in(server: &NatsServer, name: &str) -> async_nats::Client {
+    let options = async_nats::ConnectOptions::with_user_and_password(name.into(), name.into());
+    options.connect(server.url()).await.unwrap()
+}
+
+/// The server answers nothing where a right is missing: waiting for it must leave time to publish.
+#[tokio::test]
+async fn a_relay_that_may_not_ask_about_its_account_publishes_all_the_same() {
+    let config = "authorization { users: [
+        { user: admin, password: admin }
+        { user: relay, password: relay, permissions: {
+            publish: [\"events.>\", \"$JS.API.STREAM.INFO.events\"], subscribe: \">\" } } ] }";
     let Some(server) = NatsServer::start(config).await else { return };
-    let url = server.url().replace("nats://", "nats://a:a@");
-    let options = async_nats::ConnectOptions::with_user_and_password("a".into(), "a".into());
-    let context = jetstream::new(options.connect(server.url()).await.unwrap());
+    let context = jetstream::new(log_in(&server, "admin").await);
     context.create_stream(stream_config(NAME, &["events.>"])).await.unwrap();
-    let bus = bus_at(&url).await;
+    let bus = bus_at(&server.url().replace("nats://", "nats://relay:relay@")).await;
+    bus.check().await.unwrap();
     assert_eq!(pipelining(&bus), KeyPipelining::OnePerKey);
-    let length = |number| if number == 3 { 200_000 } else { 10 };
-    let events: Vec<_> = (0..6).map(|number| of_key("hot", number, length(number))).collect();
-    let results = bus.publish(&events).await;
-    assert_eq!(are_ok(&results), [true, true, true, false, false, false]);
+    for _ in 0..3 {
+        assert_eq!(are_ok(&bus.publish(&[event(1), event(2)]).await), [true, true]);
+    }
+}
+
+/// What is behind an event that is refused is refused, too: by nobody else's doing.
+#[tokio::test]
+async fn an_event_that_is_refused_again_and_again_does_not_end_chains() {
+    let config = stream::Config { max_message_size: 2_000, ..Default::default() };
+    let Some(broker) = Broker::start(Kind::Chains, config).await else { return };
+    let bus = broker.bus().await;
+    for _ in 0..20 {
+        let length = |number| if number == 1 { 5_000 } else { 10 };
+        let events: Vec<_> = (0..10).map(|number| of_key("hot", number, length(number))).collect();
+        let good: Vec<_> = (0..10).map(|number| number == 0).collect();
+        assert_eq!(are_ok(&bus.publish(&events).await), good);
+        assert_eq!(pipelining(&bus), KeyPipelining::SuffixFails);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

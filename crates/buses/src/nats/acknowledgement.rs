@@ -23,7 +23,8 @@ pub(super) enum Outcome {
 /// What JetStream answers.
 #[derive(Deserialize)]
 struct Answer {
-    /// The place in the stream.
+    /// Where the message is stored.
+    stream: Option<String>,
     seq: Option<u64>,
     error: Option<jetstream::Error>,
 }
@@ -34,13 +35,13 @@ impl Outcome {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
             return Some(Self::NoStream);
         }
-        let Answer { seq, error } = serde_json::from_slice(&message.payload).ok()?;
+        let Answer { stream, seq, error } = serde_json::from_slice(&message.payload).ok()?;
         match error {
             Some(error) if error.error_code() == ErrorCode::STREAM_WRONG_LAST_MESSAGE_ID => {
                 Some(Self::Overtaken)
             }
             Some(error) => Some(Self::from(&error)),
-            None => seq.map(|_| Self::Acknowledged),
+            None => stream.and(seq).map(|_| Self::Acknowledged),
         }
     }
 }
@@ -83,6 +84,9 @@ pub(super) fn meaning(answer: &jetstream::Error) -> (ErrorKind, &'static str) {
     match answer.error_code() {
         ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => {
             (ErrorKind::TooLarge, "the event is over the stream's max_msg_size")
+        }
+        ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM => {
+            (ErrorKind::TooLarge, "the event's headers are over 64 KiB")
         }
         ErrorCode::STREAM_STORE_FAILED => {
             (ErrorKind::Throttled, "the stream is full or cannot store")
@@ -134,6 +138,7 @@ mod tests {
     fn codes_become_kinds() {
         for (code, err_code, expected) in [
             (400, 10_054, ErrorKind::TooLarge),
+            (400, 10_097, ErrorKind::TooLarge),
             (503, 10_077, ErrorKind::Throttled),
             (400, 10_002, ErrorKind::Throttled),
             (503, 10_023, ErrorKind::Throttled),
@@ -174,7 +179,7 @@ mod tests {
         assert!(matches!(refused(10_054), Some(Outcome::Failed(_))));
         let nobody = Outcome::of_answer(&message("", Some(StatusCode::NO_RESPONDERS)));
         assert!(matches!(nobody, Some(Outcome::NoStream)));
-        for payload in ["", "thank you", "{}", "{\"stream\":\"S\"}"] {
+        for payload in ["", "thank you", "{}", "{\"stream\":\"S\"}", "{\"seq\":7}"] {
             assert!(of(payload).is_none(), "{payload}");
         }
     }

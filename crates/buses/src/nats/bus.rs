@@ -1,5 +1,5 @@
-//! Publishing: as one batch where the stream takes batches, else all events of a call at once, then
-//! all acknowledgements.
+//! Publishing: as one batch where the stream takes batches, else in rounds, each of chains or of one
+//! event of each key, and of their answers.
 
 use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
 use async_nats::{Subject, Subscriber};
@@ -195,11 +195,16 @@ impl NatsBus {
             if round.is_empty() {
                 break;
             }
-            let lost = self.send_round(slots, &round, losses, deadline).await;
-            let overtaken = self.make_overtaken_again(slots, &round);
-            if lost || Instant::now() >= deadline {
+            if Instant::now() >= deadline {
                 give_up(slots);
-                return lost;
+                return false;
+            }
+            let lost = self.send_round(slots, &round, losses, deadline).await;
+            let (again, overtaken) = chains::go_again(slots, &round);
+            self.make_again(slots, &again);
+            if lost {
+                give_up(slots);
+                return true;
             }
             tally.add(&round, overtaken);
             if chained {
@@ -210,14 +215,6 @@ impl NatsBus {
             self.knowledge.refused(&self.connection);
         }
         false
-    }
-
-    /// The messages of events whose chain was broken. Returns how many.
-    fn make_overtaken_again(&self, slots: &mut [Slot<'_>], round: &[Link]) -> usize {
-        let overtaken = |link: &&Link| chains::goes_again(&slots[link.at], link);
-        let which: Vec<usize> = round.iter().filter(overtaken).map(|link| link.at).collect();
-        self.make_again(slots, &which);
-        which.len()
     }
 
     /// Sends messages and takes their answers in. Returns whether the connection was lost.
@@ -284,7 +281,6 @@ impl NatsBus {
         }
         let client = &self.connection.client;
         let publish = client.publish_with_reply_and_headers(subject, reply, headers, body);
-        // Past the deadline this fails at once, and so do all that follow.
         slot.state = match timeout_at(deadline, publish).await {
             Ok(Ok(())) => State::Waiting,
             Ok(Err(error)) => State::Done(Outcome::from(error)),

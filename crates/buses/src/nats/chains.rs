@@ -67,15 +67,32 @@ pub(super) fn longest_after(longest: usize, is_broken: bool) -> usize {
     if is_broken { (longest / 4).max(2) } else { longest.saturating_mul(2) }
 }
 
-/// Whether an event that was refused must go again without its predecessor's name. Its header may
-/// also be what made the message too large.
-pub(super) fn goes_again(slot: &Slot<'_>, link: &Link) -> bool {
-    link.behind.is_some()
-        && match &slot.state {
-            State::Done(Outcome::Overtaken) => true,
-            State::Done(Outcome::Failed(error)) => error.kind() == ErrorKind::TooLarge,
-            State::Done(_) | State::Ready(_) | State::Waiting => false,
+/// The events that go again, since their chain was broken, and how many of them by others. Behind an
+/// event that failed by itself nothing goes again.
+pub(super) fn go_again(slots: &[Slot<'_>], round: &[Link]) -> (Vec<usize>, usize) {
+    let (mut again, mut overtaken) = (Vec::new(), 0);
+    let (mut has_failed, mut is_by_others) = (false, true);
+    for link in round {
+        if link.behind.is_none() {
+            (has_failed, is_by_others) = (false, true);
         }
+        let slot = &slots[link.at];
+        match &slot.state {
+            State::Done(Outcome::Overtaken) if link.behind.is_some() && !has_failed => {
+                again.push(link.at);
+                overtaken += usize::from(is_by_others);
+            }
+            // The name of its predecessor may be what made it so.
+            State::Done(Outcome::Failed(error))
+                if error.kind() == ErrorKind::TooLarge && link.behind.is_some() && !has_failed =>
+            {
+                again.push(link.at);
+                is_by_others = false;
+            }
+            _ => has_failed |= slot.has_failed(),
+        }
+    }
+    (again, overtaken)
 }
 
 /// How many events of a call were sent behind another, and how many of them were refused for what came
@@ -87,7 +104,7 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Counts a round in which so many went again.
+    /// Counts a round in which others broke the chains of so many.
     pub(super) fn add(&mut self, round: &[Link], overtaken: usize) {
         self.chained += round.iter().filter(|link| link.behind.is_some()).count();
         self.overtaken += overtaken;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::jetstream::stream;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::connection::Connection;
 
@@ -67,10 +67,12 @@ impl Knowledge {
                 return pipelining;
             }
         }
-        match timeout_at(by, find(connection, stream)).await {
-            Ok(Some(pipelining)) => self.set(number, pipelining),
+        // Whatever comes of it, there must be time left to publish.
+        let wait = by.saturating_duration_since(Instant::now()) / 4;
+        match find(connection, stream, wait).await {
+            Some(pipelining) => self.set(number, pipelining),
             // Publishing will say what is wrong.
-            _ => *self.lock() = None,
+            None => *self.lock() = None,
         }
         self.get()
     }
@@ -93,26 +95,26 @@ impl Knowledge {
     }
 }
 
-/// `None` where the server does not answer.
-async fn find(connection: &Connection, stream: &str) -> Option<Pipelining> {
-    let stream = connection.jetstream.get_stream(stream).await.ok()?;
-    let config = &stream.cached_info().config;
+/// `None` where there is no such stream, or no server. Nobody answers a relay that lacks the right to
+/// ask: it cannot know, and should not ask again soon.
+async fn find(connection: &Connection, stream: &str, wait: Duration) -> Option<Pipelining> {
+    let Ok(found) = timeout(wait, connection.jetstream.get_stream(stream)).await else {
+        return Some(Pipelining::OnePerKey);
+    };
+    let stream = found.ok()?;
+    let stream::Info { config, cluster, .. } = stream.cached_info();
     if config.allow_batch_publish {
         return Some(Pipelining::Batches);
     }
-    if config.num_replicas > 1 {
+    // A stream that is moved has other replicas for a while.
+    let is_moved = cluster.as_ref().is_some_and(|cluster| !cluster.replicas.is_empty());
+    if config.num_replicas > 1 || is_moved {
         return Some(Pipelining::OnePerKey);
     }
-    // A relay may lack the right to ask. Then it cannot know.
-    let is_unlimited = match connection.jetstream.request::<_, _, Account>("INFO", &()).await {
-        Ok(Account { limits, tiers }) => {
-            let limit = match config.storage {
-                stream::StorageType::File => limits.max_storage,
-                stream::StorageType::Memory => limits.max_memory,
-            };
-            tiers.is_empty() && limit < 0
-        }
-        Err(_) => false,
+    let account = connection.jetstream.request::<_, _, Account>("INFO", &());
+    let is_unlimited = match timeout(wait, account).await {
+        Ok(Ok(account)) => account.is_unlimited(config.storage),
+        Ok(Err(_)) | Err(_) => false,
     };
     Some(if is_unlimited { Pipelining::Chains } else { Pipelining::OnePerKey })
 }
@@ -125,9 +127,27 @@ struct Account {
     tiers: HashMap<String, IgnoredAny>,
 }
 
-/// In bytes; below zero for none.
+/// In bytes.
 #[derive(Deserialize)]
 struct Limits {
+    /// Of all streams; below zero for none.
     max_memory: i64,
     max_storage: i64,
+    /// Of one stream, and yet compared with what all take; zero or below for none.
+    #[serde(default)]
+    memory_max_stream_bytes: i64,
+    #[serde(default)]
+    storage_max_stream_bytes: i64,
+}
+
+impl Account {
+    /// Whether no event is ever refused for what the account holds.
+    fn is_unlimited(&self, storage: stream::StorageType) -> bool {
+        let limits = &self.limits;
+        let (all, one) = match storage {
+            stream::StorageType::File => (limits.max_storage, limits.storage_max_stream_bytes),
+            stream::StorageType::Memory => (limits.max_memory, limits.memory_max_stream_bytes),
+        };
+        self.tiers.is_empty() && all < 0 && one <= 0
+    }
 }

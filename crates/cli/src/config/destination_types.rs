@@ -67,9 +67,11 @@ const NATS: &[Key] = &[
         Default::Absent("any stream that covers the subject"),
         "The stream that must take the events. Given, an event that another stream covers is \
          refused instead of stored there. Many events of a key are on their way at once only where \
-         the stream is named, and allows batches (`allow_batched`, nats-server 2.14 or later) or has \
-         a single replica; elsewhere the next event of a key waits for the acknowledgement of the one \
-         before.",
+         the stream is named, and allows batches (`allow_batched`, nats-server 2.14 or later), or has \
+         a single replica in an account without limits of storage, little in it from others, and a \
+         relay that may publish to `$JS.API.INFO`. Elsewhere the next event of a key waits for the \
+         acknowledgement of the one before. Before a stream without batches is given replicas, stop \
+         its relays for a moment.",
     ),
     key("user", Kind::Text, Default::Absent("none"), "The user; needs `password`."),
     key("password", Kind::Secret, Default::Absent("none"), "The password of `user`."),

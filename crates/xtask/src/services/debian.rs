@@ -39,6 +39,8 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
 fn apt_install(packages: &[&str]) -> Result<()> {
     let mut command = Command::new("apt-get");
     command.env("DEBIAN_FRONTEND", "noninteractive");
+    // Somebody else may be installing something.
+    command.args(["-o", "DPkg::Lock::Timeout=300"]);
     command.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
     process::output(&mut command).map(|_| ())
 }
