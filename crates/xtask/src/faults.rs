@@ -135,7 +135,8 @@ the relays stop, the stream is read back as a whole and compared with what the d
 {table}
 - **lost**: committed, and not in the stream. **Phantoms**: in the stream, and not committed.
 - **duplicates**: publishes of an event that reached the broker after its first one, whether
-  JetStream dropped them by their id or not. **Allowed**: each
+  JetStream dropped them by their id or not; without those that it refused since a message of another
+  relay came between two of a key, which nobody gets and which go again. **Allowed**: each
   time a relay is interrupted, it may deliver again what it holds: `2 * batch_size +
   2 * max_concurrent_events` events at most, 400 here.
 - **order violations**: first deliveries of a key after a later event of the key.
