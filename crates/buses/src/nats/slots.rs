@@ -52,14 +52,14 @@ impl<'e> Slot<'e> {
     }
 }
 
-/// The events that can be sent now: those of keys without a failure.
+/// The events that can be sent now: those behind no event of their key that failed or is unanswered.
 pub(super) fn sendable(slots: &[Slot<'_>]) -> Vec<usize> {
-    let mut failed: HashSet<&OrderKey> = HashSet::new();
+    let mut held_back: HashSet<&OrderKey> = HashSet::new();
     let mut ready = Vec::with_capacity(slots.len());
     for (at, slot) in slots.iter().enumerate() {
-        if slot.has_failed() {
-            failed.insert(slot.key());
-        } else if slot.is_ready() && !failed.contains(slot.key()) {
+        if slot.has_failed() || slot.is_waiting() {
+            held_back.insert(slot.key());
+        } else if slot.is_ready() && !held_back.contains(slot.key()) {
             ready.push(at);
         }
     }
