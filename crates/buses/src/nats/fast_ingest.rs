@@ -9,9 +9,8 @@
 //! Source: ADR-50 of the NATS project ("fast ingest"); the answers in the tests are those of
 //! nats-server 2.15.1.
 
-use async_nats::header::HeaderMap;
 use async_nats::jetstream::{self, ErrorCode};
-use async_nats::{Client, Message, StatusCode, Subject};
+use async_nats::{Client, Message, StatusCode};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use serde::Deserialize;
@@ -19,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::acknowledgement::Outcome;
+use super::slots::Outbound;
 
 /// The server acknowledges at least every so many messages of a batch, besides the end.
 const ACKNOWLEDGED_EVERY: usize = 100;
@@ -32,13 +32,6 @@ enum Operation {
     Commit = 2,
     /// Ends the batch, is not stored itself.
     End = 3,
-}
-
-/// What is sent of an event.
-pub(super) struct Outbound {
-    pub(super) subject: Subject,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
 }
 
 /// What became of a batch.

@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 
 use async_nats::Subject;
+use async_nats::header::HeaderMap;
+use bytes::Bytes;
 use posthaste_core::{ErrorStatus, OrderKey, OutboxEvent};
 
 use super::acknowledgement::Outcome;
-use super::fast_ingest::Outbound;
 
 /// One event of a call.
 pub(super) struct Slot<'e> {
@@ -50,6 +51,13 @@ impl<'e> Slot<'e> {
             State::Waiting | State::Done(_) => None,
         }
     }
+}
+
+/// What is sent of an event.
+pub(super) struct Outbound {
+    pub(super) subject: Subject,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
 }
 
 /// The events that can be sent now: those behind no event of their key that failed or is unanswered.
