@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -10,6 +11,8 @@ use tokio::task::JoinHandle;
 
 /// What one read takes at most.
 const BUFFER_BYTES: usize = 64 * 1024;
+/// What a slow connection carries each millisecond.
+const SLOW_BYTES: usize = 1_024;
 
 /// One way through a [`Proxy`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +56,7 @@ pub struct Proxy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flow {
     Passing,
+    Slow,
     Held,
     Lost,
 }
@@ -135,6 +139,12 @@ impl Proxy {
         self.control.send_modify(|control| *control.flow_mut(direction) = Flow::Held);
     }
 
+    /// Carries no more than a kilobyte each millisecond in `direction` until [`pass`](Self::pass), as a
+    /// thin line does.
+    pub fn slow(&self, direction: Direction) {
+        self.control.send_modify(|control| *control.flow_mut(direction) = Flow::Slow);
+    }
+
     /// Takes bytes in `direction` and drops them, until [`pass`](Self::pass): the sender believes
     /// that they are on their way.
     pub fn lose(&self, direction: Direction) {
@@ -207,6 +217,12 @@ async fn pump(
         match unless_held(direction, &mut state).await? {
             Flow::Lost if length > 0 => {}
             _ if length == 0 => return to.shutdown().await,
+            Flow::Slow => {
+                for piece in buffer[..length].chunks(SLOW_BYTES) {
+                    to.write_all(piece).await?;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
             _ => to.write_all(&buffer[..length]).await?,
         }
     }
