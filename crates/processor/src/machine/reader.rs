@@ -20,8 +20,13 @@ use super::leases::Leases;
 /// Above so many keys to catch up, one read of all keys from the lowest place is cheaper than
 /// asking key by key.
 const CATCH_UP_KEYS_MAX: usize = 64;
-/// The first wait when nothing is pending; it doubles up to the poll interval.
-const IDLE_WAIT_MIN: Duration = Duration::from_millis(5);
+/// After a look that reached the end, the next waits for a quarter of the time that nothing came, up
+/// to the poll interval: so an event is found late by a quarter of the time it took to come.
+const QUIET_DIVISOR: u32 = 4;
+/// While events flow, it waits twice as long as the look took: a busy database is asked less often.
+const REST_FACTOR: u32 = 2;
+/// The least and the most of that: a look may also take long because the database is far away.
+const REST: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(5));
 /// Before the last look, that is to find nothing, when an outbox is drained.
 const CONFIRM_WAIT: Duration = Duration::from_millis(1);
 /// Between two watermarks while there are gaps to close.
@@ -59,7 +64,10 @@ pub(super) struct Reader {
     /// The last forward read found nothing new.
     quiet: bool,
     poll_at: Duration,
-    idle_wait: Duration,
+    /// When something new was found last, or announced.
+    news_at: Duration,
+    /// There may be events that the forward read under way does not see.
+    woken: bool,
     watermark_at: Duration,
     revision: Option<i64>,
     /// Dead letters that block their keys.
@@ -105,7 +113,8 @@ impl Reader {
             end_reached: false,
             quiet: false,
             poll_at: Duration::ZERO,
-            idle_wait: IDLE_WAIT_MIN,
+            news_at: Duration::ZERO,
+            woken: false,
             watermark_at: Duration::ZERO,
             revision: None,
             dead_letters: DeadLetters::default(),
@@ -170,6 +179,7 @@ impl Reader {
         }
         if self.forward_is_due(now) {
             self.shares = !leases.active().is_all();
+            self.woken = false;
             let forward = PendingSelection::Forward { gaps: self.gaps.ranges(), after: self.hint };
             return fetch(forward, Purpose::Forward);
         }
@@ -200,8 +210,9 @@ impl Reader {
 
     /// There may be new events: look at once.
     pub(super) fn wake(&mut self, now: Duration) {
+        self.woken = true;
+        self.news_at = now;
         self.poll_at = now.max(self.rest_until);
-        self.idle_wait = IDLE_WAIT_MIN.min(self.poll_interval);
     }
 
     /// Takes a watermark.
@@ -287,15 +298,20 @@ impl Reader {
         self.end_reached = !more;
         self.quiet = !more && !any_new;
         if any_new {
-            self.idle_wait = IDLE_WAIT_MIN.min(self.poll_interval);
+            self.news_at = now;
         }
         if self.end_reached {
             self.rest_until = if any_new { now } else { now + took };
-            self.poll_at = (now + self.idle_wait).max(self.rest_until);
-            if !any_new {
-                self.idle_wait = (self.idle_wait * 2).min(self.poll_interval);
-            }
+            let wait = if self.woken { Duration::ZERO } else { self.wait(took, now) };
+            self.poll_at = (now + wait).max(self.rest_until);
         }
+    }
+
+    /// Between a look that took so long and the next, unless something is announced.
+    fn wait(&self, took: Duration, now: Duration) -> Duration {
+        let quiet_for = now.saturating_sub(self.news_at);
+        let rest = (took * REST_FACTOR).clamp(REST.0, REST.1);
+        (quiet_for / QUIET_DIVISOR).max(rest).min(self.poll_interval)
     }
 
     /// A page of dead letters, or a fetch for keys, was read.
@@ -379,6 +395,70 @@ mod tests {
     use super::*;
 
     const ROOM: (usize, usize) = (10, 1_000);
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A reader with a watermark, that reads forward from `now` on.
+    fn reading(now: Duration) -> Reader {
+        let mut reader = Reader::new(100 * MS);
+        reader.watermark_at = now + Duration::from_secs(3_600);
+        reader
+    }
+
+    fn looks(reader: &mut Reader, now: Duration) -> bool {
+        let operation = reader.next_operation(now, ROOM, &Leases::new(None), &mut Keys::new(1));
+        operation.is_some_and(|operation| matches!(operation, Operation::Fetch { .. }))
+    }
+
+    /// A look may have taken its snapshot before the commit that it is woken for.
+    #[test]
+    fn a_wake_during_a_look_leads_to_another() {
+        let now = Duration::from_secs(1);
+        let mut reader = reading(now);
+        for (woken, any_new) in [(true, false), (true, true), (false, true), (false, false)] {
+            assert!(looks(&mut reader, now));
+            if woken {
+                reader.wake(now);
+            }
+            reader.forward_read(&[1], false, any_new, now);
+            assert_eq!(looks(&mut reader, now), woken, "something new: {any_new}");
+            reader.asked_at = None;
+            reader.poll_at = now;
+        }
+    }
+
+    /// Looks, and says how long it waits then.
+    fn wait_after(reader: &mut Reader, now: Duration, took: Duration, any_new: bool) -> Duration {
+        assert!(looks(reader, now));
+        reader.forward_read(&[], false, any_new, now + took);
+        reader.poll_at - (now + took)
+    }
+
+    #[test]
+    fn the_longer_nothing_comes_the_rarer_it_looks() {
+        let came_at = Duration::from_secs(1);
+        let mut reader = reading(came_at);
+        let mut wait = |now, any_new| wait_after(&mut reader, now, Duration::ZERO, any_new);
+        let mut now = came_at + wait(came_at, true);
+        let mut looked = 0;
+        while now < came_at + Duration::from_secs(1) {
+            let until_next = wait(now, false);
+            assert!(until_next <= ((now - came_at) / 4).max(REST.0), "at {now:?}");
+            now += until_next;
+            looked += 1;
+        }
+        assert_eq!(wait(now, false), 100 * MS);
+        assert!((20..50).contains(&looked), "{looked} looks within a second");
+        assert_eq!(wait(now + 100 * MS, true), REST.0);
+    }
+
+    #[test]
+    fn a_busy_database_is_asked_less_often_and_a_distant_one_all_the_same() {
+        let mut reader = reading(Duration::ZERO);
+        for (took, expected) in [(0, REST.0), (1, 2 * MS), (2, 4 * MS), (50, 5 * MS)] {
+            let now = reader.poll_at;
+            assert_eq!(wait_after(&mut reader, now, took * MS, true), expected, "{took} ms");
+        }
+    }
 
     /// Otherwise it would read on from where it was in a database that may be another one.
     #[test]
