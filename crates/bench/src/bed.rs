@@ -311,13 +311,17 @@ pub(crate) async fn copy(
 
 /// A connection with the settings of posthaste's own.
 pub(crate) async fn connect(url: &str) -> Result<PgConnection> {
+    options(url)?.connect().await.with_context(|| format!("connect to {url}"))
+}
+
+/// The settings of posthaste's own connections.
+pub(crate) fn options(url: &str) -> Result<PgConnectOptions> {
     let options: PgConnectOptions = url.parse()?;
-    let options = options
+    Ok(options
         .ssl_mode(sqlx::postgres::PgSslMode::Disable)
         .disable_statement_logging()
         .extra_float_digits(None)
-        .options([("plan_cache_mode", "force_custom_plan")]);
-    options.connect().await.with_context(|| format!("connect to {url}"))
+        .options([("plan_cache_mode", "force_custom_plan")]))
 }
 
 pub(crate) async fn run(connection: &mut PgConnection, sql: String) -> Result<()> {

@@ -1,6 +1,9 @@
 //! Debezium reads what was stored from the server's log, which must say more than it does otherwise
 //! (`wal_level=logical`): so it has a server of its own, that runs only meanwhile.
 
+use std::path::Path;
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 use posthaste_testkit::servers::PostgresServer;
 use sqlx::postgres::PgConnection;
@@ -40,12 +43,21 @@ const TRANSACTION_EVENTS: usize = 100;
 pub(crate) struct DebeziumSettings {
     pub(crate) max_batch_size: usize,
     pub(crate) max_queue_size: usize,
+    pub(crate) poll_interval: Duration,
 }
 
 impl DebeziumSettings {
-    pub(crate) const DEFAULT: Self = Self { max_batch_size: 2_048, max_queue_size: 8_192 };
-    /// What was fastest here.
-    pub(crate) const LARGE: Self = Self { max_batch_size: 8_192, max_queue_size: 32_768 };
+    pub(crate) const DEFAULT: Self = Self {
+        max_batch_size: 2_048,
+        max_queue_size: 8_192,
+        poll_interval: Duration::from_millis(500),
+    };
+    /// What drained fastest here.
+    pub(crate) const LARGE: Self =
+        Self { max_batch_size: 8_192, max_queue_size: 32_768, ..Self::DEFAULT };
+    /// What took the shortest time for an event here.
+    pub(crate) const PROMPT: Self =
+        Self { poll_interval: Duration::from_millis(1), ..Self::DEFAULT };
 }
 
 /// What it did.
@@ -57,44 +69,58 @@ pub(crate) async fn drain(
     stream: &Stream,
     workload: &Workload,
 ) -> Result<Drained> {
-    let class_path = std::env::var_os(CLASS_PATH).with_context(|| {
-        format!("{CLASS_PATH} does not say where it is; `cargo xtask bench` installs it")
-    })?;
-    let mut server_settings = POSTGRES_SETTINGS.to_vec();
-    server_settings.push("wal_level=logical");
-    let server = PostgresServer::start(&server_settings).await.context("no PostgreSQL")?;
-    let url = server.url("postgres");
-    let mut connection = connect(&url).await?;
+    let (server, mut connection) = start_server().await?;
     let measured = WARM_UP_EVENTS..WARM_UP_EVENTS + workload.events;
     let events = measured.end + RUN_OUT_EVENTS;
     let workload = Workload { events, ..workload.clone() };
     fill(&mut connection, &workload).await.context("fill database")?;
     let folder = tempfile::tempdir()?;
-    let DebeziumSettings { max_batch_size, max_queue_size } = settings;
-    let mut command = Command::new("java");
-    command.arg("-cp").arg(class_path).args(["Outbox", &url, &stream.url, &stream.name]);
-    command.arg(if stream.takes_batches { "batches" } else { "single" }).arg(folder.path());
-    command.arg(format!("max.batch.size={max_batch_size}"));
-    command.arg(format!("max.queue.size={max_queue_size}"));
+    let command = engine(&server.url("postgres"), stream, folder.path(), settings)?;
     let drained = child::drain(command, events, measured).await?;
     let delivered = stream.messages().await?;
     anyhow::ensure!(delivered == events, "the stream holds {delivered} events");
     Ok(drained)
 }
 
+/// A server whose log Debezium can read, with its table and its slot.
+pub(crate) async fn start_server() -> Result<(PostgresServer, PgConnection)> {
+    let mut settings = POSTGRES_SETTINGS.to_vec();
+    settings.push("wal_level=logical");
+    let server = PostgresServer::start(&settings).await.context("no PostgreSQL")?;
+    let mut connection = connect(&server.url("postgres")).await?;
+    run(&mut connection, TABLE.to_owned()).await?;
+    let slot = "select pg_create_logical_replication_slot('bench', 'pgoutput')";
+    run(&mut connection, slot.to_owned()).await?;
+    Ok((server, connection))
+}
+
+/// The engine, from the database at `url` into the stream; its offsets are in `folder`.
+pub(crate) fn engine(
+    url: &str,
+    stream: &Stream,
+    folder: &Path,
+    settings: DebeziumSettings,
+) -> Result<Command> {
+    let class_path = std::env::var_os(CLASS_PATH).with_context(|| {
+        format!("{CLASS_PATH} does not say where it is; `cargo xtask bench` installs it")
+    })?;
+    let DebeziumSettings { max_batch_size, max_queue_size, poll_interval } = settings;
+    let mut command = Command::new("java");
+    command.arg("-cp").arg(class_path).args(["Outbox", url, &stream.url, &stream.name]);
+    command.arg(if stream.takes_batches { "batches" } else { "single" }).arg(folder);
+    command.arg(format!("max.batch.size={max_batch_size}"));
+    command.arg(format!("max.queue.size={max_queue_size}"));
+    command.arg(format!("poll.interval.ms={}", poll_interval.as_millis()));
+    Ok(command)
+}
+
 /// Stores the events behind the slot's beginning, so that all of them wait in the log.
 async fn fill(connection: &mut PgConnection, workload: &Workload) -> Result<()> {
-    run(connection, TABLE.to_owned()).await?;
-    let slot = "select pg_create_logical_replication_slot('bench', 'pgoutput')";
-    run(connection, slot.to_owned()).await?;
     run(connection, "set synchronous_commit = off".to_owned()).await?;
     let mut events = workload.events().peekable();
     while events.peek().is_some() {
-        let insert = "\
-            insert into outboxevent (id, aggregatetype, aggregateid, type, payload) \
-            select id, 'account', key::text, $1, data::jsonb \
-            from unnest($2::uuid[], $3::uuid[], $4::text[]) as event (id, key, data)";
-        rival_tables::store(connection, insert, events.by_ref().take(TRANSACTION_EVENTS)).await?;
+        let events = events.by_ref().take(TRANSACTION_EVENTS);
+        rival_tables::store(connection, rival_tables::INSERT_DEBEZIUM, events).await?;
     }
     run(connection, "checkpoint".to_owned()).await
 }

@@ -37,14 +37,17 @@ pub(crate) enum GearsTuning {
     Default,
     HighThroughput,
     Fastest,
+    /// For latency.
+    LowLatency,
 }
 
 impl GearsTuning {
-    const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Default => "default",
             Self::HighThroughput => "high-throughput",
             Self::Fastest => "fastest",
+            Self::LowLatency => "low-latency",
         }
     }
 }
@@ -238,13 +241,13 @@ impl Contender {
             }
             Self::PgQ { .. } => {
                 let stream = stream.context("PgQ's consumer needs a stream")?;
-                completions = Some(rivals::pgq_consumer(&database, stream).await?);
+                completions = Some(rivals::pgq_consumer(&database.url, stream, None).await?);
             }
             Self::Loop { layout, .. } => {
                 floor::bare_loop(&database, layout, stream, PAGE_EVENTS).await?;
             }
             Self::Poller { workers, batch, .. } => {
-                rivals::skip_locked_poller(&database, stream, workers, batch).await?;
+                rivals::skip_locked_poller(&database.url, stream, workers, batch, None).await?;
             }
             Self::Relay { settings, into, processes } => {
                 let sink = match (into, stream) {

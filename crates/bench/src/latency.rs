@@ -8,6 +8,7 @@ use sqlx::{Connection as _, Row as _};
 
 use crate::bed::{Bed, Database, Layout, connect, run};
 use crate::load::Load;
+use crate::producer::Producer;
 use crate::relay::{Relay, RelaySettings, Sink};
 use crate::report::{Figures, Report};
 use crate::stream::Stream;
@@ -16,12 +17,14 @@ use crate::workload::Workload;
 /// An empty outbox, a stream, and a relay between them.
 struct Running {
     database: Database,
+    producer: Producer,
     stream: Stream,
     relay: Relay,
 }
 
 impl Running {
-    async fn start(bed: &Bed, workload: &Workload) -> Result<Self> {
+    /// With a writer that wakes the relay where it `notifies`.
+    async fn start(bed: &Bed, workload: &Workload, notifies: bool) -> Result<Self> {
         let empty = Workload { events: 0, ..workload.clone() };
         let database = bed.database(Layout::Partitioned, &empty).await?;
         let stream = Stream::create(bed.nats.url(), true).await?;
@@ -32,14 +35,15 @@ impl Running {
             events_per_transaction: 1,
             lasts: Duration::from_millis(100),
             warm_up: Duration::ZERO,
-            notifies: true,
         };
-        first.run(&database, &stream, workload).await?;
-        Ok(Self { database, stream, relay })
+        let producer = Producer::outbox(&database.url, notifies).await?;
+        first.run(&producer, &stream, workload).await?;
+        Ok(Self { database, producer, stream, relay })
     }
 
     async fn end(self, bed: &Bed) -> Result<()> {
         drop(self.relay);
+        self.producer.close().await;
         self.stream.delete().await?;
         bed.drop_database(self.database).await
     }
@@ -65,11 +69,10 @@ pub(crate) async fn steady(
                     events_per_transaction,
                     lasts,
                     warm_up: lasts / 5,
-                    notifies: true,
                 };
-                let mut running = Running::start(bed, workload).await?;
+                let mut running = Running::start(bed, workload, true).await?;
                 let before = running.relay.usage()?;
-                let outcome = load.run(&running.database, &running.stream, workload).await?;
+                let outcome = load.run(&running.producer, &running.stream, workload).await?;
                 let cpu = running.relay.usage()?.cpu - before.cpu;
                 running.end(bed).await?;
                 let events = rate * lasts.as_secs_f64();
@@ -97,14 +100,13 @@ pub(crate) async fn idle(bed: &Bed, workload: &Workload, lasts: Duration) -> Res
             events_per_transaction: 1,
             lasts,
             warm_up: Duration::ZERO,
-            notifies,
         };
-        let running = Running::start(bed, workload).await?;
-        let outcome = load.run(&running.database, &running.stream, workload).await?;
+        let running = Running::start(bed, workload, notifies).await?;
+        let outcome = load.run(&running.producer, &running.stream, workload).await?;
         running.end(bed).await?;
         report.add(&format!("posthaste, one event a second, {writer}"), outcome.figures());
     }
-    let mut running = Running::start(bed, workload).await?;
+    let mut running = Running::start(bed, workload, true).await?;
     let (before, counted) = (running.relay.usage()?, bed.counters(&running.database).await?);
     tokio::time::sleep(lasts).await;
     let (after, counters) = (running.relay.usage()?, bed.counters(&running.database).await?);
@@ -129,21 +131,16 @@ pub(crate) async fn old_snapshot(
     let caption = "2,000 events a second while another session holds a snapshot";
     let mut report = Report::new("old-snapshot", caption, "commit → ack p99 ms");
     report.set("seconds each", lasts.as_secs());
-    let load = Load {
-        events_per_second: 2_000.0,
-        events_per_transaction: 10,
-        lasts,
-        warm_up: lasts / 10,
-        notifies: true,
-    };
-    let running = Running::start(bed, workload).await?;
+    let load =
+        Load { events_per_second: 2_000.0, events_per_transaction: 10, lasts, warm_up: lasts / 10 };
+    let running = Running::start(bed, workload, true).await?;
     let mut holder = connect(&running.database.url).await?;
     for phase in ["before", "held", "after"] {
         if phase == "held" {
             let hold = "begin isolation level repeatable read; select count(*) from outbox_signal";
             run(&mut holder, hold.to_owned()).await?;
         }
-        let outcome = load.run(&running.database, &running.stream, workload).await?;
+        let outcome = load.run(&running.producer, &running.stream, workload).await?;
         let (dead, size) = dead_rows(&running.database).await?;
         if phase == "held" {
             run(&mut holder, "rollback".to_owned()).await?;

@@ -10,20 +10,19 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result};
 use async_nats::jetstream::consumer::push::OrderedConfig;
 use futures_util::StreamExt as _;
-use posthaste_core::{OutboxEvent, OutboxTransaction as _, Payload};
-use posthaste_postgres::{PostgresOptions, PostgresOutbox};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use serde::Deserialize;
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
-use crate::bed::Database;
+use crate::producer::Producer;
 use crate::report::Figures;
 use crate::stream::Stream;
-use crate::workload::{EVENT_TYPE, KeyChoice, Workload, payload};
+use crate::workload::{Event, KeyChoice, Workload, payload};
 
 /// Transactions at a time, at most.
-const WRITERS: u32 = 24;
+pub(crate) const WRITERS: u32 = 24;
 /// What a run may still take after its last transaction. A relay that needs longer has a backlog,
 /// which is the result.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -36,8 +35,6 @@ pub(crate) struct Load {
     pub(crate) lasts: Duration,
     /// The first part, whose latencies do not count.
     pub(crate) warm_up: Duration,
-    /// Whether a wake-up follows each commit, as posthaste's own writers send it.
-    pub(crate) notifies: bool,
 }
 
 /// When something happened, in microseconds since 1970; 0 for not yet.
@@ -48,6 +45,8 @@ pub(crate) struct Outcome {
     pub(crate) committed_per_second: f64,
     /// Events that had not arrived when the last transaction was over.
     pub(crate) behind: u64,
+    /// Events that never did.
+    pub(crate) missing: u64,
     commit_to_ack: Vec<f64>,
     commit_to_consumer: Vec<f64>,
     intended_to_ack: Vec<f64>,
@@ -71,7 +70,7 @@ impl Load {
     /// Writes, and waits until everything arrived, or nothing more does.
     pub(crate) async fn run(
         &self,
-        database: &Database,
+        producer: &Producer,
         stream: &Stream,
         workload: &Workload,
     ) -> Result<Outcome> {
@@ -80,13 +79,6 @@ impl Load {
         let (intended, committed, stored, received) = (times(), times(), times(), times());
         let arrived = Arc::new(AtomicU64::new(0));
         let consumer = consume(stream, stored.clone(), received.clone(), arrived.clone()).await?;
-        let outbox = PostgresOutbox::connect(&PostgresOptions {
-            max_connections: WRITERS,
-            application_name: "a service".into(),
-            notify: self.notifies,
-            ..PostgresOptions::from_url(&database.url)
-        })
-        .await?;
         let next = Arc::new(AtomicU64::new(0));
         let begun = micros(SystemTime::now()) + 50_000;
         let writers: Vec<JoinHandle<Result<()>>> = (0..WRITERS)
@@ -94,7 +86,7 @@ impl Load {
                 let shared = Writer {
                     load: self.clone(),
                     workload: workload.clone(),
-                    outbox: outbox.clone(),
+                    producer: producer.clone(),
                     next: next.clone(),
                     intended: intended.clone(),
                     committed: committed.clone(),
@@ -116,7 +108,6 @@ impl Load {
         }
         let gave_up = micros(SystemTime::now());
         consumer.abort();
-        outbox.pool().close().await;
         let counted_from = begun + u64::try_from(self.warm_up.as_micros())?;
         let latencies = |from: &Times, to: &Times| {
             let mut latencies: Vec<f64> = (0..events)
@@ -133,6 +124,7 @@ impl Load {
         Ok(Outcome {
             committed_per_second: events as f64 / took,
             behind,
+            missing: events as u64 - arrived.load(Ordering::Relaxed),
             commit_to_ack: latencies(&committed, &stored),
             commit_to_consumer: latencies(&committed, &received),
             intended_to_ack: latencies(&intended, &stored),
@@ -144,7 +136,8 @@ fn get(times: &Times, event: usize) -> u64 {
     times[event].load(Ordering::Relaxed)
 }
 
-fn micros(time: SystemTime) -> u64 {
+/// Since 1970.
+pub(crate) fn micros(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
@@ -152,7 +145,7 @@ fn micros(time: SystemTime) -> u64 {
 struct Writer {
     load: Load,
     workload: Workload,
-    outbox: PostgresOutbox,
+    producer: Producer,
     next: Arc<AtomicU64>,
     intended: Times,
     committed: Times,
@@ -172,26 +165,19 @@ impl Writer {
                 return Ok(());
             }
             let intended = self.begun + (transaction as f64 * between) as u64;
-            let events: Vec<OutboxEvent> = numbers
-                .clone()
-                .map(|number| {
-                    let text = payload(&mut random, number, self.workload.payload_bytes);
-                    let payload = Payload::json_text(text)?;
-                    OutboxEvent::builder(keys.draw(&mut random), EVENT_TYPE)
-                        .payload(payload)
-                        .build()
-                })
-                .collect::<posthaste_core::Result<_>>()?;
+            let events = numbers.clone().map(|number| Event {
+                id: Uuid::now_v7(),
+                key: keys.draw(&mut random),
+                data: payload(&mut random, number, self.workload.payload_bytes),
+            });
+            let events = events.collect();
             let wait = intended.saturating_sub(micros(SystemTime::now()));
             tokio::time::sleep(Duration::from_micros(wait)).await;
-            let mut transaction = self.outbox.begin_transaction().await?;
-            transaction.store(&events).await?;
-            transaction.commit().await?;
-            let now = micros(SystemTime::now());
+            let committed = self.producer.store(events).await?;
             for number in numbers {
                 let number = usize::try_from(number)?;
                 self.intended[number].store(intended, Ordering::Relaxed);
-                self.committed[number].store(now, Ordering::Relaxed);
+                self.committed[number].store(committed, Ordering::Relaxed);
             }
         }
     }

@@ -15,8 +15,10 @@ mod latency;
 mod load;
 mod null_relay;
 mod page;
+mod producer;
 mod relay;
 mod report;
+mod rival_latency;
 mod rival_tables;
 mod rivals;
 mod stream;
@@ -87,7 +89,8 @@ struct Run {
     /// Waiting events, where a workload has a backlog.
     #[arg(long)]
     events: Option<u64>,
-    /// Of the contenders that drain, only those whose name holds this.
+    /// Of the contenders that drain, and of those whose latency is compared, only those whose name
+    /// holds this.
     #[arg(long)]
     only: Option<String>,
     #[arg(long, default_value_t = 1)]
@@ -122,6 +125,8 @@ enum Name {
     OldSnapshot,
     /// Other outboxes.
     Rivals,
+    /// How long an event takes with them.
+    RivalsLatency,
 }
 
 fn main() -> Result<()> {
@@ -173,6 +178,7 @@ impl Run {
                     latency::old_snapshot(&bed, &self.workload(0), self.seconds(5, 120)).await
                 }
                 Name::Rivals => self.rivals(&bed).await,
+                Name::RivalsLatency => self.rivals_latency(&bed).await,
             }
             .with_context(|| format!("{name:?}"))?;
             self.describe(&bed, &mut report);
@@ -197,6 +203,10 @@ impl Run {
         if self.quick {
             report.set("quick", "shows that it runs, not how fast");
         }
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|text| name.contains(text))
     }
 
     fn rounds(&self) -> usize {
@@ -236,8 +246,7 @@ impl Run {
         let mut report = Report::new(name, caption, RATE);
         let workload = self.workload(100_000);
         report.set("events", workload.events);
-        let wanted =
-            |known: &Contender| self.only.as_ref().is_none_or(|text| known.name().contains(text));
+        let wanted = |known: &Contender| self.wants(&known.name());
         let contenders: Vec<Contender> = contenders.iter().copied().filter(wanted).collect();
         drain::alternate(bed, &mut report, &workload, &contenders, self.rounds()).await?;
         Ok(report)
@@ -402,5 +411,11 @@ impl Run {
             report.add_ratio("÷ posthaste", RATE, &rival.name(), &contenders[0].name());
         }
         Ok(report)
+    }
+
+    async fn rivals_latency(&self, bed: &Bed) -> Result<Report> {
+        let rounds = self.rounds().min(3);
+        let wants = |name: &str| self.wants(name);
+        rival_latency::compare(bed, &self.workload(0), self.seconds(3, 20), rounds, wants).await
     }
 }

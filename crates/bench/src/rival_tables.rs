@@ -7,6 +7,29 @@ use crate::bed::{copy, run};
 use crate::child;
 use crate::workload::{EVENT_TYPE, Event, Workload};
 
+/// For [`store`]: into a flat table.
+pub(crate) const INSERT_FLAT: &str = "\
+    insert into outbox_events (id, aggregate_id, event_type, event_data) \
+    select id, key, $1, data::jsonb \
+    from unnest($2::uuid[], $3::uuid[], $4::text[]) as event (id, key, data)";
+
+/// For [`store`]: into PgQ's queue.
+pub(crate) const INSERT_QUEUE: &str = "\
+    select count(pgq.insert_event('events', $1, data, id::text, key::text, null, null)) \
+    from unnest($2::uuid[], $3::uuid[], $4::text[]) as event (id, key, data)";
+
+/// For [`store`]: as `outbox-postgres` does, and with the key in the payload.
+pub(crate) const INSERT_OUTBOX_CORE: &str = "\
+    insert into outbox_events (id, event_type, payload) \
+    select id, $1, jsonb_build_object('key', key, 'data', data::jsonb) \
+    from unnest($2::uuid[], $3::uuid[], $4::text[]) as event (id, key, data)";
+
+/// For [`store`]: where Debezium looks.
+pub(crate) const INSERT_DEBEZIUM: &str = "\
+    insert into outboxevent (id, aggregatetype, aggregateid, type, payload) \
+    select id, 'account', key::text, $1, data::jsonb \
+    from unnest($2::uuid[], $3::uuid[], $4::text[]) as event (id, key, data)";
+
 pub(crate) async fn fill_queue(
     connection: &mut PgConnection,
     workload: &Workload,
@@ -17,9 +40,7 @@ pub(crate) async fn fill_queue(
     run(connection, "select pgq.register_consumer('events', 'relay')".to_owned()).await?;
     let mut events = workload.events().peekable();
     while events.peek().is_some() {
-        let insert = "select count(pgq.insert_event('events', $1, data, id::text, key::text, null, null)) \
-             from unnest($2::uuid[], $3::uuid[], $4::text[]) as event (id, key, data)";
-        store(connection, insert, events.by_ref().take(tick)).await?;
+        store(connection, INSERT_QUEUE, events.by_ref().take(tick)).await?;
         run(connection, "select pgq.ticker('events')".to_owned()).await?;
     }
     run(connection, "vacuum (freeze, analyze)".to_owned()).await

@@ -1,22 +1,23 @@
 //! Other outboxes, each as its documentation says it is used.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use sqlx::{AssertSqlSafe, Row as _};
 
-use crate::bed::{Completions, Database, Layout, connect};
+use crate::bed::{Completions, Layout, connect};
 use crate::floor::decode;
 use crate::stream::{PAGE_EVENTS, Stream, Window};
 
 /// The poller that most services begin with: `workers` transactions at a time, each of them
 /// `begin; select … limit batch for update skip locked; publish; update; commit`. Into nothing where
-/// there is no stream.
+/// there is no stream. Ends when nothing waits, or pauses and looks again.
 pub(crate) async fn skip_locked_poller(
-    database: &Database,
+    url: &str,
     stream: Option<&Stream>,
     workers: usize,
     batch: usize,
+    pause: Option<Duration>,
 ) -> Result<()> {
     let select = format!(
         "select seq, id, aggregate_id, event_type, event_data::text, created_at \
@@ -24,13 +25,16 @@ pub(crate) async fn skip_locked_poller(
          for update skip locked"
     );
     let one_worker = async || {
-        let mut connection = connect(&database.url).await?;
+        let mut connection = connect(url).await?;
         loop {
             let mut transaction = sqlx::Connection::begin(&mut connection).await?;
             let rows =
                 sqlx::query(AssertSqlSafe(select.as_str())).fetch_all(&mut *transaction).await?;
             if rows.is_empty() {
-                return anyhow::Ok(());
+                transaction.rollback().await?;
+                let Some(pause) = pause else { return anyhow::Ok(()) };
+                tokio::time::sleep(pause).await;
+                continue;
             }
             let mut ids = Vec::with_capacity(rows.len());
             let mut answers = Vec::with_capacity(rows.len());
@@ -57,16 +61,23 @@ pub(crate) async fn skip_locked_poller(
 }
 
 /// A consumer of PgQ, the queue of Skype's tools: batch after batch, each as large as the ticker made
-/// it. A batch ends when all of it is acknowledged; PgQ hands out no other one meanwhile.
-pub(crate) async fn pgq_consumer(database: &Database, stream: &Stream) -> Result<Completions> {
-    let mut connection = connect(&database.url).await?;
+/// it. A batch ends when all of it is acknowledged; PgQ hands out no other one meanwhile. Ends when there is
+/// none, or pauses and asks again.
+pub(crate) async fn pgq_consumer(
+    url: &str,
+    stream: &Stream,
+    pause: Option<Duration>,
+) -> Result<Completions> {
+    let mut connection = connect(url).await?;
     let begun = Instant::now();
     let mut steps = Vec::new();
     loop {
         let batch = sqlx::query("select pgq.next_batch('events', 'relay')");
         let Some(batch) = batch.fetch_one(&mut connection).await?.try_get::<Option<i64>, _>(0)?
         else {
-            return Ok(Completions::of(steps));
+            let Some(pause) = pause else { return Ok(Completions::of(steps)) };
+            tokio::time::sleep(pause).await;
+            continue;
         };
         let rows = sqlx::query(
             "select ev_id, ev_extra1::uuid, ev_extra2::uuid, ev_type, ev_data, ev_time \

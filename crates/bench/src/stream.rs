@@ -62,6 +62,11 @@ impl Stream {
         Ok(Self { url, name, takes_batches, jetstream })
     }
 
+    /// The same, by a connection of its own.
+    pub(crate) async fn again(&self) -> Result<Self> {
+        Self::open(self.url.clone(), self.name.clone(), self.takes_batches).await
+    }
+
     /// Where the relay is told to publish.
     pub(crate) fn subject(&self) -> String {
         format!("{}.{{event_type}}", self.name)

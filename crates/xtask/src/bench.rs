@@ -36,7 +36,8 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
     bench.envs(test::prepare_python()?);
     // Workloads come first; where none does, all run.
     let takes_all = first.is_empty() || (first.starts_with('-') && first != "--help");
-    if takes_all || arguments.arguments.iter().any(|argument| argument == "rivals") {
+    let with_rivals = |argument: &String| ["rivals", "rivals-latency"].contains(&argument.as_str());
+    if takes_all || arguments.arguments.iter().any(with_rivals) {
         for (variable, prepared) in
             [("POSTHASTE_BENCH_RIVALS", rivals()), ("POSTHASTE_BENCH_DEBEZIUM", debezium())]
         {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use async_trait::async_trait;
@@ -13,18 +13,24 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use toolkit_db::migration_runner::run_migrations_for_testing;
 use toolkit_db::outbox::{
-    Batch, HandlerResult, LeasedHandler, Outbox, OutboxMessage, OutboxProfile, Partitions,
-    WorkerTuning, outbox_migrations,
+    Batch, HandlerResult, LeasedHandler, Outbox, OutboxMessage, OutboxProfile, Partitions, Records,
+    WorkerTuning, in_transaction, outbox_migrations,
 };
-use toolkit_db::{ConnectOpts, connect_db};
+use toolkit_db::{ConnectOpts, Db, connect_db};
 use uuid::Uuid;
 
+use crate::Work;
 use crate::progress::Progress;
 use crate::stream::{Message, PAGE_EVENTS, Stream, Window};
 
 const QUEUE: &str = "events";
+const EVENT_TYPE: &str = "account.changed";
+
+/// The application's connections.
+const WRITERS: u32 = 24;
 
 /// How fast it is told to be.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,6 +43,8 @@ pub(crate) enum Tuning {
     HighThroughput,
     /// The same without pauses, with batches of 1,000.
     Fastest,
+    /// Its profile `low_latency`; a batch is under way together.
+    LowLatency,
 }
 
 impl Tuning {
@@ -45,6 +53,7 @@ impl Tuning {
             "default" => Self::Default,
             "high-throughput" => Self::HighThroughput,
             "fastest" => Self::Fastest,
+            "low-latency" => Self::LowLatency,
             _ => return None,
         })
     }
@@ -134,16 +143,22 @@ pub(crate) async fn run(
     database: &str,
     stream: Stream,
     progress: Arc<Progress>,
+    work: Work,
     partitions: u16,
     tuning: Tuning,
 ) -> Result<()> {
     let processors = if tuning == Tuning::Default { 4 } else { 8 };
-    let options = ConnectOpts { max_conns: Some(processors + 10), ..ConnectOpts::default() };
-    let db = connect_db(database, options).await?;
-    let mut builder = Outbox::builder(db);
-    if tuning != Tuning::Default {
-        builder = builder.profile(OutboxProfile::high_throughput()).processors(8);
-    }
+    let writers = if matches!(work, Work::Coming) { WRITERS } else { 0 };
+    let max_conns = Some(processors + 10 + writers);
+    let db = connect_db(database, ConnectOpts { max_conns, ..ConnectOpts::default() }).await?;
+    let mut builder = Outbox::builder(db.clone());
+    builder = match tuning {
+        Tuning::Default => builder,
+        Tuning::LowLatency => builder.profile(OutboxProfile::low_latency()).processors(8),
+        Tuning::HighThroughput | Tuning::Fastest => {
+            builder.profile(OutboxProfile::high_throughput()).processors(8)
+        }
+    };
     if tuning == Tuning::Fastest {
         let fast = |tuning: WorkerTuning| {
             tuning.min_interval(Duration::ZERO).active_interval(Duration::ZERO)
@@ -159,8 +174,11 @@ pub(crate) async fn run(
         progress: Arc::clone(&progress),
         handled: Arc::clone(&handled),
     };
-    let _running = builder.queue(QUEUE, Partitions::of(partitions)).leased(handler).start().await?;
-    let all = progress.events();
+    let running = builder.queue(QUEUE, Partitions::of(partitions)).leased(handler).start().await?;
+    let all = match work {
+        Work::Waiting(events) => events,
+        Work::Coming => return store_what_comes(db, running.outbox(), partitions).await,
+    };
     while handled.lock().ok().context("poisoned")?.events < all {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -179,4 +197,47 @@ pub(crate) async fn run(
     progress.add(handled.open.values().sum())?;
     drop(handled);
     std::future::pending().await
+}
+
+/// A transaction that the bench asks for.
+#[derive(Deserialize)]
+struct Transaction {
+    number: u64,
+    events: Vec<Box<RawValue>>,
+}
+
+/// Stores what the bench asks for on standard input, and says when the commit returned. What is stored by
+/// another process it would only find after minutes.
+async fn store_what_comes(db: Db, outbox: &Arc<Outbox>, partitions: u16) -> Result<()> {
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    while let Some(line) = lines.next_line().await? {
+        let (db, outbox) = (db.clone(), Arc::clone(outbox));
+        tokio::spawn(async move {
+            if let Err(error) = store(db, outbox, partitions, &line).await {
+                eprintln!("{error:#}");
+                std::process::exit(1);
+            }
+        });
+    }
+    std::future::pending().await
+}
+
+async fn store(db: Db, outbox: Arc<Outbox>, partitions: u16, line: &str) -> Result<()> {
+    let transaction: Transaction = serde_json::from_str(line)?;
+    in_transaction(&db, move |txn| {
+        Box::pin(async move {
+            let mut records = Records::to(QUEUE).payload_type(EVENT_TYPE);
+            for event in transaction.events {
+                let body: Body<'_> = serde_json::from_str(event.get())?;
+                let partition = u32::try_from(body.key.as_u128() % u128::from(partitions))?;
+                records = records.push(partition, event.get().as_bytes().to_vec());
+            }
+            let wake = outbox.enqueue_batch(txn, records.build()?).await?;
+            anyhow::Ok(((), wake))
+        })
+    })
+    .await?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+    println!("{} {}", transaction.number, now.as_micros());
+    Ok(())
 }
