@@ -157,6 +157,8 @@ pub struct PendingEvent {
     pub seq: Seq,
     /// How long until it may be delivered, by the database's clock; zero for now.
     pub wait: Duration,
+    /// The shard of its key.
+    pub shard: Shard,
     /// The event.
     pub event: OutboxEvent,
 }
@@ -252,6 +254,8 @@ pub struct DeadHead {
     pub seq: Seq,
     /// Its key.
     pub key: OrderKey,
+    /// The shard of its key.
+    pub shard: Shard,
     /// What happened.
     pub event_type: Box<str>,
     /// The configured destination its writer chose.

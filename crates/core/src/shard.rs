@@ -2,41 +2,18 @@
 
 use std::fmt;
 
-use sha2::{Digest, Sha256};
-
-use crate::OrderKey;
-
 /// A part of all keys, delivered by one relay at a time.
 ///
-/// The shard of a key is the first byte of the SHA-256 of the key's text in UTF-8, modulo 64.
-/// The text of a key without a name is the aggregate's id in lower-case hyphenated form. That is
-/// all there is to it, so a program in any language computes it alike, and so does SQL:
-///
-/// ```sql
-/// select get_byte(sha256(convert_to(coalesce(partition_key, aggregate_id::text), 'UTF8')), 0) % 64
-/// ```
-///
-/// Writers need not know of shards. The rule is part of the schema's version: relays that compute
-/// it differently refuse to run on one outbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Which shard a key belongs to is the store's to say, always the same, and the same for an aggregate's
+/// id and a named key of that text: a database that finds a relay's share of the rows computes the hash
+/// for each of them, so it has to be one that this database is quick at. Writers and relays need not
+/// know it. A store without leases has all keys in one shard, the default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Shard(u8);
 
 impl Shard {
     /// How many there are: the most relays that can share the work of one outbox.
     pub const COUNT: usize = 64;
-
-    /// The shard of a key.
-    #[must_use]
-    pub fn of(key: &OrderKey) -> Self {
-        let digest = match key {
-            OrderKey::Aggregate(id) => {
-                let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
-                Sha256::digest(id.hyphenated().encode_lower(&mut text).as_bytes())
-            }
-            OrderKey::Named(name) => Sha256::digest(name.as_bytes()),
-        };
-        Self(digest[0] % 64)
-    }
 
     /// The shard of this number, from 0 to 63.
     #[must_use]
@@ -134,30 +111,6 @@ impl fmt::Debug for ShardSet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use uuid::Uuid;
-
-    /// Computed by another program (`printf %s KEY | sha256sum`, first byte modulo 64). The same
-    /// vectors stand in docs/shards.md, for those who compute it in other languages.
-    const VECTORS: [(&str, usize); 9] = [
-        ("order-1", 11),
-        ("order-2", 61),
-        ("order-3", 40),
-        ("customer/42", 1),
-        ("a b", 8),
-        ("Zürich", 2),
-        ("日本", 15),
-        ("0190f5a4-9c3b-7d2e-8f10-abcdef012345", 46),
-        ("00000000-0000-0000-0000-000000000000", 18),
-    ];
-
-    #[test]
-    fn the_shard_of_a_key_is_what_other_programs_compute() {
-        for (key, shard) in VECTORS {
-            assert_eq!(Shard::of(&OrderKey::named(key).expect("a key")).index(), shard, "{key}");
-        }
-        let aggregate = Uuid::parse_str("0190F5A4-9C3B-7D2E-8F10-ABCDEF012345").expect("an id");
-        assert_eq!(Shard::of(&OrderKey::Aggregate(aggregate)).index(), 46);
-    }
 
     #[test]
     fn a_set_holds_what_was_put_in() {

@@ -10,7 +10,7 @@ use super::stuck_keys;
 use crate::{
     Backlog, DeadHead, Error, ErrorKind, EventFilter, EventRecord, EventState, OutboxAdmin,
     OutboxEvent, OutboxRepository, OutboxTransaction, PendingEvent, PendingPage, PendingQuery,
-    PendingSelection, RepositoryCapabilities, Result, Seq, Settlement, SettlementOutcome,
+    PendingSelection, RepositoryCapabilities, Result, Seq, Settlement, SettlementOutcome, Shard,
     StuckKeyPage, StuckKeyQuery, UnitOfWork, Watermark,
 };
 
@@ -166,7 +166,8 @@ impl OutboxRepository for MemoryRepository {
             }
             bytes += event.payload().body().len();
             let wait = until(event.available_at(), now);
-            page.events.push(PendingEvent { seq: *seq, wait, event: event.clone() });
+            let (shard, event) = (Shard::default(), event.clone());
+            page.events.push(PendingEvent { seq: *seq, wait, shard, event });
         }
         Ok(page)
     }
@@ -270,6 +271,7 @@ fn dead_head(seq: Seq, event: &OutboxEvent) -> DeadHead {
     DeadHead {
         seq,
         key: record.order_key.clone(),
+        shard: Shard::default(),
         event_type: record.event_type.clone(),
         destination: record.destination.clone(),
     }

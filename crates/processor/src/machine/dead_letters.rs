@@ -139,17 +139,19 @@ impl DeadLetters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use posthaste_core::Shard;
 
     fn name() -> OrderKey {
         OrderKey::named("k").expect("a key")
     }
 
     fn head(seq: Seq) -> DeadHead {
-        DeadHead { seq, key: name(), event_type: "t".into(), destination: None }
+        let shard = Shard::default();
+        DeadHead { seq, key: name(), shard, event_type: "t".into(), destination: None }
     }
 
     fn add(dead: &mut DeadLetters, seq: Seq, recorded: bool) {
-        dead.add(seq, KeyId::of(&name()), name(), recorded);
+        dead.add(seq, KeyId::of(&name(), Shard::default()), name(), recorded);
     }
 
     #[test]

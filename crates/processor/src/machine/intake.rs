@@ -89,7 +89,7 @@ impl Machine {
         self.dead_heads_found(&page.buried);
         for pending in page.events {
             let seq = pending.seq;
-            let id = KeyId::of(pending.event.order_key());
+            let id = KeyId::of(pending.event.order_key(), pending.shard);
             if !self.leases.is_active(id.shard()) {
                 continue;
             }
@@ -161,7 +161,7 @@ impl Machine {
     /// Dead letters that the database knows of: they block their keys where the route says so.
     fn dead_heads_found(&mut self, heads: &[DeadHead]) {
         for head in heads {
-            let id = KeyId::of(&head.key);
+            let id = KeyId::of(&head.key, head.shard);
             if self.leases.is_active(id.shard())
                 && self.dead_head_policy(head.destination.as_deref(), &head.event_type)
                     == DeadHeadPolicy::Block

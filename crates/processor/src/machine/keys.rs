@@ -503,7 +503,7 @@ impl Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use posthaste_core::{OutboxEvent, Payload};
+    use posthaste_core::{OutboxEvent, Payload, Shard};
     use uuid::Uuid;
 
     const NOW: Duration = Duration::from_secs(100);
@@ -518,7 +518,7 @@ mod tests {
     }
 
     fn id(key: &str) -> KeyId {
-        KeyId::of(&OrderKey::named(key).expect("a key"))
+        KeyId::of(&OrderKey::named(key).expect("a key"), Shard::default())
     }
 
     fn take(keys: &mut Keys, per_key: usize) -> Vec<Seq> {
@@ -529,7 +529,8 @@ mod tests {
     fn an_aggregate_and_its_text_are_one_key() {
         let aggregate = Uuid::from_u128(7);
         let named = OrderKey::named(&aggregate.to_string()).expect("a key");
-        assert_eq!(KeyId::of(&OrderKey::Aggregate(aggregate)), KeyId::of(&named));
+        let id = |key: &OrderKey| KeyId::of(key, Shard::default());
+        assert_eq!(id(&OrderKey::Aggregate(aggregate)), id(&named));
     }
 
     #[test]

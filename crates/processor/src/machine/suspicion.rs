@@ -177,7 +177,7 @@ impl Suspicion {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use posthaste_core::{ErrorKind, OrderKey, OutboxEvent, Payload};
+    use posthaste_core::{ErrorKind, OutboxEvent, Payload, Shard};
     use uuid::Uuid;
 
     const NOW: Duration = Duration::from_secs(100);
@@ -191,7 +191,7 @@ mod tests {
             .expect("an event");
         let held = Held { seq: 1, due: Duration::ZERO, destination: 0, event };
         let error = Error::new(ErrorKind::Failed, "publish", "no");
-        let id = KeyId::of(&OrderKey::named(&name).expect("a key"));
+        let id = KeyId::of(held.event.order_key(), Shard::default());
         Undecided { id, held, error, failed_at, sent }
     }
 

@@ -15,7 +15,7 @@ use sqlx::query::Query;
 
 use crate::error::failed;
 use crate::outbox::PostgresOutbox;
-use crate::row::{StoredEvent, columns};
+use crate::row::{self, StoredEvent, columns, shard_column};
 use crate::settle;
 
 const FETCH: &str = "fetch pending events";
@@ -33,7 +33,9 @@ macro_rules! page_of {
         concat!(
             "select ",
             columns!(),
-            ", coalesce(before, 0)::bigint from (",
+            ", coalesce(before, 0)::bigint, ",
+            shard_column!(),
+            " from (",
             "select *, sum(coalesce(octet_length(payload), pg_column_size(event_data))) over ",
             "(order by seq rows between unbounded preceding and 2 preceding) as before ",
             "from ",
@@ -91,12 +93,7 @@ const FORWARD: &str = forward!();
 /// expression says it would expect next to none, and rather sort the table.
 macro_rules! shared {
     ($mask:literal) => {
-        concat!(
-            "((",
-            $mask,
-            "::bigint >> outbox_shard(coalesce(partition_key, aggregate_id::text))) & 1 = 0) \
-             is not true"
-        )
+        concat!("((", $mask, "::bigint >> ", shard_column!(), ") & 1 = 0) is not true")
     };
 }
 
@@ -105,22 +102,32 @@ const FORWARD_OF_SHARE: &str = forward!(" and ", shared!("$6"));
 
 /// The index of `before` in a page's rows, after the columns of an event.
 const BEFORE: usize = 21;
+/// And of its shard.
+const SHARD: usize = 22;
 
 pub(crate) async fn fetch(outbox: &PostgresOutbox, query: &PendingQuery) -> Result<PendingPage> {
     let (mut page, corrupt) = read_page(outbox, query).await?;
     if !corrupt.is_empty() {
         bury(outbox, query, &corrupt).await?;
-        page.buried = corrupt.into_iter().map(|(seq, record, _)| head_of(seq, record)).collect();
+        page.buried = corrupt.into_iter().map(Corrupt::into_head).collect();
     }
     Ok(page)
 }
 
-fn head_of(seq: Seq, record: EventRecord) -> DeadHead {
-    let EventRecord { order_key, event_type, destination, .. } = record;
-    DeadHead { seq, key: order_key, event_type, destination }
+/// A row that is no event.
+struct Corrupt {
+    seq: Seq,
+    shard: Shard,
+    record: EventRecord,
+    error: String,
 }
 
-type Corrupt = (Seq, EventRecord, String);
+impl Corrupt {
+    fn into_head(self) -> DeadHead {
+        let EventRecord { order_key, event_type, destination, .. } = self.record;
+        DeadHead { seq: self.seq, key: order_key, shard: self.shard, event_type, destination }
+    }
+}
 
 async fn read_page(
     outbox: &PostgresOutbox,
@@ -142,14 +149,16 @@ async fn read_page(
             let before: i64 = row.try_get(BEFORE).map_err(failed(FETCH))?;
             // Cut here by the stored weight, where that is more than the text's.
             page.more = usize::try_from(before).is_ok_and(|before| before >= query.bytes_max);
-            let stored = StoredEvent::read(&row, FETCH)?;
-            bytes += stored.record.payload.body().len();
-            match stored.corrupt {
-                Some(error) => corrupt.push((stored.seq, stored.record, error.report())),
+            let shard = row::shard(&row, SHARD).map_err(failed(FETCH))?;
+            let StoredEvent { seq, now, record, corrupt: error } = StoredEvent::read(&row, FETCH)?;
+            bytes += record.payload.body().len();
+            match error {
+                Some(error) => corrupt.push(Corrupt { seq, shard, record, error: error.report() }),
                 None => page.events.push(PendingEvent {
-                    seq: stored.seq,
-                    wait: until(stored.record.available_at, stored.now),
-                    event: OutboxEvent::restore(stored.record),
+                    seq,
+                    wait: until(record.available_at, now),
+                    shard,
+                    event: OutboxEvent::restore(record),
                 }),
             }
         }
@@ -209,12 +218,12 @@ fn share_of(query: &PendingQuery) -> Option<i64> {
 async fn bury(outbox: &PostgresOutbox, query: &PendingQuery, corrupt: &[Corrupt]) -> Result<()> {
     let settlements: Vec<Settlement> = corrupt
         .iter()
-        .map(|(seq, record, error)| {
+        .map(|Corrupt { seq, shard, record, error }| {
             tracing::error!(seq, id = %record.id, error, "a stored row is no event: a dead letter");
             Settlement {
                 seq: *seq,
                 id: record.id,
-                lease: lease_of(query, &record.order_key),
+                lease: lease_of(query, *shard),
                 outcome: SettlementOutcome::Dead {
                     retry_count: record.retry_count,
                     reason: ErrorKind::Corrupt.as_str(),
@@ -226,10 +235,9 @@ async fn bury(outbox: &PostgresOutbox, query: &PendingQuery, corrupt: &[Corrupt]
     settle::settle(outbox, &settlements).await.map(|_| ())
 }
 
-/// The lease that covers a key. Where there are leases and none does, one that never was.
-fn lease_of(query: &PendingQuery, key: &OrderKey) -> Option<ShardLease> {
+/// The lease of a shard. Where there are leases and it has none, one that never was.
+fn lease_of(query: &PendingQuery, shard: Shard) -> Option<ShardLease> {
     let leases = query.leases.as_ref()?;
-    let shard = Shard::of(key);
     let lease = leases.iter().find(|lease| lease.shard == shard).copied();
     Some(lease.unwrap_or(ShardLease { shard, generation: -1 }))
 }

@@ -12,13 +12,16 @@ use uuid::Uuid;
 
 use crate::error::failed;
 use crate::outbox::PostgresOutbox;
-use crate::row::{StoredEvent, columns, order_key};
+use crate::row::{self, StoredEvent, columns, order_key, shard_column};
 use crate::store::store;
 use crate::{backlog, fetch, history, lease, migrations, settle, standby, watermark};
 
-const DEAD_HEADS: &str = "\
-    select seq, partition_key, aggregate_id, event_type, destination from outbox_events_pending \
-    where dead_at >= '-infinity' and seq > $1 order by seq limit (select $2::bigint)";
+const DEAD_HEADS: &str = concat!(
+    "select seq, partition_key, aggregate_id, event_type, destination, ",
+    shard_column!(),
+    " from outbox_events_pending \
+     where dead_at >= '-infinity' and seq > $1 order by seq limit (select $2::bigint)"
+);
 
 const FAILED_EVENTS: &str = concat!(
     "select ",
@@ -123,6 +126,7 @@ async fn dead_heads(outbox: &PostgresOutbox, after: Seq, limit: usize) -> Result
             key: order_key(row.try_get(1)?, row.try_get(2)?),
             event_type: row.try_get::<&str, _>(3)?.into(),
             destination: row.try_get::<Option<&str>, _>(4)?.map(Into::into),
+            shard: row::shard(row, 5)?,
         })
     };
     rows.iter().map(head).collect::<Result<_, _>>().map_err(failed(OPERATION))

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 use posthaste_core::{
-    DEFAULT_MAX_RETRIES, Error, EventRecord, Headers, OrderKey, Payload, Result, Seq,
+    DEFAULT_MAX_RETRIES, Error, EventRecord, Headers, OrderKey, Payload, Result, Seq, Shard,
 };
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -26,6 +26,14 @@ macro_rules! columns {
     };
 }
 pub(crate) use columns;
+
+/// The shard of a row, for [`shard`] to read.
+macro_rules! shard_column {
+    () => {
+        "outbox_shard(coalesce(partition_key, aggregate_id::text))"
+    };
+}
+pub(crate) use shard_column;
 
 /// A row as read.
 pub(crate) struct StoredEvent {
@@ -78,6 +86,13 @@ impl StoredEvent {
 /// The identity a key has everywhere: its own where it is given, else the aggregate's.
 pub(crate) fn order_key(partition_key: Option<&str>, aggregate_id: Uuid) -> OrderKey {
     partition_key.map_or(OrderKey::Aggregate(aggregate_id), |key| OrderKey::Named(key.into()))
+}
+
+/// The shard that the column at `index` names.
+pub(crate) fn shard(row: &PgRow, index: usize) -> Result<Shard, sqlx::Error> {
+    let number: i32 = row.try_get(index)?;
+    let shard = usize::try_from(number).ok().and_then(Shard::from_index);
+    shard.ok_or_else(|| sqlx::Error::Decode(format!("there is no shard {number}").into()))
 }
 
 fn payload(row: &PgRow) -> Result<Payload, sqlx::Error> {

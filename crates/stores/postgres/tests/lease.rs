@@ -39,8 +39,7 @@ fn settlement(
     lease: &Lease,
     outcome: SettlementOutcome,
 ) -> (Settlement, ShardLease) {
-    let shard = Shard::of(found.event.order_key());
-    let lease = *lease.shards.iter().find(|lease| lease.shard == shard).unwrap();
+    let lease = *lease.shards.iter().find(|lease| lease.shard == found.shard).unwrap();
     let settlement =
         Settlement { seq: found.seq, id: found.event.id(), lease: Some(lease), outcome };
     (settlement, lease)

@@ -126,7 +126,7 @@ async fn fetch_and_settle_walk_the_index_on_seq_at_any_size() {
                 ("seq > $3 order by", format!("1001, 8000000, {half}")),
                 ("seq > $3 and (($4", format!("1001, 8000000, {half}, 4294967295")),
                 ("as due, seq", format!("{half}, 10001")),
-                ("event_type, destination from", "5, 1000".into()),
+                ("event_type, destination, outbox_shard", "5, 1000".into()),
                 ("having min(seq) >", "5, 51, 1000000".into()),
                 ("where retry_count > 0 and", "5, 51, 100000".into()),
                 ("left join walked", "5, 100000, '{7}', '{k}', '{true}'".into()),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use posthaste_core::{
     DeadHead, Error, OrderKey, PendingEvent, PendingPage, PendingQuery, PendingSelection, Result,
-    Seq, Watermark,
+    Seq, Shard, Watermark,
 };
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite};
@@ -60,7 +60,8 @@ impl SqliteOutbox {
             match row::event(row) {
                 Ok(event) => {
                     let wait = until(event.available_at(), now);
-                    page.events.push(PendingEvent { seq: row::seq(row), wait, event });
+                    let (seq, shard) = (row::seq(row), Shard::default());
+                    page.events.push(PendingEvent { seq, wait, shard, event });
                 }
                 Err(error) => corrupt.push(CorruptRow { head: row::head_of(row), error }),
             }

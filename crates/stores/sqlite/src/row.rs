@@ -4,7 +4,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use posthaste_core::{
     DEFAULT_MAX_RETRIES, DeadHead, Error, ErrorKind, EventRecord, Headers, OrderKey, OutboxEvent,
-    Payload, Result, Seq,
+    Payload, Result, Seq, Shard,
 };
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Decode, Row, Sqlite, TypeInfo, ValueRef};
@@ -91,6 +91,7 @@ pub(crate) fn dead_head(
     DeadHead {
         seq: row.get(seq),
         key: key(row, partition_key, aggregate_id),
+        shard: Shard::default(),
         event_type: text_at(row, event_type).unwrap_or_default(),
         destination: text_at(row, destination).filter(|name| !name.is_empty()),
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use posthaste_core::{
-    Lease, LeaseRequest, OutboxEvent, OutboxRepository, Payload, PendingQuery, Settlement,
-    SettlementOutcome, Shard, ShardLease,
+    Lease, LeaseRequest, OutboxEvent, OutboxRepository, Payload, PendingEvent, PendingQuery,
+    Settlement, SettlementOutcome, Shard, ShardLease,
 };
 use uuid::Uuid;
 
@@ -163,11 +163,7 @@ pub(super) async fn a_settlement_under_a_lease_that_is_over_changes_nothing<
         let settle = |(event, outcome): (&posthaste_core::PendingEvent, _)| Settlement {
             seq: event.seq,
             id: event.event.id(),
-            lease: lease
-                .shards
-                .iter()
-                .find(|lease| lease.shard == Shard::of(event.event.order_key()))
-                .copied(),
+            lease: lease.shards.iter().find(|lease| lease.shard == event.shard).copied(),
             outcome,
         };
         found.iter().zip(outcomes.clone()).map(settle).collect()
@@ -199,6 +195,7 @@ pub(super) async fn a_forward_read_brings_the_keys_of_its_shards_only<H: Reposit
     }
     repository.store(&events).await?;
     let all = lease(&repository, 1, LONG, &[]).await?;
+    let stored = pending(&repository).await?;
     for share in [&all.shards[..1], &all.shards[5..40], &all.shards[..]] {
         let query = PendingQuery {
             selection: everything(),
@@ -207,13 +204,46 @@ pub(super) async fn a_forward_read_brings_the_keys_of_its_shards_only<H: Reposit
             bytes_max: BYTES_MAX,
         };
         let found = repository.fetch_pending(&query).await?;
-        let ids: Vec<Uuid> = found.events.iter().map(|found| found.event.id()).collect();
-        let of_share = |event: &&OutboxEvent| {
-            share.iter().any(|lease| lease.shard == Shard::of(event.order_key()))
-        };
-        let expected: Vec<Uuid> = events.iter().filter(of_share).map(OutboxEvent::id).collect();
-        ensure!(ids == expected && !found.more, "{} of {}", ids.len(), expected.len());
+        let of_share =
+            |stored: &&PendingEvent| share.iter().any(|lease| lease.shard == stored.shard);
+        let expected: Vec<&PendingEvent> = stored.iter().filter(of_share).collect();
+        let found_all = found.events.iter().eq(expected.iter().copied());
+        ensure!(found_all && !found.more, "{} of {}", found.events.len(), expected.len());
     }
+    Ok(())
+}
+
+pub(super) async fn a_key_has_one_shard_and_keys_are_spread<H: RepositoryHarness>(
+    harness: &H,
+) -> anyhow::Result<()> {
+    let repository = harness.fresh().await?;
+    let mut events = Vec::new();
+    for aggregate in (0..640).map(Uuid::from_u128) {
+        events.push(OutboxEvent::new(aggregate, "test.leased", &1)?);
+        let named = OutboxEvent::builder(Uuid::nil(), "test.leased")
+            .payload(Payload::json_text("1")?)
+            .order_key(&*aggregate.to_string());
+        events.push(named.build()?);
+    }
+    repository.store(&events).await?;
+    let found = pending(&repository).await?;
+    let mut keys_of = [0; Shard::COUNT];
+    for both in found.chunks(2) {
+        ensure!(both[0].shard == both[1].shard, "an id and its text are two keys: {both:?}");
+        keys_of[both[0].shard.index()] += 1;
+    }
+    // Ten each, if evenly.
+    ensure!(keys_of.iter().all(|keys| (1..40).contains(keys)), "keys of each shard: {keys_of:?}");
+    let dead = |found: &PendingEvent| Settlement {
+        seq: found.seq,
+        id: found.event.id(),
+        lease: None,
+        outcome: dead(),
+    };
+    repository.settle(&found.iter().map(dead).collect::<Vec<_>>()).await?;
+    let heads = repository.dead_heads(0, found.len()).await?;
+    let shards = found.iter().map(|found| found.shard);
+    ensure!(heads.iter().map(|head| head.shard).eq(shards), "dead letters have other shards");
     Ok(())
 }
 

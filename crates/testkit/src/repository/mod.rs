@@ -127,6 +127,7 @@ pub async fn repository_suite<H: RepositoryHarness>(harness: &H) -> Report {
             lease::a_relay_that_renews_late_keeps_what_nobody_took,
             lease::a_settlement_under_a_lease_that_is_over_changes_nothing,
             lease::a_forward_read_brings_the_keys_of_its_shards_only,
+            lease::a_key_has_one_shard_and_keys_are_spread,
             lease::a_generation_of_a_shard_has_one_owner,
         );
     }

@@ -223,7 +223,7 @@ impl World {
             if self.random.random_bool(0.1) { self.random.random_range(0..50_000) } else { 0 };
         let available_at = self.now + Duration::from_millis(delay);
         let corrupt = self.random.random_bool(0.02);
-        let shard = Shard::of(event.order_key());
+        let shard = shard_of(key);
         let row =
             Row { event, shard, state: RowState::Pending, available_at, committed: false, corrupt };
         self.rows.insert(seq, row);
@@ -392,7 +392,8 @@ impl World {
                 continue;
             }
             let wait = row.available_at.saturating_sub(self.now);
-            page.events.push(PendingEvent { seq: *seq, wait, event: row.event.clone() });
+            let (shard, event) = (row.shard, row.event.clone());
+            page.events.push(PendingEvent { seq: *seq, wait, shard, event });
         }
         Input::Fetched { ticket, page: Ok(page) }
     }
@@ -523,10 +524,16 @@ impl World {
     }
 }
 
+/// Keys that follow each other are in different shards, of different relays.
+fn shard_of(key: usize) -> Shard {
+    Shard::from_index(key * 37 % Shard::COUNT).expect("a shard")
+}
+
 fn head_of(seq: Seq, row: &Row) -> DeadHead {
     DeadHead {
         seq,
         key: row.event.order_key().clone(),
+        shard: row.shard,
         event_type: row.event.event_type().into(),
         destination: row.event.destination().map(Into::into),
     }
