@@ -95,6 +95,7 @@ pub(crate) async fn open(config: &Config, missing: Missing) -> anyhow::Result<Ar
             let options = PostgresOptions {
                 url: url.clone(),
                 max_connections: config.max_connections,
+                watch_interval: config.watch_interval,
                 transaction_pooler: config.transaction_pooler,
                 ..PostgresOptions::default()
             };

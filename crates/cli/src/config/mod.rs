@@ -15,6 +15,7 @@ pub(crate) mod units;
 mod value;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use destination_types::DESTINATION_TYPES;
 use posthaste_processor::{ProcessorSettings, Route};
@@ -39,6 +40,8 @@ pub(crate) struct Config {
     pub(crate) migrate: bool,
     /// See `database.max_connections`.
     pub(crate) max_connections: u32,
+    /// See `database.watch_interval`; `None` for off.
+    pub(crate) watch_interval: Option<Duration>,
     /// See `database.transaction_pooler`.
     pub(crate) transaction_pooler: bool,
     /// The sections `relay` and `relay.retry`.

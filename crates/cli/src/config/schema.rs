@@ -76,7 +76,7 @@ impl Kind {
             Self::Number => "a number".into(),
             Self::Duration { none: None, .. } => "a duration such as `5s` or `250ms`".into(),
             Self::Duration { none: Some(none), .. } => {
-                format!("a duration such as `30d` or `12h`, or `{none}`")
+                format!("a duration such as `250ms` or `30d`, or `{none}`")
             }
             Self::Bytes => "a size such as `64MiB`".into(),
             Self::Choice(words) => {
@@ -157,6 +157,15 @@ pub(crate) const SECTIONS: &[Section] = &[
                  faster. Without effect on SQLite.",
             ),
             key(
+                "database.watch_interval",
+                Kind::Duration { min_ms: 1, none: Some("off") },
+                Default::Value("10ms"),
+                "How often PostgreSQL looks, for a relay that waits, whether somebody stored events and \
+                 sent no NOTIFY, as plain SQL does. It takes a connection and about a hundredth of \
+                 one of the server's cores; a longer interval takes less. When `off`, such events are \
+                 found after `relay.poll_interval` at the latest. Without effect on SQLite.",
+            ),
+            key(
                 "database.transaction_pooler",
                 Kind::Bool,
                 Default::Value("false"),
@@ -180,8 +189,8 @@ pub(crate) const SECTIONS: &[Section] = &[
                 "relay.poll_interval",
                 duration(1),
                 Default::Value("100ms"),
-                "The longest wait between two looks at an idle outbox when no wake-up comes: the \
-                 worst latency for a writer that sends none.",
+                "The longest wait between two looks at an idle outbox when no wake-up comes: the worst \
+                 latency where nothing tells of new events (see `database.watch_interval`).",
             ),
             key(
                 "relay.max_concurrent_events",

@@ -182,6 +182,7 @@ pub(crate) fn build(
             .integer("database.max_connections")
             .and_then(|count| u32::try_from(count).ok())
             .unwrap_or_default(),
+        watch_interval: read.duration("database.watch_interval"),
         transaction_pooler: read.flag("database.transaction_pooler"),
         relay,
         destinations,

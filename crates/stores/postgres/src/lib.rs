@@ -47,6 +47,7 @@ mod timestamp;
 mod transaction;
 mod waker;
 mod warm;
+mod watch;
 mod watermark;
 
 pub use adopt::AdoptReport;

@@ -16,16 +16,23 @@ pub struct PostgresOptions {
     /// variables, which also fill in what the URL leaves out. Without an `sslmode`, TLS is used
     /// where the server offers it, except on this machine's loopback.
     pub url: Option<String>,
-    /// Most connections of the pool. Default 8. One more is used for LISTEN and one for NOTIFY. A
-    /// relay keeps up to three of the pool for itself, never more than half of the others.
+    /// Most connections of the pool. Default 8. One more is used for LISTEN, one for NOTIFY and one for
+    /// `watch_interval`. A relay keeps up to three of the pool for itself, never more than half of the others.
     pub max_connections: u32,
     /// Whether a pooler in transaction mode (`PgBouncer`, Supavisor) stands between. Nothing is
     /// then bound to a session: no named prepared statements, every operation in one explicit
     /// transaction, no LISTEN. Costs up to three round trips per operation. Default off.
     pub transaction_pooler: bool,
     /// Whether [`wait_for_events`](posthaste_core::OutboxRepository::wait_for_events) uses LISTEN.
-    /// Default on. Where LISTEN fails, polling goes on without it.
+    /// Default on. Where LISTEN fails, the relay goes on without it.
     pub listen: bool,
+    /// How often the server looks, for a relay that
+    /// [waits](posthaste_core::OutboxRepository::wait_for_events), whether somebody stores events and
+    /// sends no NOTIFY, as plain SQL does. Default 10 ms: later than that, and the time of a look, they
+    /// are not found. It takes a connection, whose statements of a fifth of a second show in
+    /// `pg_stat_activity`, and about a hundredth of one of the server's cores. `None` for never:
+    /// then `poll_interval` is how late they are found.
+    pub watch_interval: Option<Duration>,
     /// Whether a NOTIFY follows a commit that stored events. Default on.
     pub notify: bool,
     /// The longest wait for a connection. Default 5 s.
@@ -44,6 +51,7 @@ impl Default for PostgresOptions {
             max_connections: 8,
             transaction_pooler: false,
             listen: true,
+            watch_interval: Some(Duration::from_millis(10)),
             notify: true,
             connect_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(30),
@@ -128,6 +136,7 @@ impl fmt::Debug for PostgresOptions {
             .field("max_connections", &self.max_connections)
             .field("transaction_pooler", &self.transaction_pooler)
             .field("listen", &self.listen)
+            .field("watch_interval", &self.watch_interval)
             .field("notify", &self.notify)
             .field("connect_timeout", &self.connect_timeout)
             .field("statement_timeout", &self.statement_timeout)

@@ -89,7 +89,7 @@ impl PostgresOutbox {
             connect_timeout: options.connect_timeout,
             address: address(&connect_options),
             may_use_tls: may_use_tls(&connect_options),
-            waker: Waker::new(connect_options, options.notify, listens),
+            waker: Waker::new(connect_options, options.notify, listens, options.watch_interval),
             warm: Arc::new(WarmConnections::new(pool.clone())),
             pool,
         }))

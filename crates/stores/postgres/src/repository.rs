@@ -37,7 +37,7 @@ impl OutboxRepository for PostgresOutbox {
             name: "postgres",
             durable: true,
             late_commits: true,
-            wakes: self.waker().listens(),
+            wakes: self.waker().hears(),
             leases: true,
         }
     }

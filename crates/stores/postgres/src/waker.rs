@@ -1,6 +1,7 @@
-//! Telling relays that there is something to read: NOTIFY after the commit, LISTEN on the side.
+//! Telling relays that there is something to read: NOTIFY after the commit, LISTEN on the side; and for
+//! writers that send no NOTIFY, a [`Watch`].
 //!
-//! Both are hints, each on a connection of its own. NOTIFY inside the writer's transaction would
+//! All are hints, each on a connection of its own. NOTIFY inside the writer's transaction would
 //! serialise all commits of the cluster, so it follows the commit, and many commits share one.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,6 +12,8 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+
+use crate::watch::Watch;
 
 /// The channel of NOTIFY; no payload, no session.
 pub const NOTIFY_CHANNEL: &str = "outbox_events";
@@ -24,14 +27,14 @@ const NOTIFY_PAUSE: Duration = Duration::from_millis(5);
 const NOTIFY_IDLE: Duration = Duration::from_secs(60);
 /// A NOTIFY or LISTEN that takes longer has failed.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// First and longest wait before LISTEN is tried again.
-const LISTEN_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// First and longest wait before LISTEN, or a watch, is tried again.
+const HEAR_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Wakes relays here and elsewhere, and is woken by them. Its tasks end with it.
 pub(crate) struct Waker {
     options: PgConnectOptions,
     notifies: bool,
-    listens: bool,
+    sources: Vec<Source>,
     /// Commits that no NOTIFY has followed yet.
     stored: Arc<Notify>,
     news: Arc<News>,
@@ -41,23 +44,38 @@ pub(crate) struct Waker {
 #[derive(Default)]
 struct Tasks {
     notifier: Option<JoinHandle<()>>,
-    listener: Option<JoinHandle<()>>,
+    /// One for each source.
+    hearing: Vec<JoinHandle<()>>,
+}
+
+/// How news of others are heard.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Listen,
+    Watch { interval: Duration },
 }
 
 impl Waker {
-    pub(crate) fn new(options: PgConnectOptions, notifies: bool, listens: bool) -> Self {
+    pub(crate) fn new(
+        options: PgConnectOptions,
+        notifies: bool,
+        listens: bool,
+        watch_interval: Option<Duration>,
+    ) -> Self {
+        let watch = watch_interval.map(|interval| Source::Watch { interval });
         Self {
             options,
             notifies,
-            listens,
+            sources: listens.then_some(Source::Listen).into_iter().chain(watch).collect(),
             stored: Arc::default(),
             news: Arc::default(),
             tasks: Mutex::default(),
         }
     }
 
-    pub(crate) const fn listens(&self) -> bool {
-        self.listens
+    /// Whether it hears of what is stored elsewhere.
+    pub(crate) const fn hears(&self) -> bool {
+        !self.sources.is_empty()
     }
 
     /// Says that events were committed. Never waits, never fails.
@@ -77,21 +95,26 @@ impl Waker {
 
     /// Completes when there may be news: also what came between two calls.
     pub(crate) async fn wait(&self) {
-        if self.listens {
-            let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-            if tasks.listener.as_ref().is_none_or(JoinHandle::is_finished) {
-                let (options, news) = (self.options.clone(), Arc::clone(&self.news));
-                tasks.listener = Some(tokio::spawn(listen(options, news)));
-            }
-        }
+        self.hear_of_others();
         self.news.wait().await;
+    }
+
+    fn hear_of_others(&self) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        // They end together, with the runtime they were spawned on.
+        if tasks.hearing.iter().all(JoinHandle::is_finished) {
+            let hear = |source: &Source| {
+                tokio::spawn(hear(self.options.clone(), *source, Arc::clone(&self.news)))
+            };
+            tasks.hearing = self.sources.iter().map(hear).collect();
+        }
     }
 }
 
 impl Drop for Waker {
     fn drop(&mut self) {
         let tasks = self.tasks.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for task in [tasks.notifier.take(), tasks.listener.take()].into_iter().flatten() {
+        for task in tasks.notifier.iter().chain(&tasks.hearing) {
             task.abort();
         }
     }
@@ -165,30 +188,56 @@ async fn notify(
     Ok(connection)
 }
 
-async fn listen(options: PgConnectOptions, news: Arc<News>) {
-    let mut delay = LISTEN_RETRY.0;
+async fn hear(options: PgConnectOptions, source: Source, news: Arc<News>) {
+    let mut delay = HEAR_RETRY.0;
     let mut reported = false;
     loop {
-        match subscribe(&options).await {
-            Ok(mut listener) => {
-                delay = LISTEN_RETRY.0;
+        match Ear::open(&options, source).await {
+            Ok(mut ear) => {
+                delay = HEAR_RETRY.0;
                 reported = false;
                 // Whatever came while nobody listened.
                 news.announce();
-                while let Ok(Some(_)) = listener.try_recv().await {
+                while ear.next().await.is_ok() {
                     news.announce();
                 }
-                tracing::debug!("the LISTEN connection is lost; it is opened again");
+                tracing::debug!(?source, "a connection for wake-ups is lost; it is opened again");
             }
             Err(error) => {
                 if !reported {
-                    tracing::warn!(%error, "LISTEN failed; new events are found by polling alone");
+                    tracing::warn!(%error, ?source, "no wake-ups: new events are found later");
                     reported = true;
                 }
             }
         }
         tokio::time::sleep(delay).await;
-        delay = (delay * 2).min(LISTEN_RETRY.1);
+        delay = (delay * 2).min(HEAR_RETRY.1);
+    }
+}
+
+/// A source that is open.
+enum Ear {
+    Listen(PgListener),
+    Watch(Watch),
+}
+
+impl Ear {
+    async fn open(options: &PgConnectOptions, source: Source) -> sqlx::Result<Self> {
+        Ok(match source {
+            Source::Listen => Self::Listen(subscribe(options).await?),
+            Source::Watch { interval } => Self::Watch(Watch::open(options, interval).await?),
+        })
+    }
+
+    /// Completes when there are news, or it is lost.
+    async fn next(&mut self) -> sqlx::Result<()> {
+        match self {
+            Self::Listen(listener) => match listener.try_recv().await? {
+                Some(_) => Ok(()),
+                None => Err(sqlx::Error::PoolClosed),
+            },
+            Self::Watch(watch) => watch.next().await,
+        }
     }
 }
 

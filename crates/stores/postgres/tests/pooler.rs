@@ -16,6 +16,7 @@ use posthaste_testkit::{
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, PgConnection};
 use std::collections::HashSet;
+use std::time::Duration;
 use uuid::Uuid;
 
 use common::{event, pending};
@@ -147,4 +148,22 @@ async fn without_the_setting_the_error_names_it() {
     let error = PostgresOutbox::connect(&options).await.unwrap_err();
     assert_eq!((error.kind(), error.status()), (ErrorKind::Config, ErrorStatus::Unavailable));
     assert!(error.report().contains("transaction_pooler"), "{}", error.report());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plain_sql_is_noticed_through_a_pooler() {
+    let Some(harness) = Harness::start().await else { return };
+    let outbox = harness.fresh().await.unwrap();
+    let woken = || tokio::time::timeout(Duration::from_secs(5), outbox.wait_for_events());
+    woken().await.expect("the watch begins");
+    for _ in 0..3 {
+        sqlx::raw_sql(
+            "insert into outbox_events (aggregate_id, event_type, event_data) \
+             values (gen_random_uuid(), 't', '1')",
+        )
+        .execute(outbox.pool())
+        .await
+        .unwrap();
+        woken().await.expect("an event");
+    }
 }

@@ -16,48 +16,102 @@ use common::{TestDatabase, event};
 const SOON: Duration = Duration::from_secs(5);
 const NEVER: Duration = Duration::from_millis(400);
 
-/// Waits for LISTEN to be there, which itself counts as news.
-async fn listening(outbox: &PostgresOutbox) {
-    tokio::time::timeout(SOON, outbox.wait_for_events()).await.expect("LISTEN starts");
+/// Waits for what tells of events to be there, which itself counts as news.
+async fn hearing(outbox: &PostgresOutbox) {
+    tokio::time::timeout(SOON, outbox.wait_for_events()).await.expect("it listens or watches");
+}
+
+async fn is_woken(relay: &PostgresOutbox, within: Duration) -> bool {
+    tokio::time::timeout(within, relay.wait_for_events()).await.is_ok()
+}
+
+/// A relay that hears by LISTEN alone, and a writer.
+async fn listener_and_writer(database: &TestDatabase) -> (PostgresOutbox, PostgresOutbox) {
+    database.outbox().await;
+    let options = PostgresOptions { watch_interval: None, ..database.options() };
+    let relay = PostgresOutbox::connect(&options).await.unwrap();
+    hearing(&relay).await;
+    (relay, PostgresOutbox::connect(&options).await.unwrap())
 }
 
 #[tokio::test]
 async fn a_commit_elsewhere_wakes_a_relay_and_a_rollback_does_not() {
     let Some(database) = TestDatabase::create().await else { return };
-    let relay = database.outbox().await;
-    let writer = PostgresOutbox::connect(&database.options()).await.unwrap();
-    listening(&relay).await;
+    let (relay, writer) = listener_and_writer(&database).await;
 
     let mut work = writer.begin().await.unwrap();
     work.add_event(event(Uuid::now_v7()));
     work.rollback().await.unwrap();
-    assert!(tokio::time::timeout(NEVER, relay.wait_for_events()).await.is_err());
+    assert!(!is_woken(&relay, NEVER).await);
 
     let mut work = writer.begin().await.unwrap();
     work.add_event(event(Uuid::now_v7()));
     work.commit().await.unwrap();
-    tokio::time::timeout(SOON, relay.wait_for_events()).await.expect("woken by a unit of work");
+    assert!(is_woken(&relay, SOON).await, "by a unit of work");
 
     let mut connection = database.connection().await;
     let mut transaction = connection.begin().await.unwrap();
     store_events(&mut transaction, &[event(Uuid::now_v7())]).await.unwrap();
     transaction.commit().await.unwrap();
-    assert!(tokio::time::timeout(NEVER, relay.wait_for_events()).await.is_err());
+    assert!(!is_woken(&relay, NEVER).await);
     writer.notify();
-    tokio::time::timeout(SOON, relay.wait_for_events()).await.expect("woken by notify");
+    assert!(is_woken(&relay, SOON).await, "by notify");
 }
 
 #[tokio::test]
-async fn without_listen_waiting_is_for_ever_and_says_so() {
+async fn a_watch_finds_what_nobody_tells_of() {
     let Some(database) = TestDatabase::create().await else { return };
     database.outbox().await;
+    for transaction_pooler in [false, true] {
+        let options = PostgresOptions { listen: false, transaction_pooler, ..database.options() };
+        let relay = PostgresOutbox::connect(&options).await.unwrap();
+        assert!(relay.capabilities().wakes);
+        hearing(&relay).await;
+        for _ in 0..3 {
+            assert!(!is_woken(&relay, NEVER).await, "of nothing");
+            database
+                .run(
+                    "insert into outbox_events (aggregate_id, event_type, event_data) \
+                          values (gen_random_uuid(), 't', '1')",
+                )
+                .await;
+            assert!(is_woken(&relay, SOON).await, "by plain SQL");
+        }
+    }
+}
+
+/// The server would be kept busy by a look after the other, or by a question after the other. A writer
+/// is somebody whose events are still to come.
+#[tokio::test]
+async fn a_watch_sleeps_between_its_looks_and_is_no_writer() {
+    let Some(database) = TestDatabase::create().await else { return };
+    database.outbox().await;
+    let options = PostgresOptions { listen: false, ..database.options() };
+    let relay = PostgresOutbox::connect(&options).await.unwrap();
+    hearing(&relay).await;
+    let asleep = "select count(*) from pg_stat_activity where wait_event = 'PgSleep' \
+                  and datname = current_database()";
+    let mut seen = 0;
+    for _ in 0..100 {
+        seen += database.value::<i64>(asleep).await;
+        assert_eq!(relay.watermark().await.unwrap().writers, []);
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    assert!(seen > 50, "asleep in {seen} of 100 looks");
+}
+
+#[tokio::test]
+async fn without_either_waiting_is_for_ever_and_says_so() {
+    let Some(database) = TestDatabase::create().await else { return };
+    database.outbox().await;
+    let deaf = PostgresOptions { watch_interval: None, ..database.options() };
     for options in [
-        PostgresOptions { listen: false, ..database.options() },
-        PostgresOptions { transaction_pooler: true, ..database.options() },
+        PostgresOptions { listen: false, ..deaf.clone() },
+        PostgresOptions { transaction_pooler: true, ..deaf },
     ] {
         let relay = PostgresOutbox::connect(&options).await.unwrap();
         assert!(!relay.capabilities().wakes);
-        assert!(tokio::time::timeout(NEVER, relay.wait_for_events()).await.is_err());
+        assert!(!is_woken(&relay, NEVER).await);
     }
 }
 
