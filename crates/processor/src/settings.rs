@@ -8,10 +8,12 @@ use posthaste_core::{Error, ErrorKind, Result, RetryPolicy};
 pub struct ProcessorSettings {
     /// The most events fetched by one query. Default 1,000: with 500, a drain was a sixth slower.
     pub batch_size: usize,
-    /// The longest wait between two looks at an idle outbox when no wake-up comes: the worst
-    /// latency for a writer that sends none. Default 100 ms: then an idle relay costs about 1 % of a
-    /// core, and the database as much. (5 s would cost nothing, but plain SQL writers
-    /// send no wake-up.)
+    /// The longest wait between two looks at an idle outbox when no wake-up comes: the worst latency
+    /// where the store hears nothing of a writer ([`OutboxRepository::wait_for_events`][wait]), and of
+    /// an event that was stored long before its transaction commits. Default 100 ms: then an idle relay
+    /// costs about 1 % of a core, and the database as much. (5 s would cost nothing.)
+    ///
+    /// [wait]: posthaste_core::OutboxRepository::wait_for_events
     pub poll_interval: Duration,
     /// The most events published and not yet acknowledged, over all destinations; with what is
     /// acknowledged and not yet settled, it bounds what a crash can send twice. Default 1,000: with

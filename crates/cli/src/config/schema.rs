@@ -153,8 +153,9 @@ pub(crate) const SECTIONS: &[Section] = &[
                 "database.max_connections",
                 Kind::Integer { min: 2, max: 1_000 },
                 Default::Value("8"),
-                "The most connections to PostgreSQL. The relay needs few; more do not make it \
-                 faster. Without effect on SQLite.",
+                "The most connections to PostgreSQL that are shared; up to three more hear of new events \
+                 and tell of them. The relay needs few; more do not make it faster. Without effect on \
+                 SQLite.",
             ),
             key(
                 "database.watch_interval",

@@ -79,7 +79,7 @@ pub(crate) async fn is_joining(database: &Database, relay: usize) -> bool {
         .count(&format!(
             "select count(*) from pg_stat_activity \
               where usename = '{}' and wait_event = 'PgSleep' \
-                and datname = current_database()",
+                and query like '%outbox_relays%' and datname = current_database()",
             login(relay)
         ))
         .await

@@ -359,7 +359,7 @@ impl Reader {
 
     /// The last look at all places found nothing new.
     pub(super) fn is_quiet(&self) -> bool {
-        self.end_reached() && self.quiet && self.asked_at.is_none()
+        self.end_reached() && self.quiet && !self.woken && self.asked_at.is_none()
     }
 
     /// Nothing is left to do but to make sure: looks again at once. In the future all the same: a
@@ -431,6 +431,18 @@ mod tests {
         assert!(looks(reader, now));
         reader.forward_read(&[], false, any_new, now + took);
         reader.poll_at - (now + took)
+    }
+
+    #[test]
+    fn a_wake_ends_the_wait_and_has_it_look_often() {
+        let mut reader = reading(Duration::ZERO);
+        reader.news_at = Duration::ZERO;
+        let now = Duration::from_secs(60);
+        reader.poll_at = now;
+        assert_eq!(wait_after(&mut reader, now, MS, false), 100 * MS);
+        assert!(!looks(&mut reader, now + 2 * MS));
+        reader.wake(now + 2 * MS);
+        assert_eq!(wait_after(&mut reader, now + 2 * MS, MS, false), 2 * MS);
     }
 
     #[test]

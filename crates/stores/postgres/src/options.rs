@@ -28,10 +28,10 @@ pub struct PostgresOptions {
     pub listen: bool,
     /// How often the server looks, for a relay that
     /// [waits](posthaste_core::OutboxRepository::wait_for_events), whether somebody stores events and
-    /// sends no NOTIFY, as plain SQL does. Default 10 ms: later than that, and the time of a look, they
-    /// are not found. It takes a connection, whose statements of a fifth of a second show in
-    /// `pg_stat_activity`, and about a hundredth of one of the server's cores. `None` for never:
-    /// then `poll_interval` is how late they are found.
+    /// sends no NOTIFY, as plain SQL does. Default 10 ms, at least 1 ms: so late at most the relay begins
+    /// to look for the commit. It takes a connection beside the pool, whose statements of a tenth of a
+    /// second show in `pg_stat_activity`, and about a hundredth of one of the server's cores. `None`
+    /// for never: then `poll_interval` is how late they are found.
     pub watch_interval: Option<Duration>,
     /// Whether a NOTIFY follows a commit that stored events. Default on.
     pub notify: bool,

@@ -71,7 +71,8 @@ impl PostgresOutbox {
     }
 
     /// Uses the application's own pool, with default options. Its statements have the pool's own
-    /// time limits.
+    /// time limits. A relay has connections beside the pool, too ([`PostgresOptions::max_connections`]);
+    /// those for LISTEN and NOTIFY know nothing of the pool's hooks.
     #[must_use]
     pub fn from_pool(pool: PgPool) -> Self {
         Self::from_pool_with(pool, &PostgresOptions::default())
@@ -89,7 +90,7 @@ impl PostgresOutbox {
             connect_timeout: options.connect_timeout,
             address: address(&connect_options),
             may_use_tls: may_use_tls(&connect_options),
-            waker: Waker::new(connect_options, options.notify, listens, options.watch_interval),
+            waker: Waker::new(pool.clone(), options.notify, listens, options.watch_interval),
             warm: Arc::new(WarmConnections::new(pool.clone())),
             pool,
         }))

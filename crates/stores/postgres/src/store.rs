@@ -33,7 +33,7 @@ const INSERT: &str = "\
 /// held it ("append last"). A writer that cannot, calls [`lock_key`] first. The events exist when
 /// the transaction commits, and only then; events of one call are numbered in the order given.
 ///
-/// Relays learn of the events by polling. [`PostgresOutbox::notify`](crate::PostgresOutbox::notify)
+/// Relays find the events by themselves. [`PostgresOutbox::notify`](crate::PostgresOutbox::notify)
 /// after the commit shortens that wait. Behind a pooler in transaction mode use
 /// [`PostgresOutbox::store_in`](crate::PostgresOutbox::store_in).
 ///

@@ -4,12 +4,13 @@
 //! All are hints, each on a connection of its own. NOTIFY inside the writer's transaction would
 //! serialise all commits of the cluster, so it follows the commit, and many commits share one.
 
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -25,14 +26,18 @@ const NOTIFY: &str = "begin; set local synchronous_commit = off; notify outbox_e
 const NOTIFY_PAUSE: Duration = Duration::from_millis(5);
 /// A NOTIFY connection that nobody needed for so long is closed.
 const NOTIFY_IDLE: Duration = Duration::from_secs(60);
-/// A NOTIFY or LISTEN that takes longer has failed.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// What takes longer has failed.
+pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// First and longest wait before LISTEN, or a watch, is tried again.
-const HEAR_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+/// One that worked so long was in order.
+const LASTING: Duration = Duration::from_secs(60);
+/// A watch, which keeps the server busy, ends when nobody waits for so long.
+const UNAWAITED: Duration = Duration::from_secs(1);
 
 /// Wakes relays here and elsewhere, and is woken by them. Its tasks end with it.
 pub(crate) struct Waker {
-    options: PgConnectOptions,
+    pool: PgPool,
     notifies: bool,
     sources: Vec<Source>,
     /// Commits that no NOTIFY has followed yet.
@@ -57,14 +62,14 @@ enum Source {
 
 impl Waker {
     pub(crate) fn new(
-        options: PgConnectOptions,
+        pool: PgPool,
         notifies: bool,
         listens: bool,
         watch_interval: Option<Duration>,
     ) -> Self {
         let watch = watch_interval.map(|interval| Source::Watch { interval });
         Self {
-            options,
+            pool,
             notifies,
             sources: listens.then_some(Source::Listen).into_iter().chain(watch).collect(),
             stored: Arc::default(),
@@ -88,7 +93,7 @@ impl Waker {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         // A task lives as long as the runtime it was spawned on, which may be shorter than ours.
         if tasks.notifier.as_ref().is_none_or(JoinHandle::is_finished) {
-            let (options, stored) = (self.options.clone(), Arc::clone(&self.stored));
+            let (options, stored) = (self.options(), Arc::clone(&self.stored));
             tasks.notifier = Some(tokio::spawn(notify_after_commits(options, stored)));
         }
     }
@@ -101,13 +106,23 @@ impl Waker {
 
     fn hear_of_others(&self) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        // They end together, with the runtime they were spawned on.
-        if tasks.hearing.iter().all(JoinHandle::is_finished) {
-            let hear = |source: &Source| {
-                tokio::spawn(hear(self.options.clone(), *source, Arc::clone(&self.news)))
-            };
-            tasks.hearing = self.sources.iter().map(hear).collect();
+        // Their runtime may have ended before us, or a watch because nobody waited.
+        if tasks.hearing.is_empty() || tasks.hearing.iter().any(JoinHandle::is_finished) {
+            tasks.hearing.drain(..).for_each(|task| task.abort());
+            tasks.hearing = self.sources.iter().map(|source| self.hear(*source)).collect();
         }
+    }
+
+    fn hear(&self, source: Source) -> JoinHandle<()> {
+        let news = Arc::clone(&self.news);
+        match source {
+            Source::Listen => tokio::spawn(listen(self.options(), news)),
+            Source::Watch { interval } => tokio::spawn(watch(self.pool.clone(), interval, news)),
+        }
+    }
+
+    fn options(&self) -> PgConnectOptions {
+        self.pool.connect_options().as_ref().clone()
     }
 }
 
@@ -130,11 +145,15 @@ struct News {
 impl News {
     /// Wakes all who wait now, or else the next to come.
     fn announce(&self) {
-        if self.waiting.load(Ordering::SeqCst) > 0 {
+        if self.is_awaited() {
             self.notify.notify_waiters();
         } else {
             self.notify.notify_one();
         }
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
     }
 
     async fn wait(&self) {
@@ -168,9 +187,9 @@ async fn notify_after_commits(options: PgConnectOptions, stored: Arc<Notify>) {
         match sent {
             Ok(Ok(live)) => connection = Some(live),
             Ok(Err(error)) => {
-                tracing::debug!(%error, "NOTIFY failed; relays find events by polling")
+                tracing::debug!(%error, "NOTIFY failed; relays find events by themselves")
             }
-            Err(_) => tracing::debug!("NOTIFY took too long; relays find events by polling"),
+            Err(_) => tracing::debug!("NOTIFY took too long; relays find events by themselves"),
         }
         tokio::time::sleep(NOTIFY_PAUSE).await;
     }
@@ -188,56 +207,87 @@ async fn notify(
     Ok(connection)
 }
 
-async fn hear(options: PgConnectOptions, source: Source, news: Arc<News>) {
-    let mut delay = HEAR_RETRY.0;
-    let mut reported = false;
+async fn listen(options: PgConnectOptions, news: Arc<News>) {
+    let mut retry = Retry::new("LISTEN");
     loop {
-        match Ear::open(&options, source).await {
-            Ok(mut ear) => {
-                delay = HEAR_RETRY.0;
-                reported = false;
-                // Whatever came while nobody listened.
-                news.announce();
-                while ear.next().await.is_ok() {
-                    news.announce();
-                }
-                tracing::debug!(?source, "a connection for wake-ups is lost; it is opened again");
-            }
-            Err(error) => {
-                if !reported {
-                    tracing::warn!(%error, ?source, "no wake-ups: new events are found later");
-                    reported = true;
-                }
-            }
+        let since = Instant::now();
+        if let Err(error) = listen_while_connected(&options, &news).await {
+            retry.after(since.elapsed(), &error).await;
         }
-        tokio::time::sleep(delay).await;
-        delay = (delay * 2).min(HEAR_RETRY.1);
     }
 }
 
-/// A source that is open.
-enum Ear {
-    Listen(PgListener),
-    Watch(Watch),
+async fn listen_while_connected(options: &PgConnectOptions, news: &News) -> sqlx::Result<()> {
+    let mut listener = within(ANSWER_WITHIN, subscribe(options)).await?;
+    // Whatever came while nobody listened.
+    news.announce();
+    while listener.try_recv().await?.is_some() {
+        news.announce();
+    }
+    Ok(())
 }
 
-impl Ear {
-    async fn open(options: &PgConnectOptions, source: Source) -> sqlx::Result<Self> {
-        Ok(match source {
-            Source::Listen => Self::Listen(subscribe(options).await?),
-            Source::Watch { interval } => Self::Watch(Watch::open(options, interval).await?),
-        })
+/// Ends when nobody waits any more.
+async fn watch(pool: PgPool, interval: Duration, news: Arc<News>) {
+    let mut retry = Retry::new("the watch for events without a NOTIFY");
+    loop {
+        let since = Instant::now();
+        match watch_while_connected(&pool, interval, &news).await {
+            Ok(()) | Err(sqlx::Error::PoolClosed) => return,
+            Err(error) => retry.after(since.elapsed(), &error).await,
+        }
+    }
+}
+
+async fn watch_while_connected(pool: &PgPool, interval: Duration, news: &News) -> sqlx::Result<()> {
+    let mut watch = within(ANSWER_WITHIN, Watch::open(pool, interval)).await?;
+    news.announce();
+    let mut awaited_at = Instant::now();
+    loop {
+        if news.is_awaited() {
+            awaited_at = Instant::now();
+        } else if awaited_at.elapsed() > UNAWAITED {
+            return Ok(());
+        }
+        if watch.look().await? {
+            news.announce();
+            Watch::rest().await;
+        }
+    }
+}
+
+/// What does not answer in time has failed.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = sqlx::Result<T>>,
+) -> sqlx::Result<T> {
+    let answer = tokio::time::timeout(limit, call).await;
+    answer.unwrap_or_else(|_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into())))
+}
+
+/// When to connect again.
+struct Retry {
+    what: &'static str,
+    delay: Duration,
+    reported: bool,
+}
+
+impl Retry {
+    fn new(what: &'static str) -> Self {
+        Self { what, delay: RETRY.0, reported: false }
     }
 
-    /// Completes when there are news, or it is lost.
-    async fn next(&mut self) -> sqlx::Result<()> {
-        match self {
-            Self::Listen(listener) => match listener.try_recv().await? {
-                Some(_) => Ok(()),
-                None => Err(sqlx::Error::PoolClosed),
-            },
-            Self::Watch(watch) => watch.next().await,
+    /// Waits, after a connection that lasted so long: the longer, the shorter others did.
+    async fn after(&mut self, lasted: Duration, error: &sqlx::Error) {
+        if lasted > LASTING {
+            *self = Self::new(self.what);
+            tracing::debug!(%error, "{} is interrupted", self.what);
+        } else if !self.reported {
+            self.reported = true;
+            tracing::warn!(%error, "{} fails; new events may be found later", self.what);
         }
+        tokio::time::sleep(self.delay).await;
+        self.delay = (self.delay * 2).min(RETRY.1);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Looking, on the server's side, for what was stored and not announced.
 //!
 //! A writer that knows nothing but the table wakes nobody. To find what it stored within milliseconds,
-//! an idle relay would have to ask hundreds of times a second. Instead it asks a few times, and each
+//! an idle relay would have to ask a hundred times a second. Instead it asks a few times, and each
 //! time the server looks again and again before it answers: at the sequence, whose page is always in
 //! memory, and which shows a number that was drawn before its transaction commits. So this is a hint
 //! like any other, and the reader then looks for the commit.
@@ -9,19 +9,19 @@
 //! It reads the sequence as a table. `pg_sequence_last_value` would lock it as a writer does, and the
 //! watermark would take the relay for one.
 
-use std::io;
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
+
+use crate::waker::{ANSWER_WITHIN, within};
 
 /// How long a statement goes on that finds nothing. As long as it does, it keeps `vacuum` from what
 /// died meanwhile.
-const LOOKS_FOR: Duration = Duration::from_millis(200);
+const LOOKS_FOR: Duration = Duration::from_millis(100);
+/// The server's clock for sleeping has no finer steps.
+const INTERVAL_MIN: Duration = Duration::from_millis(1);
 /// After a number was drawn: the reader looks often by itself then.
 const REST: Duration = Duration::from_millis(50);
-/// A statement that takes longer has failed.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// A connection on which the server looks whether numbers are drawn.
 pub(crate) struct Watch {
@@ -33,24 +33,28 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) async fn open(options: &PgConnectOptions, interval: Duration) -> sqlx::Result<Self> {
-        let connection = options.connect().await?;
-        let mut watch = Self { connection, interval, drawn: -1 };
+    /// With a connection of the pool's making, which does not come back to it.
+    pub(crate) async fn open(pool: &PgPool, interval: Duration) -> sqlx::Result<Self> {
+        let connection = pool.acquire().await?.detach();
+        let mut watch = Self { connection, interval: interval.max(INTERVAL_MIN), drawn: -1 };
         watch.look().await?;
         Ok(watch)
     }
 
-    /// Completes when a number was drawn since it last did.
-    pub(crate) async fn next(&mut self) -> sqlx::Result<()> {
+    /// To be called after a number was drawn, before it looks again.
+    pub(crate) async fn rest() {
         tokio::time::sleep(REST).await;
-        while !self.look().await? {}
-        Ok(())
     }
 
-    /// Whether a number was drawn before the statement ended.
-    async fn look(&mut self) -> sqlx::Result<bool> {
-        // `offset 0` has the server sleep before each look, and not only before one that finds something.
-        // Of one message, so that a pooler may stand between.
+    /// Whether a number was drawn since it last was. Looks for a tenth of a second, and where the interval
+    /// is longer once after it.
+    pub(crate) async fn look(&mut self) -> sqlx::Result<bool> {
+        let looks = LOOKS_FOR.as_micros() / self.interval.as_micros();
+        if looks == 0 {
+            tokio::time::sleep(self.interval).await;
+        }
+        // `offset 0` has the server sleep before each look, not only before one that finds something, and
+        // `look > 0` has it look anew each time. Of one message, so that a pooler may stand between.
         let sql = format!(
             "select drawn from (\
                  select pg_sleep(case when look = 1 then 0 else {interval} end), \
@@ -59,12 +63,11 @@ impl Watch {
                  from generate_series(1, {looks}) as look offset 0\
              ) as looks where drawn <> {drawn} limit 1",
             interval = self.interval.as_secs_f64(),
-            looks = (LOOKS_FOR.as_micros() / self.interval.as_micros().max(1)).max(2),
+            looks = looks.max(1),
             drawn = self.drawn,
         );
         let looked = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_optional(&mut self.connection);
-        let answer = tokio::time::timeout(ANSWER_WITHIN, looked).await;
-        let found = answer.map_err(|_| sqlx::Error::Io(io::ErrorKind::TimedOut.into()))??;
+        let found = within(ANSWER_WITHIN, looked).await?;
         if let Some(row) = &found {
             self.drawn = row.try_get(0)?;
         }

@@ -10,11 +10,13 @@ use posthaste_core::{
     EventFilter, EventState, OutboxAdmin, OutboxEvent, OutboxRepository, Payload, PendingQuery,
     PendingSelection, Settlement, SettlementOutcome,
 };
-use posthaste_postgres::PostgresOutbox;
+use posthaste_postgres::{PostgresOptions, PostgresOutbox};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use common::{TestDatabase, event, insert, pending, pending_types, run};
+use common::{
+    TestDatabase, event, insert, pending, pending_types, run, until_someone_waits_for_a_lock,
+};
 
 #[tokio::test]
 async fn three_columns_are_enough() {
@@ -36,6 +38,32 @@ async fn three_columns_are_enough() {
     let waiting: i64 =
         database.value("select count(*) from outbox_events where processed_at is null").await;
     assert_eq!(waiting, 0);
+}
+
+/// The event is made of what the update returns, and so draws its number when the row is held.
+#[tokio::test]
+async fn one_statement_for_row_and_event_keeps_the_order_of_the_row() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    database
+        .run(
+            "create table accounts (id uuid, balance integer); \
+             insert into accounts values (gen_random_uuid(), 0)",
+        )
+        .await;
+    let change = "with changed as ( \
+            update accounts set balance = balance + 1 returning id, balance) \
+        insert into outbox_events (aggregate_id, event_type, event_data) \
+        select id, 'balance ' || balance, '{}' from changed";
+    let mut first = database.connection().await;
+    run(&mut first, &format!("begin; {change}")).await;
+    let mut second = database.connection().await;
+    let waits = tokio::spawn(async move { run(&mut second, change).await });
+    until_someone_waits_for_a_lock(&database).await;
+    database.run(&insert("of another")).await;
+    run(&mut first, "commit").await;
+    waits.await.unwrap();
+    assert_eq!(pending_types(&outbox).await, ["balance 1", "of another", "balance 2"]);
 }
 
 #[tokio::test]
@@ -186,12 +214,16 @@ async fn a_relay_needs_no_more_rights_than_documented() {
         ))
         .await;
     let options = database.connect_options().options([("role", role.as_str())]);
-    let relay = PostgresOutbox::from_pool(PgPool::connect_with(options).await.unwrap());
+    let pool = PgPool::connect_with(options).await.unwrap();
+    let deaf = PostgresOptions { listen: false, ..PostgresOptions::default() };
+    let relay = PostgresOutbox::from_pool_with(pool, &deaf);
     owner.store(&[(); 3].map(|()| event(Uuid::now_v7()))).await.unwrap();
 
     relay.check().await.unwrap();
     relay.maintain().await.unwrap();
     relay.watermark().await.unwrap();
+    let watches = tokio::time::timeout(Duration::from_secs(5), relay.wait_for_events());
+    watches.await.expect("it may watch");
     assert_eq!(relay.backlog(0).await.unwrap().pending(), 3);
     let request = posthaste_core::LeaseRequest {
         relay: Uuid::now_v7(),

@@ -13,25 +13,13 @@ use posthaste_core::{
 use posthaste_postgres::PostgresOutbox;
 use uuid::Uuid;
 
-use common::{TestDatabase, event, pending, run};
+use common::{TestDatabase, event, pending, run, until_someone_waits_for_a_lock};
 
 async fn lease(outbox: &PostgresOutbox, relay: u128, ttl: Duration) -> Lease {
     let relay = Uuid::from_u128(relay);
     let request =
         LeaseRequest { relay, name: "test".into(), ttl, release: Vec::new(), leaving: false };
     outbox.lease(&request).await.unwrap()
-}
-
-async fn until_someone_waits_for_a_lock(database: &TestDatabase) {
-    let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
-                   and datname = current_database()";
-    for _ in 0..1_000 {
-        if database.value::<i64>(waiting).await > 0 {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("nobody waits for what is held");
 }
 
 fn settlement(

@@ -121,12 +121,14 @@ async fn a_crash_keeps_what_was_settled_and_the_store_reconnects_by_itself() {
     };
     let half: Vec<_> = pending(&outbox).await.iter().take(5).map(delivered).collect();
     assert_eq!(outbox.settle(&half).await.unwrap(), 5);
-    let listening = outbox.clone();
-    let waiter = tokio::spawn(async move {
-        for _ in 0..3 {
-            listening.wait_for_events().await;
-        }
-    });
+    let hearing = [
+        PostgresOptions { listen: false, ..database.options() },
+        PostgresOptions { watch_interval: None, ..database.options() },
+    ];
+    let hearing = hearing.map(|options| PostgresOutbox::connect_lazy(&options).unwrap());
+    for relay in &hearing {
+        until_quiet(relay).await;
+    }
 
     server.restart().await;
 
@@ -143,5 +145,22 @@ async fn a_crash_keeps_what_was_settled_and_the_store_reconnects_by_itself() {
     let before = outbox.watermark().await.unwrap().high;
     outbox.store(&[event(Uuid::now_v7())]).await.unwrap();
     assert!(pending(&outbox).await.last().unwrap().seq > before, "no number is used twice");
-    tokio::time::timeout(Duration::from_secs(10), waiter).await.expect("still wakes").unwrap();
+    for relay in &hearing {
+        until_quiet(relay).await;
+        outbox.store(&[event(Uuid::now_v7())]).await.unwrap();
+        let woken = tokio::time::timeout(Duration::from_secs(20), relay.wait_for_events());
+        woken.await.expect("it hears again");
+    }
+}
+
+/// Waits until it listens or watches, and nothing more comes.
+async fn until_quiet(relay: &PostgresOutbox) {
+    let mut is_heard = false;
+    loop {
+        let wait = Duration::from_millis(if is_heard { 400 } else { 20_000 });
+        match tokio::time::timeout(wait, relay.wait_for_events()).await {
+            Ok(()) => is_heard = true,
+            Err(_) => return assert!(is_heard, "it does not listen or watch"),
+        }
+    }
 }

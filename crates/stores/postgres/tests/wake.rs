@@ -11,7 +11,7 @@ use posthaste_postgres::{PostgresOptions, PostgresOutbox, lock_key, store_events
 use sqlx::Connection;
 use uuid::Uuid;
 
-use common::{TestDatabase, event};
+use common::{TestDatabase, event, insert};
 
 const SOON: Duration = Duration::from_secs(5);
 const NEVER: Duration = Duration::from_millis(400);
@@ -69,15 +69,77 @@ async fn a_watch_finds_what_nobody_tells_of() {
         hearing(&relay).await;
         for _ in 0..3 {
             assert!(!is_woken(&relay, NEVER).await, "of nothing");
-            database
-                .run(
-                    "insert into outbox_events (aggregate_id, event_type, event_data) \
-                          values (gen_random_uuid(), 't', '1')",
-                )
-                .await;
+            database.run(&insert("plain")).await;
             assert!(is_woken(&relay, SOON).await, "by plain SQL");
         }
     }
+}
+
+/// A relay that hears by its watch alone.
+async fn watching(database: &TestDatabase) -> PostgresOutbox {
+    database.outbox().await;
+    let options = PostgresOptions { listen: false, ..database.options() };
+    let relay = PostgresOutbox::connect(&options).await.unwrap();
+    hearing(&relay).await;
+    relay
+}
+
+/// Not the next one: the server looks anew each time. Between reading which one is under way and storing
+/// the event, it may end by itself.
+#[tokio::test]
+async fn the_statement_that_is_under_way_finds_an_event() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let relay = watching(&database).await;
+    let begun = "select coalesce(max(query_start)::text, '') from pg_stat_activity \
+                 where query like '%as looks where drawn%' and pid <> pg_backend_pid() \
+                 and datname = current_database()";
+    let waiting = somebody_waits(&relay);
+    for _ in 0..20 {
+        let mut looks = 0;
+        while !relay_is_asleep(&database).await {
+            looks += 1;
+            assert!(looks < 1_000, "it never sleeps");
+        }
+        let before: String = database.value(begun).await;
+        let (insert, woken) = (insert("plain"), is_woken(&relay, SOON));
+        assert!(tokio::join!(woken, database.run(&insert)).0);
+        if before == database.value::<String>(begun).await {
+            return waiting.abort();
+        }
+    }
+    panic!("it took another statement each time");
+}
+
+fn somebody_waits(relay: &PostgresOutbox) -> tokio::task::JoinHandle<()> {
+    let relay = relay.clone();
+    tokio::spawn(async move {
+        loop {
+            relay.wait_for_events().await;
+        }
+    })
+}
+
+async fn relay_is_asleep(database: &TestDatabase) -> bool {
+    let asleep = "select count(*) from pg_stat_activity where wait_event = 'PgSleep' \
+                  and datname = current_database()";
+    database.value::<i64>(asleep).await > 0
+}
+
+#[tokio::test]
+async fn a_watch_ends_when_nobody_waits_and_begins_again() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let relay = watching(&database).await;
+    let (mut looks, mut awake_in_a_row) = (0, 0);
+    while awake_in_a_row < 100 {
+        awake_in_a_row = if relay_is_asleep(&database).await { 0 } else { awake_in_a_row + 1 };
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        looks += 1;
+        assert!(looks < 3_000, "it goes on");
+    }
+    hearing(&relay).await;
+    assert!(!is_woken(&relay, NEVER).await);
+    database.run(&insert("plain")).await;
+    assert!(is_woken(&relay, SOON).await);
 }
 
 /// The server would be kept busy by a look after the other, or by a question after the other. A writer
@@ -85,19 +147,16 @@ async fn a_watch_finds_what_nobody_tells_of() {
 #[tokio::test]
 async fn a_watch_sleeps_between_its_looks_and_is_no_writer() {
     let Some(database) = TestDatabase::create().await else { return };
-    database.outbox().await;
-    let options = PostgresOptions { listen: false, ..database.options() };
-    let relay = PostgresOutbox::connect(&options).await.unwrap();
-    hearing(&relay).await;
-    let asleep = "select count(*) from pg_stat_activity where wait_event = 'PgSleep' \
-                  and datname = current_database()";
+    let relay = watching(&database).await;
+    let waiting = somebody_waits(&relay);
     let mut seen = 0;
     for _ in 0..100 {
-        seen += database.value::<i64>(asleep).await;
+        seen += usize::from(relay_is_asleep(&database).await);
         assert_eq!(relay.watermark().await.unwrap().writers, []);
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
     assert!(seen > 50, "asleep in {seen} of 100 looks");
+    waiting.abort();
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
+use std::time::Duration;
+
 use posthaste_core::{
     OutboxEvent, OutboxMigrations, OutboxRepository, PendingEvent, PendingQuery, PendingSelection,
 };
@@ -104,6 +106,18 @@ impl Drop for TestDatabase {
         });
         let _ = dropped.join();
     }
+}
+
+pub async fn until_someone_waits_for_a_lock(database: &TestDatabase) {
+    let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
+                   and datname = current_database()";
+    for _ in 0..1_000 {
+        if database.value::<i64>(waiting).await > 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("nobody waits for what is held");
 }
 
 pub async fn run(connection: &mut PgConnection, sql: &str) {
