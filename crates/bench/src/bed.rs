@@ -94,8 +94,11 @@ pub(crate) struct Database {
 }
 
 impl Bed {
-    pub(crate) async fn start() -> Result<Self> {
-        let postgres = PostgresServer::start(&POSTGRES_SETTINGS).await.context("no PostgreSQL")?;
+    /// PostgreSQL has `more` settings, which go before its usual ones.
+    pub(crate) async fn start(more: &[String]) -> Result<Self> {
+        let more = more.iter().map(String::as_str);
+        let settings: Vec<&str> = POSTGRES_SETTINGS.into_iter().chain(more).collect();
+        let postgres = PostgresServer::start(&settings).await.context("no PostgreSQL")?;
         let nats = NatsServer::start_recent("max_payload: 8MB").await.context("no NATS server")?;
         let client = async_nats::connect(nats.url()).await?;
         let nats_version = client.server_info().version;

@@ -100,6 +100,9 @@ struct Run {
     payload_bytes: usize,
     #[arg(long, value_enum, default_value_t = Keys::Zipf)]
     keys: Keys,
+    /// Another setting of PostgreSQL's, as `shared_buffers=8GB`, to see what it is good for.
+    #[arg(long, value_name = "SETTING")]
+    postgres: Vec<String>,
     /// Where results are kept.
     #[arg(long)]
     results: PathBuf,
@@ -162,7 +165,7 @@ impl Run {
             if self.workloads.is_empty() { Name::value_variants() } else { &self.workloads };
         for name in names {
             // Fresh servers: what one workload leaves behind is none of the next one's business.
-            let bed = Bed::start().await?;
+            let bed = Bed::start(&self.postgres).await?;
             let mut report = match name {
                 Name::Floors => self.floors(&bed).await,
                 Name::Drain => self.drain(&bed).await,
@@ -186,7 +189,7 @@ impl Run {
                 report.workload = format!("{}-{}", report.workload, self.payload_bytes);
             }
             // What is not a full result is never taken for one.
-            let partial = self.quick || self.only.is_some();
+            let partial = self.quick || self.only.is_some() || !self.postgres.is_empty();
             let folder = if partial { self.results.join("partial") } else { self.results.clone() };
             report.save(&folder)?;
             println!("\n{}\n\n{}", report.workload, report.table());
@@ -198,7 +201,9 @@ impl Run {
         report.set("seed", self.seed);
         report.set("payload", format!("{} B", self.payload_bytes));
         report.set("keys", format!("10,000, {:?}", self.keys).to_lowercase());
-        report.set("PostgreSQL", bed::POSTGRES_SETTINGS.join(", "));
+        let settings = bed::POSTGRES_SETTINGS.into_iter();
+        let settings: Vec<_> = settings.chain(self.postgres.iter().map(String::as_str)).collect();
+        report.set("PostgreSQL", settings.join(", "));
         report.set("NATS", format!("{}, file storage, one replica, defaults", bed.nats_version));
         if self.quick {
             report.set("quick", "shows that it runs, not how fast");
