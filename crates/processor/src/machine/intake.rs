@@ -153,8 +153,9 @@ impl Machine {
         }
         self.dead_heads_found(heads);
         self.reader.answered();
+        let hint = self.reader.hint();
         for freed in self.reader.dead_letters.page_read(heads) {
-            self.keys.unblock(freed.id, &freed.name, freed.still_blocked_by, now);
+            self.keys.unblock(freed.id, &freed.name, freed.still_blocked_by, hint, now);
         }
     }
 

@@ -215,12 +215,13 @@ impl Keys {
     }
 
     /// The dead letter is gone or revived: its key can go on from that place, up to the next dead
-    /// letter at `still_blocked_by`.
+    /// letter at `still_blocked_by`. The forward read is at `hint`.
     pub(super) fn unblock(
         &mut self,
         id: KeyId,
         name: &OrderKey,
         still_blocked_by: Option<Seq>,
+        hint: Seq,
         now: Duration,
     ) {
         let Some(key) = self.keys.get_mut(&id) else { return };
@@ -229,10 +230,10 @@ impl Keys {
         if still_blocked_by.is_none() {
             self.blocked -= 1;
         }
-        // What was left in the store behind the dead letter must not be fetched without it. Where
-        // nothing was, the forward read may not have come past it yet: that one brings it, after
-        // whatever of the key comes before.
-        if key.unheld.is_some() {
+        // What is behind the dead letter must not go without it, be it in the store already or still to
+        // come. Where the forward read has not come past it yet, and left nothing, that one brings it,
+        // after whatever of the key comes before.
+        if key.unheld.is_some() || dead <= hint {
             key.extend_unheld(dead, name);
         }
         self.refresh(id, now);
@@ -594,11 +595,25 @@ mod tests {
         keys.release(key, NOW);
         assert_eq!(take(&mut keys, 1), [3], "another key flows");
         assert!(keys.next_catch_up(10).is_none());
-        keys.unblock(key, &OrderKey::named("a").expect("a key"), None, NOW);
+        keys.unblock(key, &OrderKey::named("a").expect("a key"), None, 3, NOW);
         assert!(matches!(
             keys.next_catch_up(10),
             Some(CatchUp::Key { range: Unheld { first: 1, last: 2 }, .. })
         ));
+    }
+
+    /// It may be revived: what comes later must not overtake it.
+    #[test]
+    fn a_key_with_nothing_behind_its_dead_letter_starts_there_too_unless_it_is_still_to_be_read() {
+        for (hint, expected) in [(0, None), (1, Some(1))] {
+            let mut keys = Keys::new(1);
+            keys.block(id("a"), 1);
+            keys.unblock(id("a"), &OrderKey::named("a").expect("a key"), None, hint, NOW);
+            let catch_up = expected.map(|seq| CatchUp::At(vec![(id("a"), seq)]));
+            assert_eq!(keys.next_catch_up(10), catch_up);
+            let admission = if catch_up.is_some() { Admission::Unheld } else { Admission::Held };
+            assert_eq!(keys.admit(id("a"), held(2, "a"), NOW), admission);
+        }
     }
 
     #[test]
