@@ -156,6 +156,8 @@ async fn write(
     let mut random = SmallRng::seed_from_u64(workload.seed);
     let keys = KeyChoice::new(workload.keys, workload.distribution);
     let mut connection = connect(&url).await?;
+    // An application keeps its plans.
+    run(&mut connection, "set plan_cache_mode = auto".to_owned()).await?;
     let mut latencies = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let key = keys.draw(&mut random);
