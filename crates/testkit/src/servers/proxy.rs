@@ -210,12 +210,15 @@ async fn pump(
     mut state: watch::Receiver<Control>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_BYTES];
+    let mut has_hole = false;
     loop {
         unless_held(direction, &mut state).await?;
         let length = from.read(&mut buffer).await?;
         // It may have been held while this waited for bytes.
         match unless_held(direction, &mut state).await? {
-            Flow::Lost if length > 0 => {}
+            Flow::Lost if length > 0 => has_hole = true,
+            // Whoever is to cut the connection may not have come to it yet.
+            _ if has_hole => return Err(io::ErrorKind::BrokenPipe.into()),
             _ if length == 0 => return to.shutdown().await,
             Flow::Slow => {
                 for piece in buffer[..length].chunks(SLOW_BYTES) {
