@@ -4,6 +4,7 @@
 //! All are hints, each on a connection of its own. NOTIFY inside the writer's transaction would
 //! serialise all commits of the cluster, so it follows the commit, and many commits share one.
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -211,20 +212,22 @@ async fn listen(options: PgConnectOptions, news: Arc<News>) {
     let mut retry = Retry::new("LISTEN");
     loop {
         let since = Instant::now();
-        if let Err(error) = listen_while_connected(&options, &news).await {
-            retry.after(since.elapsed(), &error).await;
-        }
+        let Err(error) = listen_while_connected(&options, &news).await;
+        retry.after(since.elapsed(), &error).await;
     }
 }
 
-async fn listen_while_connected(options: &PgConnectOptions, news: &News) -> sqlx::Result<()> {
+async fn listen_while_connected(
+    options: &PgConnectOptions,
+    news: &News,
+) -> sqlx::Result<Infallible> {
     let mut listener = within(ANSWER_WITHIN, subscribe(options)).await?;
     // Whatever came while nobody listened.
     news.announce();
     while listener.try_recv().await?.is_some() {
         news.announce();
     }
-    Ok(())
+    Err(sqlx::Error::Io(io::ErrorKind::ConnectionAborted.into()))
 }
 
 /// Ends when nobody waits any more.
@@ -241,7 +244,6 @@ async fn watch(pool: PgPool, interval: Duration, news: Arc<News>) {
 
 async fn watch_while_connected(pool: &PgPool, interval: Duration, news: &News) -> sqlx::Result<()> {
     let mut watch = within(ANSWER_WITHIN, Watch::open(pool, interval)).await?;
-    news.announce();
     let mut awaited_at = Instant::now();
     loop {
         if news.is_awaited() {

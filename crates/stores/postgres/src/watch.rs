@@ -36,9 +36,8 @@ impl Watch {
     /// With a connection of the pool's making, which does not come back to it.
     pub(crate) async fn open(pool: &PgPool, interval: Duration) -> sqlx::Result<Self> {
         let connection = pool.acquire().await?.detach();
-        let mut watch = Self { connection, interval: interval.max(INTERVAL_MIN), drawn: -1 };
-        watch.look().await?;
-        Ok(watch)
+        // The first look finds a number, whatever came while nobody watched.
+        Ok(Self { connection, interval: interval.max(INTERVAL_MIN), drawn: -1 })
     }
 
     /// To be called after a number was drawn, before it looks again.
