@@ -10,13 +10,13 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
-use posthaste_postgres::statements;
+use posthaste_postgres::statements::{self, PlanScope};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Row as _, ValueRef as _};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use crate::bed::{Database, Layout, connect};
+use crate::bed::{Database, Layout, connect, run};
 use crate::stream::{Message, PAGE_EVENTS, Stream, Window};
 use crate::workload::{EVENT_TYPE, Workload};
 
@@ -108,9 +108,18 @@ async fn complete(connection: &mut PgConnection, layout: Layout, places: Vec<Pla
     Ok(())
 }
 
+/// The store's statements run on connections that keep their plans, so they do here.
+async fn open(database: &Database, layout: Layout) -> Result<PgConnection> {
+    let mut connection = connect(&database.url).await?;
+    if layout == Layout::Partitioned {
+        run(&mut connection, statements::along_indexes(PlanScope::Session)).await?;
+    }
+    Ok(connection)
+}
+
 /// Reads everything, completes nothing. Events a second.
 pub(crate) async fn read_only(database: &Database, layout: Layout) -> Result<f64> {
-    let mut connection = connect(&database.url).await?;
+    let mut connection = open(database, layout).await?;
     let begun = Instant::now();
     let mut events = 0;
     let (pages, mut taken) = mpsc::channel::<Page>(PAGES_BUFFERED);
@@ -130,8 +139,8 @@ pub(crate) async fn bare_loop(
     stream: Option<&Stream>,
     window: usize,
 ) -> Result<()> {
-    let mut reading = connect(&database.url).await?;
-    let mut completing = connect(&database.url).await?;
+    let mut reading = open(database, layout).await?;
+    let mut completing = open(database, layout).await?;
     let (pages, mut to_publish) = mpsc::channel::<Page>(PAGES_BUFFERED);
     let (published, mut to_complete) = mpsc::channel::<Vec<Place>>(PAGES_BUFFERED);
     let reader = tokio::spawn(async move { read(&mut reading, layout, pages).await });

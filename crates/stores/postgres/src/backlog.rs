@@ -50,7 +50,7 @@ const COUNT: &str = "\
     from sample";
 
 pub(crate) async fn backlog(outbox: &PostgresOutbox, from: Seq) -> Result<Backlog> {
-    let mut session = outbox.transaction(PATIENCE, BACKLOG).await?;
+    let mut session = outbox.transaction_along_indexes(PATIENCE, BACKLOG).await?;
     let statement = session.statement(COUNT).bind(from).bind(SAMPLE + 1);
     let row = statement.fetch_one(session.connection()).await.map_err(failed(BACKLOG))?;
     session.finish().await?;

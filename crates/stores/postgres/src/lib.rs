@@ -35,6 +35,7 @@ mod migrations;
 mod open_transactions;
 mod options;
 mod outbox;
+mod plans;
 mod repository;
 mod row;
 mod session;
@@ -62,5 +63,6 @@ pub use waker::NOTIFY_CHANNEL;
 #[doc(hidden)]
 pub mod statements {
     pub use crate::fetch::AHEAD;
+    pub use crate::plans::{PlanScope, along_indexes};
     pub use crate::settle::DELIVERED;
 }

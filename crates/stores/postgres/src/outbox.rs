@@ -159,10 +159,8 @@ impl PostgresOutbox {
 
     /// The same, for what is done again and again.
     pub(crate) async fn warm_session(&self, operation: &'static str) -> Result<Session> {
-        if self.0.pooler {
-            return self.session(operation).await;
-        }
-        Session::open_warm(&self.0.warm, operation).await
+        let Inner { warm, pool, pooler, statement_timeout, .. } = &*self.0;
+        Session::open_warm(warm, pool, *pooler, *statement_timeout, operation).await
     }
 
     /// A transaction in which each statement may take `statement_timeout`; zero for no limit.
@@ -172,6 +170,16 @@ impl PostgresOutbox {
         operation: &'static str,
     ) -> Result<Session> {
         Session::begin(&self.0.pool, self.0.pooler, statement_timeout, operation).await
+    }
+
+    /// The same, for statements that read what is pending in its order.
+    pub(crate) async fn transaction_along_indexes(
+        &self,
+        statement_timeout: Duration,
+        operation: &'static str,
+    ) -> Result<Session> {
+        let Inner { pool, pooler, .. } = &*self.0;
+        Session::begin_along_indexes(pool, *pooler, statement_timeout, operation).await
     }
 
     pub(crate) fn statement_timeout(&self) -> Duration {

@@ -10,6 +10,7 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction};
 
 use crate::error::failed;
+use crate::plans::{PlanScope, along_indexes};
 use crate::warm::{WarmConnection, WarmConnections};
 
 /// Prepares once per connection, or anew each time where a pooler may switch connections.
@@ -26,6 +27,17 @@ pub(crate) fn statement<'q>(
 /// The longest pause between two statements of a transaction, after which the server ends it: a process
 /// that stands still there must not hold its locks against everyone else.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Read committed, whatever the default is: whoever waited for a lock must see what was done under it. One
+/// round trip, and one message, so that a pooler keeps all of it on one connection.
+fn begin(statement_timeout: Duration) -> String {
+    format!(
+        "begin isolation level read committed; set local statement_timeout = {}; \
+         set local idle_in_transaction_session_timeout = {}",
+        statement_timeout.as_millis(),
+        IDLE_TIMEOUT.as_millis()
+    )
+}
 
 /// What one operation runs its statements on. Nothing lasts before [`finish`](Self::finish).
 pub(crate) struct Session {
@@ -55,14 +67,22 @@ impl Session {
         Ok(Self { link: Link::Direct(connection), pooler, operation })
     }
 
-    /// A connection in autocommit that was used just before, where there is one.
+    /// For what is done again and again, with its plans [along indexes](along_indexes): a connection that
+    /// is kept for it, or a transaction.
     pub(crate) async fn open_warm(
         connections: &Arc<WarmConnections>,
+        pool: &PgPool,
+        pooler: bool,
+        statement_timeout: Duration,
         operation: &'static str,
     ) -> Result<Self> {
-        let connection = connections.acquire().await.map_err(failed(operation))?;
-        let link = Link::Warm(connection, Arc::clone(connections));
-        Ok(Self { link, pooler: false, operation })
+        if !pooler
+            && let Some(connection) = connections.acquire().await.map_err(failed(operation))?
+        {
+            let link = Link::Warm(connection, Arc::clone(connections));
+            return Ok(Self { link, pooler, operation });
+        }
+        Self::begin_along_indexes(pool, pooler, statement_timeout, operation).await
     }
 
     /// A transaction with a statement timeout of its own (zero for none).
@@ -72,14 +92,28 @@ impl Session {
         statement_timeout: Duration,
         operation: &'static str,
     ) -> Result<Self> {
-        // Read committed, whatever the default is: whoever waited for a lock must see what was done
-        // under it. One round trip, and in one message, so that a pooler keeps both on one connection.
-        let begin = format!(
-            "begin isolation level read committed; set local statement_timeout = {}; \
-             set local idle_in_transaction_session_timeout = {}",
-            statement_timeout.as_millis(),
-            IDLE_TIMEOUT.as_millis()
-        );
+        let begin = begin(statement_timeout);
+        Self::begin_with(pool, pooler, begin, operation).await
+    }
+
+    /// The same, with plans along indexes.
+    pub(crate) async fn begin_along_indexes(
+        pool: &PgPool,
+        pooler: bool,
+        statement_timeout: Duration,
+        operation: &'static str,
+    ) -> Result<Self> {
+        let plans = along_indexes(PlanScope::Transaction);
+        let begin = format!("{}; {plans}", begin(statement_timeout));
+        Self::begin_with(pool, pooler, begin, operation).await
+    }
+
+    async fn begin_with(
+        pool: &PgPool,
+        pooler: bool,
+        begin: String,
+        operation: &'static str,
+    ) -> Result<Self> {
         let transaction = pool.begin_with(AssertSqlSafe(begin)).await.map_err(failed(operation))?;
         Ok(Self { link: Link::Transaction(transaction), pooler, operation })
     }

@@ -19,17 +19,22 @@ const SETTLE: &str = "settle events";
 /// Two relays that settle the same event are in each other's way once, not for ever.
 const CONFLICTS_MAX: usize = 5;
 
-/// What every branch adds: dead and delivered events are left alone.
+/// What every branch adds: dead and delivered events are left alone. `$places` are the branch's `seq`.
 ///
-/// In the statements below, `(select $1)` hides the length of the array from the planner, which
-/// then expects few rows and always walks the index on `seq`, however small or bloated its
-/// statistics say the table is; `is true` keeps it from the index on `id`, where neighbours in
-/// time are scattered.
+/// The places are named twice: as the range of the walk along the index on `seq`, which then touches no
+/// other event however the two are joined, and as what joins them. In the statements below,
+/// `(select $1)` hides the length of the array from the planner, which then expects few rows, however
+/// small or bloated its statistics say the table is; `is true` keeps it from the index on `id`,
+/// where neighbours in time are scattered.
 macro_rules! still_pending {
-    () => {
-        "where event.processed_at is null and event.dead_at is null \
-         and event.seq = outcome.seq and (event.id = outcome.id) is true \
-         and (outcome.lease is null or outcome.lease = any (array(select number from held)))"
+    ($places:literal) => {
+        concat!(
+            "where event.processed_at is null and event.dead_at is null \
+             and event.seq = any ((select ",
+            $places,
+            "::bigint[])::bigint[]) and event.seq = outcome.seq and (event.id = outcome.id) is true \
+             and (outcome.lease is null or outcome.lease = any (array(select number from held)))"
+        )
     };
 }
 
@@ -40,7 +45,7 @@ macro_rules! held {
         "held as materialized (select number from outbox_shards \
              join unnest($1::smallint[], $2::bigint[]) \
              with ordinality as given (shard, generation, number) \
-             using (shard, generation) for key share of outbox_shards)"
+             using (shard, generation) where shard = any ($1) for key share of outbox_shards)"
     };
 }
 
@@ -51,7 +56,7 @@ pub const DELIVERED: &str = concat!(
     " update outbox_events event set processed_at = now() \
      from unnest((select $3::bigint[]), (select $4::uuid[]), (select $5::smallint[])) \
          as outcome (seq, id, lease) ",
-    still_pending!()
+    still_pending!("$3")
 );
 
 /// All delivered, and none to be kept. The condition on `processed_at` leaves one partition, the
@@ -62,7 +67,7 @@ const REMOVED: &str = concat!(
     " delete from outbox_events event \
      using unnest((select $3::bigint[]), (select $4::uuid[]), (select $5::smallint[])) \
          as outcome (seq, id, lease) ",
-    still_pending!()
+    still_pending!("$3")
 );
 
 /// Any mix. Each row is in one branch only.
@@ -72,7 +77,7 @@ const MIXED: &str = concat!(
     ", delivered as (update outbox_events event set processed_at = now() \
      from unnest((select $3::bigint[]), (select $4::uuid[]), (select $5::smallint[])) \
          as outcome (seq, id, lease) ",
-    still_pending!(),
+    still_pending!("$3"),
     " returning 1), \
      retried as (update outbox_events event set retry_count = outcome.retry_count, \
          available_at = now() + outcome.delay * interval '1 microsecond', \
@@ -80,19 +85,19 @@ const MIXED: &str = concat!(
      from unnest((select $6::bigint[]), (select $7::uuid[]), (select $8::smallint[]), \
          (select $9::int4[]), (select $10::bigint[]), (select $11::text[])) \
          as outcome (seq, id, lease, retry_count, delay, error) ",
-    still_pending!(),
+    still_pending!("$6"),
     " returning 1), \
      buried as (update outbox_events event set retry_count = outcome.retry_count, \
          dead_at = now(), dead_reason = outcome.reason, error_message = outcome.error \
      from unnest((select $12::bigint[]), (select $13::uuid[]), (select $14::smallint[]), \
          (select $15::int4[]), (select $16::text[]), (select $17::text[])) \
          as outcome (seq, id, lease, retry_count, reason, error) ",
-    still_pending!(),
+    still_pending!("$12"),
     " returning 1), \
      removed as (delete from outbox_events event \
      using unnest((select $18::bigint[]), (select $19::uuid[]), (select $20::smallint[])) \
          as outcome (seq, id, lease) ",
-    still_pending!(),
+    still_pending!("$18"),
     " returning 1) \
      select (select count(*) from delivered) + (select count(*) from retried) \
          + (select count(*) from buried) + (select count(*) from removed)"

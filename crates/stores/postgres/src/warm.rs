@@ -1,28 +1,33 @@
-//! Connections kept at hand for what a relay does without end: reading and recording.
+//! Connections kept for what a relay does without end: reading and recording.
 //!
 //! sqlx's pool asks the server for a sign of life whenever a connection is taken and whenever it
 //! comes back: three round trips for a statement that needs one. A connection that has just done its
-//! work is alive.
+//! work is alive. And what was set on it and prepared (see `plans`) is there still.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use scopeguard::{ScopeGuard, guard};
 use sqlx::pool::PoolConnection;
-use sqlx::{PgPool, Postgres};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Postgres};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::plans::{PlanScope, along_indexes};
 
 /// So long after its last statement, a connection is taken to be alive.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
-/// So long after it was taken from the pool, a connection goes back, which knows of its age.
-const KEPT_FOR: Duration = Duration::from_secs(30);
+/// So long after it was taken from the pool, a connection is closed: what the server keeps for a session
+/// grows.
+const KEPT_FOR: Duration = Duration::from_secs(600);
 /// One to read with, and one for each of two statements that record.
 const KEPT_MAX: usize = 3;
 
 /// Connections of a pool that are between two statements.
 pub(crate) struct WarmConnections {
     pool: PgPool,
-    /// Others need connections of the pool, too.
-    max: usize,
+    /// For how many there is room. Others need connections of the pool, too.
+    places: Arc<Semaphore>,
     kept: Arc<Mutex<Vec<Kept>>>,
     watch: OnceLock<()>,
 }
@@ -32,29 +37,51 @@ struct Kept {
     since: Instant,
 }
 
-/// A connection, and when it came from the pool.
+/// A connection, and when it came from the pool. It never goes back, with what is set on it.
 pub(crate) struct WarmConnection {
-    pub(crate) connection: PoolConnection<Postgres>,
+    pub(crate) connection: ScopeGuard<PoolConnection<Postgres>, fn(PoolConnection<Postgres>)>,
     taken_at: Instant,
+    _place: OwnedSemaphorePermit,
+}
+
+/// At once and without a word: anything else takes a runtime, and there may be none any more.
+fn close(connection: PoolConnection<Postgres>) {
+    drop(connection.detach());
 }
 
 impl WarmConnections {
     pub(crate) fn new(pool: PgPool) -> Self {
         let others = pool.options().get_max_connections().saturating_sub(1) / 2;
         let max = usize::try_from(others).unwrap_or(KEPT_MAX).min(KEPT_MAX);
-        Self { pool, max, kept: Arc::default(), watch: OnceLock::new() }
+        Self {
+            pool,
+            places: Arc::new(Semaphore::new(max)),
+            kept: Arc::default(),
+            watch: OnceLock::new(),
+        }
     }
 
-    /// One that is at hand, or one of the pool.
-    pub(crate) async fn acquire(&self) -> sqlx::Result<WarmConnection> {
-        while let Some(Kept { connection, since }) = self.pop() {
-            // The others go back to the pool, which looks whether they are alive.
-            if since.elapsed() < TRUSTED_FOR && connection.taken_at.elapsed() < KEPT_FOR {
-                return Ok(connection);
+    /// One that is at hand, or a new one. `None` when as many are in use as there may be.
+    pub(crate) async fn acquire(&self) -> sqlx::Result<Option<WarmConnection>> {
+        while let Some(Kept { mut connection, since }) = self.pop() {
+            if connection.taken_at.elapsed() < KEPT_FOR
+                && (since.elapsed() < TRUSTED_FOR
+                    || self.is_alive(&mut connection.connection).await)
+            {
+                return Ok(Some(connection));
             }
         }
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return Ok(None) };
         let connection = self.pool.acquire().await?;
-        Ok(WarmConnection { connection, taken_at: Instant::now() })
+        let mut connection = guard(connection, close as fn(PoolConnection<Postgres>));
+        let settings = AssertSqlSafe(along_indexes(PlanScope::Session));
+        sqlx::raw_sql(settings).execute(&mut **connection).await?;
+        Ok(Some(WarmConnection { connection, taken_at: Instant::now(), _place: place }))
+    }
+
+    async fn is_alive(&self, connection: &mut PgConnection) -> bool {
+        let patience = self.pool.options().get_acquire_timeout();
+        tokio::time::timeout(patience, connection.ping()).await.is_ok_and(|answer| answer.is_ok())
     }
 
     /// Keeps a connection whose last statement was answered.
@@ -70,7 +97,7 @@ impl WarmConnections {
             });
         });
         let mut kept = lock(&self.kept);
-        if kept.len() < self.max && !self.pool.is_closed() {
+        if !self.pool.is_closed() {
             kept.push(Kept { connection, since: Instant::now() });
         }
     }
@@ -80,21 +107,12 @@ impl WarmConnections {
     }
 }
 
-impl Drop for WarmConnections {
-    fn drop(&mut self) {
-        // Going back to the pool takes a runtime, and there may be none any more.
-        for Kept { connection, .. } in lock(&self.kept).drain(..) {
-            drop(connection.connection.detach());
-        }
-    }
-}
-
 fn lock(kept: &Mutex<Vec<Kept>>) -> MutexGuard<'_, Vec<Kept>> {
     kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for WarmConnections {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WarmConnections").field("max", &self.max).finish_non_exhaustive()
+        f.debug_struct("WarmConnections").finish_non_exhaustive()
     }
 }

@@ -52,7 +52,7 @@ const WRITERS: &str = concat!(
 );
 
 pub(crate) async fn watermark(outbox: &PostgresOutbox) -> Result<Watermark> {
-    let mut session = outbox.session(WATERMARK).await?;
+    let mut session = outbox.warm_session(WATERMARK).await?;
     // Two statements, not one: nothing else makes sure that the number is read before the locks.
     let statement = session.statement(HIGH);
     let high: Seq = statement

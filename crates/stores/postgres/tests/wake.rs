@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use posthaste_core::OutboxRepository;
 use posthaste_postgres::{PostgresOptions, PostgresOutbox, lock_key, store_events};
@@ -15,6 +15,8 @@ use common::{TestDatabase, event, insert};
 
 const SOON: Duration = Duration::from_secs(5);
 const NEVER: Duration = Duration::from_millis(400);
+/// The pause before a lost connection is opened again is longer.
+const RETRY: Duration = Duration::from_millis(900);
 
 /// Waits for what tells of events to be there, which itself counts as news.
 async fn hearing(outbox: &PostgresOutbox) {
@@ -58,6 +60,32 @@ async fn a_commit_elsewhere_wakes_a_relay_and_a_rollback_does_not() {
     assert!(is_woken(&relay, SOON).await, "by notify");
 }
 
+/// A server, or a pooler, that ends it each time would be asked for connections without end.
+#[tokio::test]
+async fn a_lost_connection_is_not_opened_again_at_once() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let (relay, writer) = listener_and_writer(&database).await;
+    let waiting = somebody_waits(&relay);
+    let listening = "datname = current_database() and query ilike 'listen %'";
+    let end =
+        format!("select count(pg_terminate_backend(pid)) from pg_stat_activity where {listening}");
+    assert_eq!(database.value::<i64>(&end).await, 1);
+    let ended_at = Instant::now();
+    let count = format!("select count(*) from pg_stat_activity where {listening}");
+    let mut gone = false;
+    while ended_at.elapsed() < NEVER {
+        let listeners: i64 = database.value(&count).await;
+        gone |= listeners == 0;
+        // Not by what was seen late, on a machine that is busy.
+        assert!(!gone || listeners == 0 || ended_at.elapsed() > RETRY, "it is back");
+    }
+    waiting.abort();
+    // That it listens again is news itself.
+    hearing(&relay).await;
+    writer.notify();
+    assert!(is_woken(&relay, SOON).await);
+}
+
 #[tokio::test]
 async fn a_watch_finds_what_nobody_tells_of() {
     let Some(database) = TestDatabase::create().await else { return };
@@ -73,6 +101,17 @@ async fn a_watch_finds_what_nobody_tells_of() {
             assert!(is_woken(&relay, SOON).await, "by plain SQL");
         }
     }
+}
+
+/// Longer than any statement, or answer, may take.
+#[tokio::test]
+async fn a_watch_that_seldom_looks_works_too() {
+    let Some(database) = TestDatabase::create().await else { return };
+    database.outbox().await;
+    let watch_interval = Some(Duration::from_secs(11));
+    let options = PostgresOptions { listen: false, watch_interval, ..database.options() };
+    let relay = PostgresOutbox::connect(&options).await.unwrap();
+    assert!(is_woken(&relay, 3 * SOON).await, "by its first look");
 }
 
 /// A relay that hears by its watch alone.

@@ -61,6 +61,25 @@ async fn a_connection_that_died_at_hand_fails_one_read() {
     outbox.fetch_pending(&everything()).await.unwrap();
 }
 
+/// An application's pool may be the same.
+#[tokio::test]
+async fn what_is_set_on_a_connection_does_not_come_back_to_the_pool() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    outbox.fetch_pending(&everything()).await.unwrap();
+    database.run("alter table outbox_events_pending rename to elsewhere").await;
+    outbox.fetch_pending(&everything()).await.unwrap_err();
+    let pool = outbox.pool();
+    let mut all = Vec::new();
+    for _ in 0..pool.options().get_max_connections() {
+        let mut connection = pool.acquire().await.unwrap();
+        let set = sqlx::query_scalar("show enable_seqscan").fetch_one(&mut *connection);
+        let set: String = set.await.unwrap();
+        assert_eq!(set, "on");
+        all.push(connection);
+    }
+}
+
 #[test]
 fn an_outbox_may_outlive_its_runtime() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
