@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
-use posthaste_postgres::statements::{self, PlanScope};
+use posthaste_postgres::statements;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Row as _, ValueRef as _};
 use tokio::sync::mpsc;
@@ -112,7 +112,7 @@ async fn complete(connection: &mut PgConnection, layout: Layout, places: Vec<Pla
 async fn open(database: &Database, layout: Layout) -> Result<PgConnection> {
     let mut connection = connect(&database.url).await?;
     if layout == Layout::Partitioned {
-        run(&mut connection, statements::along_indexes(PlanScope::Session)).await?;
+        run(&mut connection, statements::for_session()).await?;
     }
     Ok(connection)
 }

@@ -8,6 +8,7 @@
 mod builder;
 mod chores;
 mod clock;
+mod fine_timer;
 mod machine;
 mod processor;
 mod routes;

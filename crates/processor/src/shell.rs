@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::clock::Clock;
+use crate::fine_timer::FineTimer;
 use crate::machine::{Command, Input, Machine, Report};
 use crate::routes::Routes;
 use crate::shared::Shared;
@@ -60,6 +61,7 @@ impl Shell {
         let woken = Arc::new(Notify::new());
         let mut chores = JoinSet::new();
         chores.spawn(forward_wakes(Arc::clone(&self.repository), Arc::clone(&woken)));
+        let mut fine_timer = FineTimer::new();
         let mut stop_by: Option<Duration> = None;
         let mut error = None;
 
@@ -103,6 +105,7 @@ impl Shell {
                     machine.handle(Input::Wake, clock.now());
                 }
                 () = clock.sleep_until(deadline) => {}
+                () = fine_timer.ring_at(deadline, clock.now()) => {}
             }
         }
         self.shared.observe(&machine);

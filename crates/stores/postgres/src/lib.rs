@@ -63,6 +63,6 @@ pub use waker::NOTIFY_CHANNEL;
 #[doc(hidden)]
 pub mod statements {
     pub use crate::fetch::AHEAD;
-    pub use crate::plans::{PlanScope, along_indexes};
+    pub use crate::plans::for_session;
     pub use crate::settle::DELIVERED;
 }

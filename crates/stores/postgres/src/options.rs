@@ -17,7 +17,8 @@ pub struct PostgresOptions {
     /// where the server offers it, except on this machine's loopback.
     pub url: Option<String>,
     /// Most connections of the pool. Default 8. One more is used for LISTEN, one for NOTIFY and one for
-    /// `watch_interval`. A relay keeps up to three of the pool for itself, never more than half of the others.
+    /// `watch_interval`. A relay keeps up to three of the pool for itself, and leaves others at least one more
+    /// than it keeps.
     pub max_connections: u32,
     /// Whether a pooler in transaction mode (`PgBouncer`, Supavisor) stands between. Nothing is
     /// then bound to a session: no named prepared statements, every operation in one explicit

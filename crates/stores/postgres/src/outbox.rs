@@ -10,7 +10,7 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::error::failed;
 use crate::options::{PostgresOptions, address, may_use_tls};
-use crate::session::Session;
+use crate::session::{Begin, Session};
 use crate::store::store;
 use crate::transaction::PostgresTransaction;
 use crate::waker::Waker;
@@ -72,7 +72,9 @@ impl PostgresOutbox {
 
     /// Uses the application's own pool, with default options. Its statements have the pool's own
     /// time limits. A relay has connections beside the pool, too ([`PostgresOptions::max_connections`]);
-    /// those for LISTEN and NOTIFY know nothing of the pool's hooks.
+    /// those for LISTEN and NOTIFY know nothing of the pool's hooks. Of a pool whose connections lead to a
+    /// pooler in transaction mode, say so with [`from_pool_with`](Self::from_pool_with): what is set on the
+    /// connections of a relay would reach other clients.
     #[must_use]
     pub fn from_pool(pool: PgPool) -> Self {
         Self::from_pool_with(pool, &PostgresOptions::default())
@@ -152,15 +154,29 @@ impl PostgresOutbox {
         &self.0.waker
     }
 
-    /// What an operation of a statement or two runs on.
+    /// What an operation of a statement or two runs on: in autocommit where it can be.
     pub(crate) async fn session(&self, operation: &'static str) -> Result<Session> {
-        Session::open(&self.0.pool, self.0.pooler, self.0.statement_timeout, operation).await
+        if self.0.pooler {
+            return self.transaction(self.0.statement_timeout, operation).await;
+        }
+        Session::open(&self.0.pool, operation).await
     }
 
-    /// The same, for what is done again and again.
+    /// What a relay does without end, with kept [plans](crate::plans) where it can be.
     pub(crate) async fn warm_session(&self, operation: &'static str) -> Result<Session> {
-        let Inner { warm, pool, pooler, statement_timeout, .. } = &*self.0;
-        Session::open_warm(warm, pool, *pooler, *statement_timeout, operation).await
+        if !self.0.pooler
+            && let Some(session) = Session::open_warm(&self.0.warm, operation).await?
+        {
+            return Ok(session);
+        }
+        self.session_along_indexes(operation).await
+    }
+
+    /// For statements that read in order what is pending.
+    pub(crate) async fn session_along_indexes(&self, operation: &'static str) -> Result<Session> {
+        // Where connections have a limit of their own, it is theirs.
+        let limit = self.0.pooler.then_some(self.0.statement_timeout);
+        self.begin_session(Begin::within(limit).along_indexes(), operation).await
     }
 
     /// A transaction in which each statement may take `statement_timeout`; zero for no limit.
@@ -169,17 +185,21 @@ impl PostgresOutbox {
         statement_timeout: Duration,
         operation: &'static str,
     ) -> Result<Session> {
-        Session::begin(&self.0.pool, self.0.pooler, statement_timeout, operation).await
+        self.begin_session(Begin::within(Some(statement_timeout)), operation).await
     }
 
-    /// The same, for statements that read what is pending in its order.
+    /// The same, for statements that read in order what is pending.
     pub(crate) async fn transaction_along_indexes(
         &self,
         statement_timeout: Duration,
         operation: &'static str,
     ) -> Result<Session> {
-        let Inner { pool, pooler, .. } = &*self.0;
-        Session::begin_along_indexes(pool, *pooler, statement_timeout, operation).await
+        let begin = Begin::within(Some(statement_timeout)).along_indexes();
+        self.begin_session(begin, operation).await
+    }
+
+    async fn begin_session(&self, begin: Begin, operation: &'static str) -> Result<Session> {
+        Session::begin(&self.0.pool, self.0.pooler, begin, operation).await
     }
 
     pub(crate) fn statement_timeout(&self) -> Duration {

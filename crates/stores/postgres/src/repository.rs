@@ -116,7 +116,7 @@ async fn check(outbox: &PostgresOutbox) -> Result<()> {
 
 async fn dead_heads(outbox: &PostgresOutbox, after: Seq, limit: usize) -> Result<Vec<DeadHead>> {
     const OPERATION: &str = "read dead heads";
-    let mut session = outbox.warm_session(OPERATION).await?;
+    let mut session = outbox.session_along_indexes(OPERATION).await?;
     let statement = session.statement(DEAD_HEADS).bind(after).bind(sql_limit(limit));
     let rows = statement.fetch_all(session.connection()).await.map_err(failed(OPERATION))?;
     session.finish().await?;
@@ -134,7 +134,7 @@ async fn dead_heads(outbox: &PostgresOutbox, after: Seq, limit: usize) -> Result
 
 async fn failed_events(outbox: &PostgresOutbox, limit: usize) -> Result<Vec<OutboxEvent>> {
     const OPERATION: &str = "read failed events";
-    let mut session = outbox.session(OPERATION).await?;
+    let mut session = outbox.session_along_indexes(OPERATION).await?;
     let statement = session.statement(FAILED_EVENTS).bind(sql_limit(limit));
     let rows = statement.fetch_all(session.connection()).await.map_err(failed(OPERATION))?;
     session.finish().await?;

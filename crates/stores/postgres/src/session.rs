@@ -10,7 +10,7 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction};
 
 use crate::error::failed;
-use crate::plans::{PlanScope, along_indexes};
+use crate::plans;
 use crate::warm::{WarmConnection, WarmConnections};
 
 /// Prepares once per connection, or anew each time where a pooler may switch connections.
@@ -28,15 +28,30 @@ pub(crate) fn statement<'q>(
 /// that stands still there must not hold its locks against everyone else.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Read committed, whatever the default is: whoever waited for a lock must see what was done under it. One
-/// round trip, and one message, so that a pooler keeps all of it on one connection.
-fn begin(statement_timeout: Duration) -> String {
-    format!(
-        "begin isolation level read committed; set local statement_timeout = {}; \
-         set local idle_in_transaction_session_timeout = {}",
-        statement_timeout.as_millis(),
-        IDLE_TIMEOUT.as_millis()
-    )
+/// How a transaction begins: in one round trip, and one message, so that a pooler keeps all of it on
+/// one connection.
+pub(crate) struct Begin(String);
+
+impl Begin {
+    /// With a time limit for each of its statements, zero for none; or the connection's own.
+    pub(crate) fn within(statement_timeout: Option<Duration>) -> Self {
+        // Read committed, whatever the default is: whoever waited for a lock must see what was done
+        // under it.
+        let mut begin = format!(
+            "begin isolation level read committed; \
+             set local idle_in_transaction_session_timeout = {}",
+            IDLE_TIMEOUT.as_millis()
+        );
+        if let Some(limit) = statement_timeout {
+            begin += &format!("; set local statement_timeout = {}", limit.as_millis());
+        }
+        Self(begin)
+    }
+
+    /// And with [plans along indexes](plans).
+    pub(crate) fn along_indexes(self) -> Self {
+        Self(format!("{}; {}", self.0, plans::for_transaction()))
+    }
 }
 
 /// What one operation runs its statements on. Nothing lasts before [`finish`](Self::finish).
@@ -53,69 +68,34 @@ enum Link {
 }
 
 impl Session {
-    /// A connection in autocommit; behind a pooler, a transaction.
-    pub(crate) async fn open(
-        pool: &PgPool,
-        pooler: bool,
-        statement_timeout: Duration,
-        operation: &'static str,
-    ) -> Result<Self> {
-        if pooler {
-            return Self::begin(pool, pooler, statement_timeout, operation).await;
-        }
+    /// A connection in autocommit.
+    pub(crate) async fn open(pool: &PgPool, operation: &'static str) -> Result<Self> {
         let connection = pool.acquire().await.map_err(failed(operation))?;
-        Ok(Self { link: Link::Direct(connection), pooler, operation })
+        Ok(Self { link: Link::Direct(connection), pooler: false, operation })
     }
 
-    /// For what is done again and again, with its plans [along indexes](along_indexes): a connection that
-    /// is kept for it, or a transaction.
+    /// A connection in autocommit that is kept, where there is one. Not behind a pooler.
     pub(crate) async fn open_warm(
         connections: &Arc<WarmConnections>,
-        pool: &PgPool,
-        pooler: bool,
-        statement_timeout: Duration,
         operation: &'static str,
-    ) -> Result<Self> {
-        if !pooler
-            && let Some(connection) = connections.acquire().await.map_err(failed(operation))?
-        {
+    ) -> Result<Option<Self>> {
+        let connection = connections.acquire().await.map_err(failed(operation))?;
+        Ok(connection.map(|connection| {
             let link = Link::Warm(connection, Arc::clone(connections));
-            return Ok(Self { link, pooler, operation });
-        }
-        Self::begin_along_indexes(pool, pooler, statement_timeout, operation).await
+            Self { link, pooler: false, operation }
+        }))
     }
 
-    /// A transaction with a statement timeout of its own (zero for none).
+    /// A transaction.
     pub(crate) async fn begin(
         pool: &PgPool,
         pooler: bool,
-        statement_timeout: Duration,
+        begin: Begin,
         operation: &'static str,
     ) -> Result<Self> {
-        let begin = begin(statement_timeout);
-        Self::begin_with(pool, pooler, begin, operation).await
-    }
-
-    /// The same, with plans along indexes.
-    pub(crate) async fn begin_along_indexes(
-        pool: &PgPool,
-        pooler: bool,
-        statement_timeout: Duration,
-        operation: &'static str,
-    ) -> Result<Self> {
-        let plans = along_indexes(PlanScope::Transaction);
-        let begin = format!("{}; {plans}", begin(statement_timeout));
-        Self::begin_with(pool, pooler, begin, operation).await
-    }
-
-    async fn begin_with(
-        pool: &PgPool,
-        pooler: bool,
-        begin: String,
-        operation: &'static str,
-    ) -> Result<Self> {
-        let transaction = pool.begin_with(AssertSqlSafe(begin)).await.map_err(failed(operation))?;
-        Ok(Self { link: Link::Transaction(transaction), pooler, operation })
+        let begun = pool.begin_with(AssertSqlSafe(begin.0)).await;
+        let link = Link::Transaction(begun.map_err(failed(operation))?);
+        Ok(Self { link, pooler, operation })
     }
 
     pub(crate) fn connection(&mut self) -> &mut PgConnection {

@@ -140,7 +140,11 @@ async fn settle_at_once(outbox: &PostgresOutbox, settlements: &[Settlement]) -> 
                 session.finish().await?;
                 return Ok(changed);
             }
-            Err(error) if is_conflict(&error) && conflicts < CONFLICTS_MAX => conflicts += 1,
+            Err(error) if is_conflict(&error) && conflicts < CONFLICTS_MAX => {
+                conflicts += 1;
+                // There is nothing wrong with the connection.
+                session.finish().await?;
+            }
             Err(error) => return Err(failed(SETTLE)(error)),
         }
     }

@@ -86,7 +86,7 @@ pub(crate) async fn stuck_keys(
     outbox: &PostgresOutbox,
     query: &StuckKeyQuery,
 ) -> Result<StuckKeyPage> {
-    let mut session = outbox.warm_session(STUCK).await?;
+    let mut session = outbox.session_along_indexes(STUCK).await?;
     let (sql, rows_max) = match query.by {
         StuckBy::DeadLetter => (DEAD, DEAD_MAX),
         StuckBy::Retry => (RETRYING, WALK_MAX),

@@ -13,12 +13,12 @@ use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Postgres};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::plans::{PlanScope, along_indexes};
+use crate::plans;
 
 /// So long after its last statement, a connection is taken to be alive.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
-/// So long after it was taken from the pool, a connection is closed: what the server keeps for a session
-/// grows.
+/// A connection that was taken from the pool so long ago is used no more: what the server keeps for a
+/// session grows.
 const KEPT_FOR: Duration = Duration::from_secs(600);
 /// One to read with, and one for each of two statements that record.
 const KEPT_MAX: usize = 3;
@@ -63,18 +63,20 @@ impl WarmConnections {
 
     /// One that is at hand, or a new one. `None` when as many are in use as there may be.
     pub(crate) async fn acquire(&self) -> sqlx::Result<Option<WarmConnection>> {
-        while let Some(Kept { mut connection, since }) = self.pop() {
-            if connection.taken_at.elapsed() < KEPT_FOR
-                && (since.elapsed() < TRUSTED_FOR
-                    || self.is_alive(&mut connection.connection).await)
-            {
+        lock(&self.kept).retain(|kept| kept.connection.taken_at.elapsed() < KEPT_FOR);
+        // Not within the condition, which would hold the lock for as long as the block.
+        let kept = lock(&self.kept).pop();
+        if let Some(Kept { mut connection, since }) = kept {
+            if since.elapsed() < TRUSTED_FOR || self.is_alive(&mut connection.connection).await {
                 return Ok(Some(connection));
             }
+            // The others were used before it.
+            lock(&self.kept).clear();
         }
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return Ok(None) };
         let connection = self.pool.acquire().await?;
         let mut connection = guard(connection, close as fn(PoolConnection<Postgres>));
-        let settings = AssertSqlSafe(along_indexes(PlanScope::Session));
+        let settings = AssertSqlSafe(plans::for_session());
         sqlx::raw_sql(settings).execute(&mut **connection).await?;
         Ok(Some(WarmConnection { connection, taken_at: Instant::now(), _place: place }))
     }
@@ -100,10 +102,6 @@ impl WarmConnections {
         if !self.pool.is_closed() {
             kept.push(Kept { connection, since: Instant::now() });
         }
-    }
-
-    fn pop(&self) -> Option<Kept> {
-        lock(&self.kept).pop()
     }
 }
 

@@ -10,7 +10,7 @@ use posthaste_core::{
     OrderKey, OutboxAdmin, OutboxMigrations, OutboxRepository, PendingEvent, PendingQuery,
     PendingSelection, Settlement, SettlementOutcome, ShardLease, ShardSet, StuckBy, StuckKeyQuery,
 };
-use posthaste_postgres::statements::{PlanScope, along_indexes};
+use posthaste_postgres::statements;
 use posthaste_postgres::{PostgresOptions, PostgresOutbox};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
@@ -139,7 +139,7 @@ async fn fetch_and_settle_walk_the_index_on_seq_whatever_the_statistics() {
     run(&mut connection, "set plan_cache_mode = force_generic_plan").await;
     let before = plan(&mut connection, "seq > $3 order by", "1001, 8000000, 0").await;
     assert!(before.contains("Seq Scan on outbox_events_pending"), "{before}");
-    run(&mut connection, &along_indexes(PlanScope::Session)).await;
+    run(&mut connection, &statements::for_session()).await;
     check_plans(&mut connection, 0, "what was planned before").await;
     use Statistics::{None, OfEmpty, Right};
     for (rows, statistics) in [
@@ -155,10 +155,10 @@ async fn fetch_and_settle_walk_the_index_on_seq_whatever_the_statistics() {
     ] {
         refill(&database, rows, statistics).await;
         let what = format!("{rows} rows, statistics: {statistics:?}");
-        run(&mut connection, &along_indexes(PlanScope::Session)).await;
+        run(&mut connection, &statements::for_session()).await;
         check_plans(&mut connection, rows, &what).await;
         check_kept_plans(&mut connection, &what).await;
-        // A pooler's are made for the arguments.
+        // A transaction's are made for the arguments.
         run(&mut connection, "set plan_cache_mode = force_custom_plan").await;
         check_plans(&mut connection, rows, &format!("{what}, of the arguments")).await;
     }
@@ -186,6 +186,13 @@ async fn check_plans(connection: &mut PgConnection, rows: u32, what: &str) {
     ] {
         let fetch = plan(connection, part, &arguments).await;
         check_plan(&fetch, what);
+        let of_dead = part.starts_with("event_type") || part.starts_with("having");
+        let index = if of_dead {
+            "using outbox_events_pending_dead"
+        } else {
+            "using outbox_events_pending_seq_key"
+        };
+        assert!(fetch.contains(index), "{what}: {fetch}");
         assert!(!fetch.contains("Sort Key: outbox_events"), "{what}: {fetch}");
     }
     // Rare, and of one key: a bitmap of the range may be sorted, but nothing more is read.

@@ -50,15 +50,30 @@ async fn a_connection_that_died_at_hand_fails_one_read() {
     let Some(database) = TestDatabase::create().await else { return };
     let outbox = database.outbox().await;
     outbox.fetch_pending(&everything()).await.unwrap();
-    database
-        .run(
-            "select pg_terminate_backend(pid) from pg_stat_activity \
-              where datname = current_database() and pid <> pg_backend_pid()",
-        )
-        .await;
+    end_all_connections(&database).await;
     let error = outbox.fetch_pending(&everything()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreachable, "{}", error.report());
     outbox.fetch_pending(&everything()).await.unwrap();
+}
+
+/// As when a server has moved while the relay had nothing to do.
+#[tokio::test]
+async fn a_connection_that_died_long_ago_fails_nothing() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    outbox.fetch_pending(&everything()).await.unwrap();
+    end_all_connections(&database).await;
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    outbox.fetch_pending(&everything()).await.unwrap();
+}
+
+async fn end_all_connections(database: &TestDatabase) {
+    database
+        .run(
+            "select pg_terminate_backend(pid) from pg_stat_activity \
+             where datname = current_database() and pid <> pg_backend_pid()",
+        )
+        .await;
 }
 
 /// An application's pool may be the same.
