@@ -1,13 +1,16 @@
-//! Waiting for less than a millisecond, which is as fine as the runtime's own timers go.
+//! Waits of a few milliseconds that end in time: the runtime's own timers go by milliseconds, and end half a
+//! one after one and a half.
 
 use std::time::Duration;
 
 use async_io::Timer;
+use futures_util::FutureExt as _;
 
 /// The longest wait that is worth it.
 const WORTH: Duration = Duration::from_millis(5);
 
-/// Ends short waits in time.
+/// Ends short waits. Only earlier than the runtime would: it does not know of the runtime's time, which
+/// stands still in tests.
 pub(crate) struct FineTimer {
     timer: Timer,
     /// When it rings.
@@ -16,6 +19,9 @@ pub(crate) struct FineTimer {
 
 impl FineTimer {
     pub(crate) fn new() -> Self {
+        // What it runs on comes into being with the first wait. It cannot do without a few file
+        // descriptors, and says so by a panic: now, rather than later.
+        let _ = Timer::after(WORTH).now_or_never();
         Self { timer: Timer::never(), set_to: None }
     }
 
@@ -30,16 +36,14 @@ impl FineTimer {
             self.timer.set_after(wait);
             self.set_to = deadline;
         }
+        // Once it has rung, it is silent until it is set to another time.
         (&mut self.timer).await;
-        self.set_to = None;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
-
-    use futures_util::FutureExt as _;
 
     use super::*;
 
@@ -53,6 +57,8 @@ mod tests {
         let rings = timer.ring_at(Some(now + MS), now);
         tokio::time::timeout(SOON, rings).await.expect("it rings");
         assert!(begun.elapsed() >= MS);
+        let again = timer.ring_at(Some(now + MS), now);
+        tokio::time::timeout(20 * MS, again).await.expect_err("it has rung");
         for never in [Some(now + 6 * MS), None] {
             let rings = timer.ring_at(never, now);
             tokio::time::timeout(20 * MS, rings).await.expect_err("the runtime's timer is enough");

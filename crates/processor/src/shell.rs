@@ -105,7 +105,7 @@ impl Shell {
                     machine.handle(Input::Wake, clock.now());
                 }
                 () = clock.sleep_until(deadline) => {}
-                () = fine_timer.ring_at(deadline, clock.now()) => {}
+                () = fine_timer.ring_at(machine.next_look(now), now) => {}
             }
         }
         self.shared.observe(&machine);

@@ -336,6 +336,13 @@ impl Machine {
         times.into_iter().filter(|at| *at > now).min()
     }
 
+    /// When the outbox is looked at again: what a waiting event's latency hangs on. The other deadlines
+    /// do not come so often that they would gather in the meantime what is then done together.
+    pub(crate) fn next_look(&self, now: Duration) -> Option<Duration> {
+        let [_, look] = self.reader.due();
+        look.filter(|at| *at > now && !self.stopping)
+    }
+
     /// Nothing is under way that a stop has to wait for.
     pub(crate) fn is_settled(&self) -> bool {
         self.in_flight() == 0 && self.undecided().0 == 0 && self.settling.unrecorded() == 0

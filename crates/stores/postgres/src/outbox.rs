@@ -70,8 +70,8 @@ impl PostgresOutbox {
         Ok(Self::from_pool_with(pool, options))
     }
 
-    /// Uses the application's own pool, with default options. Its statements have the pool's own
-    /// time limits. A relay has connections beside the pool, too ([`PostgresOptions::max_connections`]);
+    /// Uses the application's own pool, with default options. Reading and recording have the pool's own
+    /// time limits, a change of hands, migrations and the backlog those of the options. A relay has connections beside the pool, too ([`PostgresOptions::max_connections`]);
     /// those for LISTEN and NOTIFY know nothing of the pool's hooks. Of a pool whose connections lead to a
     /// pooler in transaction mode, say so with [`from_pool_with`](Self::from_pool_with): what is set on the
     /// connections of a relay would reach other clients.

@@ -12,6 +12,7 @@ use posthaste_core::{
 };
 use posthaste_postgres::statements;
 use posthaste_postgres::{PostgresOptions, PostgresOutbox};
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use common::{TestDatabase, everything, pending, run};
@@ -282,6 +283,39 @@ async fn a_page_and_its_settlement_touch_no_other_events() {
         let read = events_read(&database).await - before;
         let what = format!("of {max_connections}, pooler: {transaction_pooler}");
         assert!((200..500).contains(&read), "{what}: {read} events");
+    }
+}
+
+/// Of two indexes that an empty table has, a kept plan may have the wrong one for good.
+#[tokio::test]
+async fn what_is_asked_seldom_is_planned_for_each_call() {
+    let Some(database) = TestDatabase::create().await else { return };
+    database.outbox().await;
+    // An application's, without settings of ours.
+    let pool =
+        PgPoolOptions::new().max_connections(3).connect_lazy_with(database.connect_options());
+    let outbox = PostgresOutbox::from_pool(pool.clone());
+    for _ in 0..20 {
+        outbox.dead_heads(0, 10).await.unwrap();
+        outbox.backlog(0).await.unwrap();
+        let query = StuckKeyQuery { by: StuckBy::DeadLetter, after: 0, limit: 10 };
+        outbox.stuck_keys(&query).await.unwrap();
+    }
+    let planned = "select coalesce(sum(custom_plans), 0)::bigint, coalesce(sum(generic_plans), 0)::bigint \
+                   from pg_prepared_statements where statement like $1";
+    let mut connections = Vec::new();
+    for _ in 0..3 {
+        connections.push(pool.acquire().await.unwrap());
+    }
+    for part in ["%event_type, destination, outbox_shard%", "%as due, seq%", "%having min(seq) >%"]
+    {
+        let (mut each_time, mut kept) = (0, 0);
+        for connection in &mut connections {
+            let plans = sqlx::query_as(planned).bind(part).fetch_one(&mut **connection);
+            let (custom, generic): (i64, i64) = plans.await.unwrap();
+            (each_time, kept) = (each_time + custom, kept + generic);
+        }
+        assert_eq!((each_time, kept), (20, 0), "{part}");
     }
 }
 

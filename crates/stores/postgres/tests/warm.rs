@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use posthaste_core::{ErrorKind, OutboxRepository};
 use posthaste_postgres::PostgresOutbox;
@@ -49,10 +49,18 @@ async fn a_small_pool_is_left_to_others() {
 async fn a_connection_that_died_at_hand_fails_one_read() {
     let Some(database) = TestDatabase::create().await else { return };
     let outbox = database.outbox().await;
-    outbox.fetch_pending(&everything()).await.unwrap();
-    end_all_connections(&database).await;
-    let error = outbox.fetch_pending(&everything()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unreachable, "{}", error.report());
+    loop {
+        outbox.fetch_pending(&everything()).await.unwrap();
+        let used_at = Instant::now();
+        end_all_connections(&database).await;
+        let read = outbox.fetch_pending(&everything()).await;
+        // So long after it was used, it is looked at first: a busy machine has to try again.
+        if used_at.elapsed() < Duration::from_millis(900) {
+            let error = read.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unreachable, "{}", error.report());
+            break;
+        }
+    }
     outbox.fetch_pending(&everything()).await.unwrap();
 }
 
