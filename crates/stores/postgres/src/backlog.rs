@@ -7,6 +7,7 @@ use sqlx::Row;
 
 use crate::error::failed;
 use crate::outbox::PostgresOutbox;
+use crate::session::Begin;
 use crate::timestamp::Instant;
 
 const BACKLOG: &str = "count the backlog";
@@ -50,7 +51,8 @@ const COUNT: &str = "\
     from sample";
 
 pub(crate) async fn backlog(outbox: &PostgresOutbox, from: Seq) -> Result<Backlog> {
-    let mut session = outbox.transaction_along_indexes(PATIENCE, BACKLOG).await?;
+    let begin = Begin::within(Some(PATIENCE)).along_indexes();
+    let mut session = outbox.begin_session(begin, BACKLOG).await?;
     let statement = session.statement(COUNT).bind(from).bind(SAMPLE + 1);
     let row = statement.fetch_one(session.connection()).await.map_err(failed(BACKLOG))?;
     session.finish().await?;

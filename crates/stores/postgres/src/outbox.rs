@@ -71,9 +71,11 @@ impl PostgresOutbox {
     }
 
     /// Uses the application's own pool, with default options. Reading and recording have the pool's own
-    /// time limits, a change of hands, migrations and the backlog those of the options. A relay has connections beside the pool, too ([`PostgresOptions::max_connections`]);
-    /// those for LISTEN and NOTIFY know nothing of the pool's hooks. Of a pool whose connections lead to a
-    /// pooler in transaction mode, say so with [`from_pool_with`](Self::from_pool_with): what is set on the
+    /// time limits, a change of hands, migrations and the backlog those of the options.
+    ///
+    /// A relay has connections beside the pool, too ([`PostgresOptions::max_connections`]); those for
+    /// LISTEN and NOTIFY know nothing of the pool's hooks. Of a pool whose connections lead to a pooler in
+    /// transaction mode, say so with [`from_pool_with`](Self::from_pool_with): what is set on the
     /// connections of a relay would reach other clients.
     #[must_use]
     pub fn from_pool(pool: PgPool) -> Self {
@@ -188,17 +190,12 @@ impl PostgresOutbox {
         self.begin_session(Begin::within(Some(statement_timeout)), operation).await
     }
 
-    /// The same, for statements that read in order what is pending.
-    pub(crate) async fn transaction_along_indexes(
+    /// A transaction that begins so.
+    pub(crate) async fn begin_session(
         &self,
-        statement_timeout: Duration,
+        begin: Begin,
         operation: &'static str,
     ) -> Result<Session> {
-        let begin = Begin::within(Some(statement_timeout)).along_indexes();
-        self.begin_session(begin, operation).await
-    }
-
-    async fn begin_session(&self, begin: Begin, operation: &'static str) -> Result<Session> {
         Session::begin(&self.0.pool, self.0.pooler, begin, operation).await
     }
 
