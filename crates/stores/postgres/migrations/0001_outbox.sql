@@ -30,17 +30,13 @@ create table outbox_events (
 ) partition by list ((processed_at is null));
 
 -- Small and hot: whatever is not delivered. No index beyond these three, since each one taxes
--- every producer: unique (seq) also serves reading, because dead letters are rare.
+-- every producer: unique (seq) also serves reading, because dead letters are rare. Vacuum has the
+-- database's own settings: each round of it reads both indexes as a whole, and nothing here hangs on
+-- it (ARCHITECTURE.md).
 create table outbox_events_pending partition of outbox_events (
     constraint outbox_events_pending_seq_key unique (seq),
     constraint outbox_events_pending_id_key unique (id)
-) for values in (true) with (
-    autovacuum_vacuum_scale_factor = 0.01,
-    autovacuum_vacuum_threshold = 1000,
-    autovacuum_vacuum_cost_delay = 0,
-    autovacuum_analyze_scale_factor = 0.05,
-    autovacuum_analyze_threshold = 5000
-);
+) for values in (true);
 create index outbox_events_pending_dead on outbox_events_pending (seq) where dead_at is not null;
 
 -- History: one partition a day (UTC), created ahead; `default` is the net beneath.

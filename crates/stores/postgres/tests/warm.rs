@@ -17,10 +17,7 @@ async fn a_read_finds_the_connection_of_the_one_before() {
     let outbox = database.outbox().await;
     outbox.fetch_pending(&everything()).await.unwrap();
     outbox.fetch_pending(&everything()).await.unwrap();
-    // What goes back to the pool, as the connection that created the outbox, is looked at first.
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let pool = outbox.pool();
-    assert_eq!(pool.size() as usize - pool.num_idle(), 1, "one is kept");
+    assert_eq!(kept(&outbox).await, 1);
 }
 
 #[tokio::test]
@@ -71,8 +68,61 @@ async fn a_connection_that_died_long_ago_fails_nothing() {
     let outbox = database.outbox().await;
     outbox.fetch_pending(&everything()).await.unwrap();
     end_all_connections(&database).await;
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    skip(Duration::from_secs(2)).await;
     outbox.fetch_pending(&everything()).await.unwrap();
+}
+
+/// As when the network has gone and nobody says so: each of those that are kept would be waited for.
+#[tokio::test]
+async fn what_was_kept_with_a_connection_that_died_is_not_tried() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    let query = everything();
+    let (one, other) = tokio::join!(outbox.fetch_pending(&query), outbox.fetch_pending(&query));
+    one.unwrap();
+    other.unwrap();
+    assert_eq!(kept(&outbox).await, 2);
+    end_all_connections(&database).await;
+    skip(Duration::from_secs(2)).await;
+    outbox.fetch_pending(&query).await.unwrap();
+    assert_eq!(kept(&outbox).await, 1, "the other is given up, too");
+}
+
+/// What the server keeps for a session grows.
+#[tokio::test]
+async fn a_connection_is_kept_for_ten_minutes() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    outbox.fetch_pending(&everything()).await.unwrap();
+    let first = session_of_last_read(&database).await;
+    skip(Duration::from_secs(580)).await;
+    outbox.fetch_pending(&everything()).await.unwrap();
+    assert_eq!(session_of_last_read(&database).await, first);
+    skip(Duration::from_secs(30)).await;
+    outbox.fetch_pending(&everything()).await.unwrap();
+    assert_ne!(session_of_last_read(&database).await, first);
+}
+
+/// Connections that are kept, and no other is in use.
+async fn kept(outbox: &PostgresOutbox) -> usize {
+    // What goes back to the pool, as the connection that created the outbox, is looked at first.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let pool = outbox.pool();
+    pool.size() as usize - pool.num_idle()
+}
+
+/// To this process, so much time goes by.
+async fn skip(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+async fn session_of_last_read(database: &TestDatabase) -> i32 {
+    let last = "select pid from pg_stat_activity where datname = current_database() \
+                and pid <> pg_backend_pid() and query like '%outbox_events_pending%' \
+                order by query_start desc limit 1";
+    database.value(last).await
 }
 
 async fn end_all_connections(database: &TestDatabase) {
