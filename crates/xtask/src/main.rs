@@ -1,9 +1,10 @@
-//! Developer commands: `cargo xtask services`, `test`, `promises`, `faults`, `sim`, `mutants`,
-//! `bench`, `tidy`.
+//! Developer commands: `cargo xtask services`, `test`, `postgres-versions`, `promises`, `faults`, `sim`,
+//! `mutants`, `bench`, `tidy`.
 
 mod bench;
 mod faults;
 mod mutants;
+mod postgres_versions;
 mod process;
 mod promises;
 mod services;
@@ -33,6 +34,8 @@ enum Command {
     },
     /// Starts the services, then runs everything that CI runs.
     Test(test::TestArguments),
+    /// Runs the tests that talk to PostgreSQL on every version that is supported.
+    PostgresVersions(postgres_versions::PostgresVersionsArguments),
     /// Breaks things around the released program and shows what its promises come to.
     Promises(promises::PromisesArguments),
     /// Breaks one thing after the other under several relays and writes a report of it.
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Services { command: ServicesCommand::Status } => services::status(),
         Command::Services { command: ServicesCommand::Down } => services::down(),
         Command::Test(arguments) => test::run(&arguments),
+        Command::PostgresVersions(arguments) => postgres_versions::run(&arguments),
         Command::Promises(arguments) => promises::run(&arguments),
         Command::Faults(arguments) => faults::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),

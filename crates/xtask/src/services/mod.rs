@@ -204,7 +204,7 @@ fn wait_until_ready(service: &Service, url: &Url, limit: Duration) -> Result<()>
 }
 
 /// The first port from `from` on that nothing listens on.
-fn free_port(from: u16) -> Result<u16> {
+pub(crate) fn free_port(from: u16) -> Result<u16> {
     (from..from.saturating_add(100))
         .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
         .with_context(|| format!("no free port from {from} on"))
