@@ -1,5 +1,5 @@
 //! `cargo xtask postgres-versions`: the tests that talk to PostgreSQL, on every version that is
-//! supported.
+//! supported. Where those servers come from has them for Linux on x86-64.
 
 use std::fs;
 use std::path::{Path, PathBuf};
