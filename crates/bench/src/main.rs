@@ -71,6 +71,10 @@ enum Command {
 
 /// What nearly all workloads are measured with.
 const PAYLOAD_BYTES: usize = 200;
+/// Waiting events.
+const EVENTS: u64 = 100_000;
+/// And where relays join each other, who take a second or so to share the work.
+const SCALE_OUT_EVENTS: u64 = 1_000_000;
 
 #[derive(clap::Args)]
 struct Run {
@@ -244,12 +248,11 @@ impl Run {
     async fn drain_report(
         &self,
         bed: &Bed,
-        name: &str,
-        caption: &str,
+        mut report: Report,
         contenders: &[Contender],
+        events: u64,
     ) -> Result<Report> {
-        let mut report = Report::new(name, caption, RATE);
-        let workload = self.workload(100_000);
+        let workload = self.workload(events);
         report.set("events", workload.events);
         let wanted = |known: &Contender| self.wants(&known.name());
         let contenders: Vec<Contender> = contenders.iter().copied().filter(wanted).collect();
@@ -271,7 +274,8 @@ impl Run {
             Contender::flat_loop(Target::JetStream),
         ];
         let caption = "What database and broker give to a loop that does nothing else";
-        let mut report = self.drain_report(bed, "floors", caption, &contenders).await?;
+        let report = Report::new("floors", caption, RATE);
+        let mut report = self.drain_report(bed, report, &contenders, EVENTS).await?;
         for target in [Target::Null, Target::JetStream] {
             let (of, to) = (Contender::bare_loop(target), Contender::flat_loop(target));
             report.add_ratio("÷ flat table", RATE, &of.name(), &to.name());
@@ -300,7 +304,8 @@ impl Run {
         ];
         contenders.extend(relays);
         let caption = "The relay beside the bare loop, with everything waiting";
-        let mut report = self.drain_report(bed, "drain", caption, &contenders).await?;
+        let report = Report::new("drain", caption, RATE);
+        let mut report = self.drain_report(bed, report, &contenders, EVENTS).await?;
         for relay in relays {
             let Contender::Relay { into, .. } = relay else { continue };
             let target = match into {
@@ -370,7 +375,8 @@ impl Run {
                 })
                 .collect();
         let caption = "Several relays on one outbox, all on one machine";
-        let mut report = self.drain_report(bed, "scale-out", caption, &contenders).await?;
+        let report = Report::new("scale-out", caption, RATE);
+        let mut report = self.drain_report(bed, report, &contenders, SCALE_OUT_EVENTS).await?;
         for group in contenders.chunks(3) {
             for several in group {
                 report.add_ratio("÷ one relay", RATE, &several.name(), &group[0].name());
@@ -411,7 +417,8 @@ impl Run {
             },
         ];
         let caption = "Other outboxes into JetStream, on the same servers";
-        let mut report = self.drain_report(bed, "rivals", caption, &contenders).await?;
+        let report = Report::new("rivals", caption, RATE);
+        let mut report = self.drain_report(bed, report, &contenders, EVENTS).await?;
         for rival in contenders {
             report.add_ratio("÷ posthaste", RATE, &rival.name(), &contenders[0].name());
         }
