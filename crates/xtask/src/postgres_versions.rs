@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{process, services, target_dir, test};
 
@@ -34,7 +34,7 @@ const TESTS: [&[&str]; 2] = [
 /// Tests that break a server of their own start the one that is installed, whatever its version.
 ///
 /// # Errors
-/// When npm or a service is out of reach, and when a test fails.
+/// When npm or a service is out of reach, when no version is the wanted one, and when a test fails.
 pub(crate) fn run(arguments: &PostgresVersionsArguments) -> Result<()> {
     let mut environment = services::up()?;
     environment.extend(test::prepare_python()?);
@@ -52,7 +52,7 @@ pub(crate) fn run(arguments: &PostgresVersionsArguments) -> Result<()> {
         for tests in TESTS {
             let mut command = test::cargo();
             command.args(["test", "--no-fail-fast"]).args(tests).envs(environment.iter().cloned());
-            command.env("POSTHASTE_TEST_POSTGRES_URL", server.url());
+            command.env("POSTHASTE_TEST_POSTGRES_URL", server.url("test"));
             command.env("POSTHASTE_TEST_REQUIRE_SERVICES", "1");
             outcome = outcome.and(process::run(&mut command));
         }
@@ -61,6 +61,7 @@ pub(crate) fn run(arguments: &PostgresVersionsArguments) -> Result<()> {
             Err(_) => failed.push(version),
         }
     }
+    ensure!(!(passed.is_empty() && failed.is_empty()), "no such version");
     println!("PostgreSQL: passed on {}", passed.join(", "));
     if failed.is_empty() {
         return Ok(());
@@ -97,8 +98,8 @@ impl Server {
         Ok(server)
     }
 
-    fn url(&self) -> String {
-        format!("postgres://root@127.0.0.1:{}/test", self.port)
+    fn url(&self, database: &str) -> String {
+        format!("postgres://root@127.0.0.1:{}/{database}", self.port)
     }
 
     fn banner(&self) -> Result<String> {
@@ -108,17 +109,7 @@ impl Server {
     /// Through the client that is installed: there is none in the package.
     fn sql(&self, statement: &str) -> Result<String> {
         let mut psql = Command::new("psql");
-        psql.args([
-            "-h",
-            "127.0.0.1",
-            "-U",
-            "root",
-            "-d",
-            "postgres",
-            "-p",
-            &self.port.to_string(),
-        ]);
-        process::output(psql.args(["-Atc", statement]))
+        process::output(psql.args(["-Atc", statement, &self.url("postgres")]))
     }
 
     /// One of its programs, which refuse to run as root.
@@ -147,7 +138,7 @@ impl Drop for Server {
 fn programs(release: &str, version: &str) -> Result<PathBuf> {
     let folder = target_dir().join("postgres").join(version);
     let package = folder.join("node_modules").join(Path::new(PACKAGE));
-    // npm writes what it installed into the package's own manifest.
+    // Which release is there already, if any.
     let manifest = fs::read_to_string(package.join("package.json")).unwrap_or_default();
     if !manifest.contains(release) {
         fs::create_dir_all(&folder).context("make a folder for PostgreSQL's programs")?;
