@@ -38,15 +38,25 @@ pub trait EventBus: Send + Sync + 'static {
 
     /// Publishes a batch and returns one result per event, in the order given.
     ///
-    /// `Ok` means that the broker acknowledged the event durably. An error's status decides what
-    /// follows: `Transient` counts an attempt and waits, `Permanent` dead-letters, `Unavailable`
-    /// pauses the whole destination and counts nothing. A bus reports `Unavailable` for whatever
-    /// is not this event's own fault. An unknown outcome is an error: the event is sent again.
+    /// `Ok` means that the broker acknowledged the event durably. An error says what was met, and
+    /// [about whom](crate::Error::about): the bus reports, and the processor decides from what other
+    /// events meet whether that is an outage or the event's own trouble. A bus has no rules of its
+    /// own for that. An unknown outcome is an error: the event is sent again.
     ///
     /// May be called from several tasks at once. The processor never has events of one key in two
     /// calls at the same time. Must end in bounded time; the processor adds no limit of its own.
     /// Dropping the future loses acknowledgements, not events.
     async fn publish(&self, events: &[OutboxEvent]) -> Vec<PublishResult>;
+
+    /// Publishes a batch and reports each outcome as soon as it is known. This is what the processor
+    /// calls.
+    ///
+    /// Default: [`publish`](Self::publish), and all outcomes at its end. A bus whose events are
+    /// answered one by one overrides it, for no call may hold back what others answered. An event
+    /// that is not reported when the future ends has failed; a second report of one is ignored.
+    async fn publish_each(&self, events: &[OutboxEvent], outcomes: Outcomes<'_>) {
+        outcomes.known(self.publish(events).await.into_iter().enumerate().collect());
+    }
 
     /// Confirms that events could be published: reachable, authorised, the destination there.
     ///
@@ -62,6 +72,31 @@ pub trait EventBus: Send + Sync + 'static {
     }
 }
 
+/// Takes the outcomes of one [call](EventBus::publish_each) as they become known.
+#[derive(Clone, Copy)]
+pub struct Outcomes<'a>(&'a (dyn Fn(Vec<(usize, PublishResult)>) + Sync));
+
+impl<'a> Outcomes<'a> {
+    /// Hands what is known to `take`.
+    pub const fn new(take: &'a (dyn Fn(Vec<(usize, PublishResult)>) + Sync)) -> Self {
+        Self(take)
+    }
+
+    /// Reports results, each with the position of its event in the call. What is known at one moment
+    /// is best reported at once: each report wakes the processor.
+    pub fn known(&self, results: Vec<(usize, PublishResult)>) {
+        if !results.is_empty() {
+            (self.0)(results);
+        }
+    }
+}
+
+impl std::fmt::Debug for Outcomes<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Outcomes")
+    }
+}
+
 /// What a bus can do: data that the processor, the conformance suite and start-up checks read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BusCapabilities {
@@ -69,6 +104,9 @@ pub struct BusCapabilities {
     pub name: &'static str,
     /// The most events one call takes; the processor cuts batches to it. At least 1.
     pub batch_events_max: usize,
+    /// The most events on their way to this destination at once, over all calls; `None` leaves it to
+    /// the processor's own limit. At least 1.
+    pub in_flight_events_max: Option<usize>,
     /// Whether one call may hold several events of one key.
     pub key_pipelining: KeyPipelining,
     /// Whether the broker drops a repeated event by its id (within its own window).
@@ -94,6 +132,7 @@ impl BusCapabilities {
         Self {
             name,
             batch_events_max: 100,
+            in_flight_events_max: None,
             key_pipelining: KeyPipelining::OnePerKey,
             deduplicates: false,
             durable: true,

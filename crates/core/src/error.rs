@@ -42,6 +42,25 @@ pub enum ErrorKind {
     Internal,
 }
 
+/// Whom an error says something about: what was met, not what is done about it. A bus reports it,
+/// and the relay decides from what others met meanwhile; the table stands in ARCHITECTURE.md.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Subject {
+    /// Nothing of the event was seen by anybody: no address, no connection, no TLS, not logged in. It
+    /// cannot be the event's doing.
+    Connection,
+    /// The answer, or that there was none, is what a destination gives that is down, refuses our
+    /// credentials or has no room: a 503, a time-out, a connection reset. That others are taken
+    /// meanwhile refutes it.
+    Destination,
+    /// The path, topic or subject that this event chose for itself. It never speaks for events that
+    /// go another way.
+    Route,
+    /// This event.
+    Event,
+}
+
 /// What an error means for the event, or for the operation, that met it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorStatus {
@@ -54,26 +73,51 @@ pub enum ErrorStatus {
 }
 
 impl ErrorKind {
-    /// The one place that maps a kind to what is done about it.
+    /// Whom this kind says something about, where an adapter does not know better.
     ///
     /// A missing destination and refused credentials are an operator's to mend, not the event's
-    /// fault: they pause the destination and burn no attempt.
+    /// fault.
     #[must_use]
-    pub const fn status(self) -> ErrorStatus {
+    pub const fn subject(self) -> Subject {
         match self {
-            Self::Unreachable
-            | Self::Timeout
+            Self::Unreachable => Subject::Connection,
+            Self::Timeout
             | Self::Unauthorized
             | Self::Throttled
             | Self::DestinationMissing
             | Self::Config
             | Self::Schema
             | Self::Conflict
-            | Self::Internal => ErrorStatus::Unavailable,
-            Self::TooLarge | Self::Malformed | Self::Rejected | Self::Corrupt | Self::NotFound => {
-                ErrorStatus::Permanent
-            }
-            Self::Failed => ErrorStatus::Transient,
+            | Self::Internal => Subject::Destination,
+            Self::TooLarge
+            | Self::Malformed
+            | Self::Rejected
+            | Self::Corrupt
+            | Self::NotFound
+            | Self::Failed => Subject::Event,
+        }
+    }
+
+    /// Whether trying again is in vain until somebody changes something.
+    #[must_use]
+    pub const fn is_permanent(self) -> bool {
+        matches!(
+            self,
+            Self::TooLarge | Self::Malformed | Self::Rejected | Self::Corrupt | Self::NotFound
+        )
+    }
+
+    /// What is done about this kind where an adapter does not know better whom it is about.
+    #[must_use]
+    pub const fn status(self) -> ErrorStatus {
+        self.status_about(self.subject())
+    }
+
+    const fn status_about(self, subject: Subject) -> ErrorStatus {
+        match subject {
+            Subject::Connection | Subject::Destination => ErrorStatus::Unavailable,
+            Subject::Route | Subject::Event if self.is_permanent() => ErrorStatus::Permanent,
+            Subject::Route | Subject::Event => ErrorStatus::Transient,
         }
     }
 
@@ -132,6 +176,10 @@ impl fmt::Display for ErrorKind {
     }
 }
 
+/// The longest wait that a server can ask for, wherever: no answer stops a key for hours, and
+/// one try in five minutes hurts nobody.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
+
 /// Kind, operation, context and source of a failure.
 ///
 /// `Display` gives one line with all but the source; walk [`std::error::Error::source`] for the
@@ -142,7 +190,7 @@ pub struct Error(Box<Inner>);
 #[derive(Debug)]
 struct Inner {
     kind: ErrorKind,
-    status: ErrorStatus,
+    subject: Subject,
     operation: &'static str,
     message: String,
     context: Vec<(&'static str, String)>,
@@ -155,7 +203,7 @@ impl Error {
     pub fn new(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Self {
         Self(Box::new(Inner {
             kind,
-            status: kind.status(),
+            subject: kind.subject(),
             operation,
             message: message.into(),
             context: Vec::new(),
@@ -164,12 +212,12 @@ impl Error {
         }))
     }
 
-    /// Overrules the status its kind implies.
+    /// Says whom it is about, where its kind alone would say another.
     ///
-    /// For a destination that knows better: a timeout that it can tie to one event, for one.
+    /// For an adapter that knows better: a refused right that concerns one subject, for one.
     #[must_use]
-    pub fn with_status(mut self, status: ErrorStatus) -> Self {
-        self.0.status = status;
+    pub fn about(mut self, subject: Subject) -> Self {
+        self.0.subject = subject;
         self
     }
 
@@ -180,10 +228,11 @@ impl Error {
         self
     }
 
-    /// How long the server asked us to wait before the next try.
+    /// How long the server asked us to wait before the next try; more than
+    /// [`RETRY_AFTER_MAX`] counts as that.
     #[must_use]
     pub fn with_retry_after(mut self, delay: Duration) -> Self {
-        self.0.retry_after = Some(delay);
+        self.0.retry_after = Some(delay.min(RETRY_AFTER_MAX));
         self
     }
 
@@ -203,10 +252,17 @@ impl Error {
         self.0.kind
     }
 
-    /// What the relay does about it.
+    /// Whom it says something about.
+    #[must_use]
+    pub fn subject(&self) -> Subject {
+        self.0.subject
+    }
+
+    /// What it means for the operation that met it, taken alone. What a relay does about a failed
+    /// event depends on what other events meet, too.
     #[must_use]
     pub fn status(&self) -> ErrorStatus {
-        self.0.status
+        self.0.kind.status_about(self.0.subject)
     }
 
     /// What was being done.
@@ -276,6 +332,25 @@ mod tests {
             "publish: no connection (server=nats://127.0.0.1:4222): refused"
         );
         assert_eq!(error.status(), ErrorStatus::Unavailable);
+    }
+
+    #[test]
+    fn whom_it_is_about_decides_with_the_kind_what_it_means() {
+        let error = |kind, subject| Error::new(kind, "publish", "no").about(subject).status();
+        use ErrorKind::{Rejected, Unauthorized};
+        assert_eq!(error(Unauthorized, Subject::Route), ErrorStatus::Transient);
+        assert_eq!(error(Rejected, Subject::Route), ErrorStatus::Permanent);
+        assert_eq!(error(Rejected, Subject::Destination), ErrorStatus::Unavailable);
+    }
+
+    #[test]
+    fn a_server_can_ask_for_five_minutes_at_most() {
+        let asked = |secs| {
+            let delay = Duration::from_secs(secs);
+            Error::new(ErrorKind::Throttled, "publish", "no").with_retry_after(delay).retry_after()
+        };
+        assert_eq!(asked(60), Some(Duration::from_secs(60)));
+        assert_eq!(asked(3600), Some(RETRY_AFTER_MAX));
     }
 
     #[test]

@@ -29,8 +29,8 @@ mod stuck_key;
 mod unit_of_work;
 
 pub use admin::{EventFilter, EventState, OutboxAdmin};
-pub use bus::{BusCapabilities, EventBus, KeyPipelining, PublishResult};
-pub use error::{Error, ErrorKind, ErrorStatus, Result};
+pub use bus::{BusCapabilities, EventBus, KeyPipelining, Outcomes, PublishResult};
+pub use error::{Error, ErrorKind, ErrorStatus, RETRY_AFTER_MAX, Result, Subject};
 pub use event::{DEFAULT_MAX_RETRIES, EventRecord, OutboxEvent};
 pub use event_builder::{EVENT_TYPE_CHARS_MAX, OutboxEventBuilder};
 pub use headers::{HEADER_NAME_BYTES_MAX, HEADERS_BYTES_MAX, Headers};

@@ -2,7 +2,7 @@
 
 use async_nats::jetstream::{self, ErrorCode};
 use async_nats::{Message, StatusCode};
-use posthaste_core::{Error, ErrorKind, ErrorStatus};
+use posthaste_core::{Error, ErrorKind, Subject};
 use serde::Deserialize;
 
 const OVER_MAX_PAYLOAD: &str = "the event is over the server's max_payload";
@@ -122,7 +122,7 @@ pub(super) fn no_stream(subject: &str, own_fault: bool) -> Error {
         "no JetStream stream covers the subject; create a stream that covers it, or correct it",
     )
     .with_context("subject", subject);
-    if own_fault { error.with_status(ErrorStatus::Transient) } else { error }
+    if own_fault { error.about(Subject::Route) } else { error }
 }
 
 #[cfg(test)]
@@ -187,9 +187,9 @@ mod tests {
     #[test]
     fn a_subject_without_a_stream_says_what_to_do() {
         let error = no_stream("events.a", false);
-        assert_eq!(error.status(), ErrorStatus::Unavailable);
+        assert_eq!(error.subject(), Subject::Destination);
         assert!(error.to_string().contains("create a stream that covers it"), "{error}");
         assert!(error.to_string().contains("events.a"), "{error}");
-        assert_eq!(no_stream("events.a", true).status(), ErrorStatus::Transient);
+        assert_eq!(no_stream("events.a", true).subject(), Subject::Route);
     }
 }

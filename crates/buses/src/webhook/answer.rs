@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
-use posthaste_core::{Error, ErrorKind, ErrorStatus};
+use posthaste_core::{Error, ErrorKind, Subject};
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 
@@ -12,8 +12,6 @@ use super::address::NotPublic;
 
 /// How much of an answer goes into the error.
 const BODY_BYTES_MAX: usize = 2 * 1024;
-/// The longest `Retry-After` that is honoured: no answer may stop a destination for days.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
 
 const OPERATION: &str = "post to webhook";
 
@@ -21,11 +19,11 @@ const OPERATION: &str = "post to webhook";
 ///
 /// `own_path`: the event chose the path itself, so that what is wrong with the path is wrong with
 /// this event alone. `None` for success.
-pub(super) fn meaning(status: StatusCode, own_path: bool) -> Option<(ErrorKind, ErrorStatus)> {
+pub(super) fn meaning(status: StatusCode, own_path: bool) -> Option<(ErrorKind, Subject)> {
     let kind = match status.as_u16() {
         200..=299 => return None,
         404 | 410 if own_path => {
-            return Some((ErrorKind::DestinationMissing, ErrorStatus::Transient));
+            return Some((ErrorKind::DestinationMissing, Subject::Route));
         }
         401 | 403 | 407 => ErrorKind::Unauthorized,
         100..=399 | 404 | 410 => ErrorKind::DestinationMissing,
@@ -35,13 +33,13 @@ pub(super) fn meaning(status: StatusCode, own_path: bool) -> Option<(ErrorKind, 
         400..=499 => ErrorKind::Rejected,
         _ => ErrorKind::Failed,
     };
-    Some((kind, kind.status()))
+    Some((kind, kind.subject()))
 }
 
 /// Reads an answer to its result.
 pub(super) async fn judge(mut answer: Response, own_path: bool) -> Result<(), Error> {
     let status = answer.status();
-    let Some((kind, error_status)) = meaning(status, own_path) else {
+    let Some((kind, subject)) = meaning(status, own_path) else {
         // Read to its end a short answer leaves the connection fit for the next request; a long
         // one is not worth the time.
         read_start(&mut answer).await;
@@ -51,7 +49,7 @@ pub(super) async fn judge(mut answer: Response, own_path: bool) -> Result<(), Er
     let body = read_start(&mut answer).await;
     let what = if status.is_redirection() { "redirects are not followed: " } else { "" };
     let message = format!("{what}the answer is {status}");
-    let mut error = Error::new(kind, OPERATION, message).with_status(error_status);
+    let mut error = Error::new(kind, OPERATION, message).about(subject);
     if !body.is_empty() {
         error = error.with_context("body", body);
     }
@@ -108,7 +106,7 @@ fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
             Duration::try_from(when.duration_since(now)).unwrap_or(Duration::ZERO)
         }
     };
-    Some(delay.min(RETRY_AFTER_MAX))
+    Some(delay)
 }
 
 #[cfg(test)]
@@ -118,20 +116,20 @@ mod tests {
     #[test]
     fn every_answer_has_the_meaning_of_the_table() {
         use ErrorKind::{DestinationMissing, Failed, Rejected, Throttled, TooLarge, Unauthorized};
-        let cases: &[(&[u16], ErrorKind, ErrorStatus)] = &[
-            (&[100, 301, 302, 304, 307, 308], DestinationMissing, ErrorStatus::Unavailable),
-            (&[401, 403, 407], Unauthorized, ErrorStatus::Unavailable),
-            (&[404, 410], DestinationMissing, ErrorStatus::Unavailable),
-            (&[408, 409, 423, 425], Failed, ErrorStatus::Transient),
-            (&[413, 431], TooLarge, ErrorStatus::Permanent),
-            (&[429, 502, 503, 504], Throttled, ErrorStatus::Unavailable),
-            (&[400, 402, 405, 406, 415, 422, 451], Rejected, ErrorStatus::Permanent),
-            (&[500, 501, 505, 507, 599], Failed, ErrorStatus::Transient),
+        let cases: &[(&[u16], ErrorKind, Subject)] = &[
+            (&[100, 301, 302, 304, 307, 308], DestinationMissing, Subject::Destination),
+            (&[401, 403, 407], Unauthorized, Subject::Destination),
+            (&[404, 410], DestinationMissing, Subject::Destination),
+            (&[408, 409, 423, 425], Failed, Subject::Event),
+            (&[413, 431], TooLarge, Subject::Event),
+            (&[429, 502, 503, 504], Throttled, Subject::Destination),
+            (&[400, 402, 405, 406, 415, 422, 451], Rejected, Subject::Event),
+            (&[500, 501, 505, 507, 599], Failed, Subject::Event),
         ];
-        for (codes, kind, status) in cases {
+        for (codes, kind, subject) in cases {
             for code in *codes {
                 let code = StatusCode::from_u16(*code).unwrap();
-                assert_eq!(meaning(code, false), Some((*kind, *status)), "{code}");
+                assert_eq!(meaning(code, false), Some((*kind, *subject)), "{code}");
             }
         }
         for code in 200..300 {
@@ -142,13 +140,13 @@ mod tests {
     #[test]
     fn a_path_the_event_chose_is_its_own_fault() {
         for code in [404, 410] {
-            let (_, status) = meaning(StatusCode::from_u16(code).unwrap(), true).unwrap();
-            assert_eq!(status, ErrorStatus::Transient);
+            let (_, subject) = meaning(StatusCode::from_u16(code).unwrap(), true).unwrap();
+            assert_eq!(subject, Subject::Route);
         }
     }
 
     #[test]
-    fn retry_after_is_read_in_both_forms_and_bounded() {
+    fn retry_after_is_read_in_both_forms() {
         let now: Timestamp = "1994-11-06T08:49:00Z".parse().unwrap();
         let read = |text: &str| {
             let headers = [(RETRY_AFTER, text.parse().unwrap())].into_iter().collect();
@@ -157,8 +155,8 @@ mod tests {
         assert_eq!(read("120"), Some(Duration::from_secs(120)));
         assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::from_secs(37)));
         assert_eq!(read("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO));
-        assert_eq!(read("99999999999"), Some(RETRY_AFTER_MAX));
-        assert_eq!(read("Thu, 31 Dec 9998 23:59:59 GMT"), Some(RETRY_AFTER_MAX));
+        assert_eq!(read("99999999999"), Some(Duration::from_secs(99_999_999_999)));
+        assert!(read("Thu, 31 Dec 9998 23:59:59 GMT") > Some(Duration::from_secs(99_999_999)));
         for bad in ["", "-1", "soon", "1.5"] {
             assert_eq!(read(bad), None, "{bad}");
         }

@@ -11,7 +11,7 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
 use posthaste_core::{
     BusCapabilities, Error, ErrorKind, ErrorStatus, EventBus, KeyPipelining, OutboxEvent,
-    PublishResult, Result,
+    PublishResult, Result, Subject,
 };
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Request, StatusCode, Url};
@@ -253,7 +253,7 @@ impl Outage {
             Ok(()) => call.delivered = true,
             // Others of this call came through: the endpoint is up, and slow on this event only.
             Err(error) if error.kind() == ErrorKind::Timeout && call.delivered => {
-                return result.map_err(|error| error.with_status(ErrorStatus::Transient));
+                return result.map_err(|error| error.about(Subject::Event));
             }
             Err(error) if error.status() == ErrorStatus::Unavailable => {
                 call.failure.get_or_insert_with(|| Failure {

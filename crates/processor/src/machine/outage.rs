@@ -6,9 +6,6 @@ use posthaste_core::{Error, ErrorKind, RetryPolicy};
 
 use super::suspicion::{OUTAGE_KEYS, Position, Suspicion, Undecided};
 
-/// The longest pause a server may ask for with a retry-after.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
-
 /// How pauses grow: quick enough to resume soon, slow enough to leave a sick server alone.
 const PAUSES: RetryPolicy = RetryPolicy {
     base_delay: Duration::from_millis(250),
@@ -153,7 +150,7 @@ impl Outage {
 
     /// The destination is unavailable.
     pub(super) fn unavailable(&mut self, error: &Error, now: Duration, random: f64) {
-        let asked = error.retry_after().unwrap_or_default().min(RETRY_AFTER_MAX);
+        let asked = error.retry_after().unwrap_or_default();
         self.open(error.report(), asked, now, random);
     }
 
@@ -176,7 +173,7 @@ impl Outage {
             "{OUTAGE_KEYS} keys failed in a row and none succeeded; the last: {}",
             error.report()
         );
-        let asked = error.retry_after().unwrap_or_default().min(RETRY_AFTER_MAX);
+        let asked = error.retry_after().unwrap_or_default();
         self.open(text, asked, now, random);
         true
     }
