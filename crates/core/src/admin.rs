@@ -94,13 +94,23 @@ impl OutboxEvent {
     }
 }
 
-/// Which events. Every part that is given must match; an empty filter matches all.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Which events. Every part that is given must match.
+///
+/// There is no default: every event is asked for by [`all`](Self::all), by that name, and a list
+/// of ids that turned out empty selects nothing.
+///
+/// ```
+/// # use posthaste_core::EventFilter;
+/// let of_type = EventFilter { event_type: Some("order.placed".into()), ..EventFilter::all() };
+/// let none = EventFilter::with_ids([]);
+/// # assert_eq!((of_type.ids, none.ids), (None, Some(vec![])));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventFilter {
     /// In this state. `Pending` includes `Retrying`.
     pub state: Option<EventState>,
-    /// One of these ids; empty means any.
-    pub ids: Vec<Uuid>,
+    /// One of these ids: none of them, and nothing matches. `None` means any.
+    pub ids: Option<Vec<Uuid>>,
     /// Of exactly this event type.
     pub event_type: Option<String>,
     /// Of this order key, or of this aggregate where it has no key of its own.
@@ -114,15 +124,29 @@ pub struct EventFilter {
 }
 
 impl EventFilter {
-    /// The events with these ids.
+    /// Every event.
+    #[must_use]
+    pub const fn all() -> Self {
+        Self {
+            state: None,
+            ids: None,
+            event_type: None,
+            order_key: None,
+            created_from: None,
+            created_before: None,
+            after: None,
+        }
+    }
+
+    /// The events with these ids. Of no ids: no events.
     #[must_use]
     pub fn with_ids(ids: impl IntoIterator<Item = Uuid>) -> Self {
-        Self { ids: ids.into_iter().collect(), ..Self::default() }
+        Self { ids: Some(ids.into_iter().collect()), ..Self::all() }
     }
 
     /// The events in `state`.
     #[must_use]
     pub fn in_state(state: EventState) -> Self {
-        Self { state: Some(state), ..Self::default() }
+        Self { state: Some(state), ..Self::all() }
     }
 }

@@ -73,6 +73,7 @@ async fn defects_of_administration_and_upkeep_are_found() {
     for (defect, check) in [
         (RepositoryDefect::RevivesSilently, "retry_revives_a_dead_letter_at_its_old_place"),
         (RepositoryDefect::RetriesEverything, "retry_and_discard_leave_what_does_not_match"),
+        (RepositoryDefect::TakesNoIdsForAny, "an_empty_list_of_ids_selects_nothing"),
         (RepositoryDefect::CleansUpTheDead, "cleanup_removes_only_old_delivered_events"),
         (RepositoryDefect::CleansUpNothing, "cleanup_removes_only_old_delivered_events"),
         (RepositoryDefect::CountsNoRetries, "backlog_counts_each_phase"),

@@ -129,9 +129,12 @@ async fn change(
         .into());
     }
     let mut filter = filter_of(args.filter);
-    filter.ids.extend(args.event_ids);
-    filter.ids.sort_unstable();
-    filter.ids.dedup();
+    if named > 0 {
+        let ids = filter.ids.get_or_insert_default();
+        ids.extend(args.event_ids);
+        ids.sort_unstable();
+        ids.dedup();
+    }
     let store = store::open_ready(config).await?;
     if args.all_matching && !args.yes && !confirm(change, &*store, &filter, config).await? {
         eprintln!("nothing was changed");
@@ -144,8 +147,8 @@ async fn change(
     output.write(&json!({ change.done(): changed }), || {
         format!("{} {}", change.done(), count(changed, "event"))
     })?;
-    if named > 0 && changed < filter.ids.len() as u64 {
-        let rest = filter.ids.len() as u64 - changed;
+    let rest = (filter.ids.map_or(0, |ids| ids.len()) as u64).saturating_sub(changed);
+    if named > 0 && rest > 0 {
         eprintln!(
             "{} of the ids given could not be {}: not there, delivered, or nothing to change",
             rest,
@@ -190,7 +193,8 @@ async fn confirm(
 fn filter_of(args: FilterArgs) -> EventFilter {
     EventFilter {
         state: args.state,
-        ids: args.ids,
+        // Without ids the other filters decide: what changes events asks for --all-matching then.
+        ids: (!args.ids.is_empty()).then_some(args.ids),
         event_type: args.event_type,
         order_key: args.key,
         created_from: args.since,

@@ -43,7 +43,7 @@ impl Verdict {
         let received = broker.received();
         let expected = shop.events_by_customer().await?;
         let dead = EventFilter::in_state(EventState::Dead);
-        let retried = outbox.list_events(&EventFilter::default(), usize::MAX >> 1).await?;
+        let retried = outbox.list_events(&EventFilter::all(), usize::MAX >> 1).await?;
         let dead_letters = outbox.count_events(&dead, u64::MAX >> 1).await?;
         let checked = check(&expected, &received);
         Ok(Self {

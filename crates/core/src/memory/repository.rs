@@ -103,7 +103,7 @@ fn matches(filter: &EventFilter, event: &OutboxEvent) -> bool {
         Some(state) => event.state() == state,
     };
     state_matches
-        && (filter.ids.is_empty() || filter.ids.contains(&event.id()))
+        && filter.ids.as_ref().is_none_or(|ids| ids.contains(&event.id()))
         && filter.event_type.as_deref().is_none_or(|wanted| wanted == event.event_type())
         && filter.order_key.as_deref().is_none_or(|wanted| wanted == event.order_key().to_string())
         && filter.created_from.is_none_or(|from| event.created_at() >= from)

@@ -173,7 +173,7 @@ async fn a_retried_dead_letter_that_dies_again_blocks_again() {
         assert_eq!(numbers(&world.delivered.published(), "a"), [0]);
     }
     world.script.clear();
-    world.outbox.retry_events(&EventFilter::default()).await.unwrap();
+    world.outbox.retry_events(&EventFilter::all()).await.unwrap();
     world.until_nothing_pending().await;
     assert_eq!(numbers(&world.delivered.published(), "a"), [0, 1, 2, 3, 4]);
 }
@@ -195,7 +195,7 @@ async fn an_operators_retry_does_not_wait_for_the_backoff() {
     processor.start().await.unwrap();
     until("it waits for its retry", || world.outbox.events()[0].retry_count() == 1).await;
     let started = tokio::time::Instant::now();
-    world.outbox.retry_events(&EventFilter::default()).await.unwrap();
+    world.outbox.retry_events(&EventFilter::all()).await.unwrap();
     world.until_nothing_pending().await;
     assert!(started.elapsed() < MINUTE);
     assert_eq!(numbers(&world.delivered.published(), "a"), [0, 1, 2]);

@@ -202,8 +202,8 @@ fn push_filter(query: &mut QueryBuilder<Postgres>, filter: &EventFilter) {
             query.push(" and dead_at is not null");
         }
     }
-    if !filter.ids.is_empty() {
-        query.push(" and id = any(").push_bind(filter.ids.clone()).push(")");
+    if let Some(ids) = &filter.ids {
+        query.push(" and id = any(").push_bind(ids.clone()).push(")");
     }
     if let Some(event_type) = &filter.event_type {
         query.push(" and event_type = ").push_bind(event_type.clone());

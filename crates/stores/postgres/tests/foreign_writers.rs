@@ -250,9 +250,9 @@ async fn a_relay_needs_no_more_rights_than_documented() {
     assert_eq!(relay.settle(&settlements[2..]).await.unwrap(), 1);
     assert_eq!(relay.settle(&settlements).await.unwrap(), 2);
     assert_eq!(relay.dead_heads(0, 10).await.unwrap().len(), 1);
-    assert_eq!(relay.list_events(&EventFilter::default(), 10).await.unwrap().len(), 2);
-    assert_eq!(relay.retry_events(&EventFilter::default()).await.unwrap(), 1);
-    assert_eq!(relay.discard_events(&EventFilter::default()).await.unwrap(), 1);
+    assert_eq!(relay.list_events(&EventFilter::all(), 10).await.unwrap().len(), 2);
+    assert_eq!(relay.retry_events(&EventFilter::all()).await.unwrap(), 1);
+    assert_eq!(relay.discard_events(&EventFilter::all()).await.unwrap(), 1);
     drop(relay);
     database.run(&format!("drop owned by {role}; drop role {role}")).await;
 }

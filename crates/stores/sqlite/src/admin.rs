@@ -97,8 +97,8 @@ fn push_filter(sql: &mut QueryBuilder<Sqlite>, filter: &EventFilter) {
         Some(EventState::Dead) => "processed_at is null and dead_at is not null",
         Some(EventState::Delivered) => "processed_at is not null",
     });
-    if !filter.ids.is_empty() {
-        push_ids(sql, &filter.ids);
+    if let Some(ids) = &filter.ids {
+        push_ids(sql, ids);
     }
     if let Some(event_type) = &filter.event_type {
         sql.push(" and event_type = ").push_bind(event_type.clone());

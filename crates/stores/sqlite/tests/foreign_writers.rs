@@ -108,7 +108,7 @@ async fn times_of_other_programs_are_understood() {
     let old = EventFilter {
         created_before: Some("2026-01-02T03:04:06Z".parse().unwrap()),
         created_from: Some("2026-01-02T03:04:05Z".parse().unwrap()),
-        ..EventFilter::default()
+        ..EventFilter::all()
     };
     assert_eq!(outbox.count_events(&old, 10).await.unwrap(), 1);
 }

@@ -105,6 +105,7 @@ pub async fn repository_suite<H: RepositoryHarness>(harness: &H) -> Report {
         admin::retry_revives_a_dead_letter_at_its_old_place,
         admin::retry_makes_a_waiting_retry_due_at_once,
         admin::retry_and_discard_leave_what_does_not_match,
+        admin::an_empty_list_of_ids_selects_nothing,
         admin::discard_removes_pending_and_dead_but_not_delivered,
         stuck_keys::a_key_with_a_dead_letter_is_listed_once,
         stuck_keys::a_key_that_waits_for_a_retry_is_listed_with_its_next_attempt,

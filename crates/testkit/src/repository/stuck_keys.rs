@@ -183,7 +183,7 @@ pub(super) async fn a_key_leaves_the_list_when_nothing_holds_it<H: RepositoryHar
     let ids = |keys: Vec<StuckKey>| keys.iter().map(|key| key.id).collect::<Vec<_>>();
     let found = ids(stuck(&repository, StuckBy::DeadLetter).await?);
     ensure!(found == [events[2].id()], "{found:?}");
-    repository.retry_events(&EventFilter::default()).await?;
+    repository.retry_events(&EventFilter::all()).await?;
     for by in [StuckBy::DeadLetter, StuckBy::Retry] {
         let found = ids(stuck(&repository, by).await?);
         ensure!(found.is_empty(), "{by:?}: {found:?} are listed and wait for nothing");

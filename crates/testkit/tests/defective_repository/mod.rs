@@ -38,6 +38,7 @@ pub(crate) enum RepositoryDefect {
     IgnoresDeadAfter,
     RevivesSilently,
     RetriesEverything,
+    TakesNoIdsForAny,
     CleansUpTheDead,
     CleansUpNothing,
     CountsNoRetries,
@@ -242,12 +243,16 @@ impl OutboxAdmin for Defective {
 
     async fn retry_events(&self, filter: &EventFilter) -> Result<u64> {
         if self.has(Defect::RetriesEverything) {
-            return self.inner.retry_events(&EventFilter::default()).await;
+            return self.inner.retry_events(&EventFilter::all()).await;
         }
         self.inner.retry_events(filter).await
     }
 
     async fn discard_events(&self, filter: &EventFilter) -> Result<u64> {
+        if self.has(Defect::TakesNoIdsForAny) && filter.ids == Some(Vec::new()) {
+            let any = EventFilter { ids: None, ..filter.clone() };
+            return self.inner.discard_events(&any).await;
+        }
         self.inner.discard_events(filter).await
     }
 
