@@ -1,7 +1,8 @@
 //! Developer commands: `cargo xtask services`, `test`, `postgres-versions`, `promises`, `faults`, `sim`,
-//! `mutants`, `bench`, `tidy`.
+//! `mutants`, `bench`, `deny`, `tidy`.
 
 mod bench;
+mod deny;
 mod faults;
 mod mutants;
 mod postgres_versions;
@@ -46,7 +47,10 @@ enum Command {
     Mutants(mutants::MutantsArguments),
     /// Measures the released program beside the limits of database and broker.
     Bench(bench::BenchArguments),
-    /// Checks dependency direction, TLS providers, file lengths and forbidden text.
+    /// Checks licences, sources, bans and duplicates of all dependencies.
+    Deny(deny::DenyArguments),
+    /// Checks dependency direction, TLS providers, file lengths, forbidden text, alert rules and the
+    /// systemd unit.
     Tidy,
 }
 
@@ -72,6 +76,7 @@ fn main() -> ExitCode {
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Mutants(arguments) => mutants::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Deny(arguments) => deny::run(&arguments),
         Command::Tidy => tidy::run(),
     };
     match outcome {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{process, services, target_dir, tidy, workspace_root};
+use crate::{deny, process, services, target_dir, tidy, workspace_root};
 
 #[derive(clap::Args)]
 pub(crate) struct TestArguments {
@@ -43,12 +43,23 @@ pub(crate) fn run(arguments: &TestArguments) -> Result<()> {
     if !arguments.tests_only {
         step(&mut steps, "format", || lint("rustfmt", &["fmt", "--all", "--check"]));
         step(&mut steps, "clippy", || {
-            let arguments =
-                ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
+            let arguments = [
+                "clippy",
+                "--locked",
+                "--workspace",
+                "--all-targets",
+                "--quiet",
+                "--",
+                "-D",
+                "warnings",
+            ];
             lint("cargo-clippy", &arguments)
         });
         step(&mut steps, "documentation", documentation);
         step(&mut steps, "tidy", tidy::run);
+        if !arguments.no_services {
+            step(&mut steps, "dependencies", || deny::run(&deny::DenyArguments::default()));
+        }
     }
     step(&mut steps, "tests", || tests(&environment));
     summarise(&steps)
@@ -105,14 +116,16 @@ fn lint(component: &str, arguments: &[&str]) -> Result<()> {
 fn documentation() -> Result<()> {
     process::run(
         cargo()
-            .args(["doc", "--workspace", "--no-deps", "--quiet"])
+            .args(["doc", "--locked", "--workspace", "--no-deps", "--quiet"])
             .env("RUSTDOCFLAGS", "-D warnings"),
     )
 }
 
 fn tests(environment: &[(&'static str, String)]) -> Result<()> {
     let environment = environment.iter().map(|(name, value)| (*name, value.as_str()));
-    process::run(cargo().args(["test", "--workspace", "--no-fail-fast"]).envs(environment))
+    process::run(
+        cargo().args(["test", "--locked", "--workspace", "--no-fail-fast"]).envs(environment),
+    )
 }
 
 /// What tests take from PyPI: the packages of the Python example, and a recent NATS server.

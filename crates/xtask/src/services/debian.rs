@@ -10,6 +10,9 @@ use crate::process;
 /// Programs that tests run themselves, and the packages they are in.
 const PROGRAMS: [(&str, &str); 2] = [("pgbouncer", "pgbouncer"), ("python3", "python3")];
 
+/// The same of programs without which a check is skipped.
+const OPTIONAL_PROGRAMS: [(&str, &str); 1] = [("promtool", "prometheus")];
+
 /// What is preloaded into relays whose clock jumps, and its package.
 const LIBFAKETIME: (&str, &str) = ("faketime/libfaketimeMT.so.1", "libfaketime");
 
@@ -48,8 +51,29 @@ fn apt_install(packages: &[&str]) -> Result<()> {
 /// Sees to it that the programs tests start by themselves are there.
 ///
 /// # Errors
-/// Names every one that is missing and could not be installed.
+/// Names every one that is missing and could not be installed. Those without which a check is skipped
+/// are only said to be missing.
 pub(crate) fn ensure_programs() -> Result<()> {
+    ensure_required()?;
+    for (program, package) in OPTIONAL_PROGRAMS {
+        if process::find_program(program).is_some() {
+            continue;
+        }
+        match install(&[package]) {
+            Ok(()) => stop_service(package),
+            Err(error) => println!("-    {program} is not there, optional: {error:#}"),
+        }
+    }
+    Ok(())
+}
+
+/// Tests run their own; the one that came with a package would only take its port.
+fn stop_service(package: &str) {
+    // It may not have started, and there may be no services here.
+    let _ = process::output(Command::new("service").args([package, "stop"]));
+}
+
+fn ensure_required() -> Result<()> {
     let mut packages: Vec<&str> = PROGRAMS
         .iter()
         .filter(|(program, _)| process::find_program(program).is_none())
@@ -66,8 +90,7 @@ pub(crate) fn ensure_programs() -> Result<()> {
     }
     install(&packages)?;
     if packages.contains(&"pgbouncer") {
-        // Tests run their own; the package's would only take its port. It may not have started.
-        let _ = process::output(Command::new("service").args(["pgbouncer", "stop"]));
+        stop_service("pgbouncer");
     }
     if !has_venv() {
         install(&["python3-venv"])?;

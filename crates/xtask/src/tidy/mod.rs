@@ -1,7 +1,9 @@
 //! `cargo xtask tidy`: rules of the code base that the compiler does not know.
 
+mod alerts;
 mod dependencies;
 mod metrics;
+mod operations;
 mod text;
 
 use std::process::Command;
@@ -30,6 +32,8 @@ pub(crate) fn run() -> Result<()> {
         violations.extend(text::check_file(file, &|path| workspace_root().join(path).exists()));
     }
     violations.extend(metrics::check(&files));
+    violations.extend(alerts::check(&files));
+    operations::check()?;
     print_long_files(&files);
     for Violation { place, what, remedy } in &violations {
         println!("{place}: {what}\n    {remedy}");

@@ -25,7 +25,7 @@ pub(super) fn check_file(file: &TextFile, exists: &dyn Fn(&str) -> bool) -> Vec<
         violations.extend(check_length(file));
         violations.extend(check_unfinished(file));
     }
-    if file.path == "Cargo.lock" {
+    if file.path.ends_with("Cargo.lock") {
         violations.extend(check_lock(file));
     } else {
         violations.extend(check_machine_paths(file));
@@ -67,10 +67,11 @@ fn check_unfinished(file: &TextFile) -> impl Iterator<Item = Violation> {
 fn check_machine_paths(file: &TextFile) -> impl Iterator<Item = Violation> {
     check_lines(file, "use a path from the repository's root, or a temporary folder", |line| {
         let root = MACHINE_ROOTS.iter().find(|root| {
-            // Within a longer path or a URL it is an ordinary name.
+            // Within a longer path or a URL it is an ordinary name; in a URL without a host it is none.
             line.match_indices(**root).any(|(at, _)| {
-                let before = line[..at].chars().next_back();
-                !before.is_some_and(|c| c.is_alphanumeric() || "_-./}~*".contains(c))
+                let before = &line[..at];
+                let is_longer = |c: char| c.is_alphanumeric() || "_-./}~*".contains(c);
+                before.ends_with("://") || !before.ends_with(is_longer)
             })
         })?;
         Some(format!("names a folder of one machine, {root}"))
@@ -142,6 +143,7 @@ mod tests {
     fn paths_of_one_machine_are_found_and_longer_paths_are_not() {
         for root in MACHINE_ROOTS {
             assert_eq!(check("a.md", format!("see `{root}x`")).len(), 1, "{root}");
+            assert_eq!(check("a.toml", format!("url = \"file://{root}x\"")).len(), 1, "{root}");
             assert!(check("a.md", format!("see target{root}x")).is_empty(), "{root}");
             assert!(check("a.md", format!("https://example.org{root}x")).is_empty(), "{root}");
         }
@@ -150,7 +152,9 @@ mod tests {
     #[test]
     fn crates_come_from_one_registry() {
         assert!(check("Cargo.lock", format!("source = \"{REGISTRY}\"\n")).is_empty());
-        assert_eq!(check("Cargo.lock", "source = \"git+https://example.org/x\"\n").len(), 1);
+        for lock in ["Cargo.lock", "crates/a/Cargo.lock"] {
+            assert_eq!(check(lock, "source = \"git+https://example.org/x\"\n").len(), 1);
+        }
     }
 
     #[test]
