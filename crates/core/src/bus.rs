@@ -67,6 +67,9 @@ pub trait EventBus: Send + Sync + 'static {
     }
 
     /// Flushes and closes. No `publish` follows. Default: nothing to close.
+    ///
+    /// A processor calls it once, when it is shut down for good; whoever uses a bus without a
+    /// processor, or stops one and drops it, calls it themselves. Must end in bounded time.
     async fn close(&self) -> Result<()> {
         Ok(())
     }

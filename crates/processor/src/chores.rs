@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 
 use crate::shared::Shared;
-use crate::telemetry;
+use crate::telemetry::Telemetry;
 
 /// Between two looks at the counts of the database.
 const BACKLOG_INTERVAL: Duration = Duration::from_secs(5);
@@ -21,32 +21,38 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(600);
 pub(crate) async fn run(
     repository: Arc<dyn OutboxRepository>,
     shared: Arc<Shared>,
+    telemetry: Telemetry,
     retention: Option<Duration>,
 ) {
-    let backlog = keep_backlog_fresh(&*repository, &shared);
-    let upkeep = keep_tidy(&*repository, retention);
+    let backlog = keep_backlog_fresh(&*repository, &shared, &telemetry);
+    let upkeep = keep_tidy(&*repository, &telemetry, retention);
     let gauges = async {
         loop {
-            telemetry::statistics(&shared.statistics());
+            telemetry.statistics(&shared.statistics());
             tokio::time::sleep(GAUGE_INTERVAL).await;
         }
     };
     tokio::join!(backlog, upkeep, gauges);
 }
 
-async fn keep_backlog_fresh(repository: &dyn OutboxRepository, shared: &Shared) {
+async fn keep_backlog_fresh(
+    repository: &dyn OutboxRepository,
+    shared: &Shared,
+    telemetry: &Telemetry,
+) {
+    let late_commits = repository.capabilities().late_commits;
     let mut writers = OpenWriters::default();
-    telemetry::oldest_open_writer(Duration::ZERO);
+    telemetry.oldest_open_writer(Duration::ZERO);
     loop {
         let started = Instant::now();
-        if repository.capabilities().late_commits
-            && let Ok(watermark) = telemetry::storage("watermark", repository.watermark()).await
+        if late_commits
+            && let Ok(watermark) = telemetry.storage("watermark", repository.watermark()).await
         {
-            telemetry::oldest_open_writer(writers.observe(watermark.writers, Instant::now()));
+            telemetry.oldest_open_writer(writers.observe(watermark.writers, Instant::now()));
         }
-        match telemetry::storage("backlog", repository.backlog(0)).await {
+        match telemetry.storage("backlog", repository.backlog(0)).await {
             Ok(backlog) => {
-                telemetry::backlog(&backlog);
+                telemetry.backlog(&backlog);
                 shared.backlog(backlog);
             }
             // The delivering loop logs an outage of the database; here it would only repeat.
@@ -77,16 +83,20 @@ impl OpenWriters {
     }
 }
 
-async fn keep_tidy(repository: &dyn OutboxRepository, retention: Option<Duration>) {
+async fn keep_tidy(
+    repository: &dyn OutboxRepository,
+    telemetry: &Telemetry,
+    retention: Option<Duration>,
+) {
     loop {
-        if let Err(error) = telemetry::storage("maintain", repository.maintain()).await {
+        if let Err(error) = telemetry.storage("maintain", repository.maintain()).await {
             tracing::warn!(error = error.report(), "upkeep failed; it is tried again");
         }
         if let Some(retention) = retention {
-            match telemetry::storage("cleanup", repository.cleanup_processed(retention)).await {
+            match telemetry.storage("cleanup", repository.cleanup_processed(retention)).await {
                 Ok(0) => {}
                 Ok(events) => {
-                    telemetry::pruned(events);
+                    telemetry.pruned(events);
                     tracing::info!(events, "removed delivered events past their retention");
                 }
                 Err(error) => {

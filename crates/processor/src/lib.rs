@@ -12,6 +12,7 @@ mod fine_timer;
 mod machine;
 mod processor;
 mod routes;
+mod run;
 mod settings;
 mod shared;
 mod shell;

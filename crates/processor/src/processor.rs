@@ -1,21 +1,28 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use posthaste_core::{Error, ErrorKind, OutboxEvent, OutboxRepository, Result};
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::sync::{OnceCell, watch};
+use tracing::Instrument;
 
-use crate::routes::Routes;
+use crate::routes::{Destination, Routes};
+use crate::run::{self, EndOfRun, Run};
 use crate::shared::Shared;
 use crate::shell::{Shell, Until};
-use crate::{
-    OutboxProcessorBuilder, ProcessorSettings, ProcessorStatistics, RelayState, StopReport, chores,
-    telemetry,
-};
+use crate::telemetry::Telemetry;
+use crate::{OutboxProcessorBuilder, ProcessorSettings, ProcessorStatistics, StopReport};
+
+/// The longest wait for a bus to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Delivers the events of one outbox until it is stopped.
 ///
 /// Cheap to clone; clones are the same processor. When the last clone is dropped, it stops.
+///
+/// A relay in the background ends when it is [stopped](Self::stop), or when it dies: by a panic, or
+/// with its runtime. [`ended`](Self::ended) is for a service to notice, beside whatever else it
+/// waits for. A panic of a bus or a repository kills no relay: it is an error of that call.
 ///
 /// ```
 /// # use posthaste_core::{OutboxEvent, OutboxRepository, memory::{MemoryBus, MemoryRepository}};
@@ -40,15 +47,18 @@ struct Inner {
     repository: Arc<dyn OutboxRepository>,
     routes: Arc<Routes>,
     settings: ProcessorSettings,
+    telemetry: Telemetry,
     shared: Arc<Shared>,
-    run: Mutex<Option<Run>>,
+    runs: Mutex<Runs>,
+    closed: OnceCell<()>,
 }
 
-/// A run under way.
-struct Run {
-    stop: watch::Sender<bool>,
-    /// Only a background run has one.
-    task: Option<JoinHandle<StopReport>>,
+#[derive(Default)]
+struct Runs {
+    /// The one under way, or the last one.
+    latest: Option<Run>,
+    /// No other follows.
+    shut_down: bool,
 }
 
 impl OutboxProcessor {
@@ -66,70 +76,112 @@ impl OutboxProcessor {
         repository: Arc<dyn OutboxRepository>,
         routes: Routes,
         settings: ProcessorSettings,
+        telemetry: Telemetry,
     ) -> Self {
-        telemetry::describe(routes.destinations());
+        telemetry.describe(routes.destinations());
         let inner = Inner {
             repository,
             routes: Arc::new(routes),
             settings,
+            telemetry,
             shared: Arc::default(),
-            run: Mutex::default(),
+            runs: Mutex::default(),
+            closed: OnceCell::new(),
         };
         Self { inner: Arc::new(inner) }
     }
 
     /// Starts delivering in the background. Must be called within a tokio runtime.
     ///
-    /// Checks the repository first. A bus that is down does not prevent starting.
+    /// Checks the repository first. A database that is away does not prevent starting: it is waited
+    /// for, and [`statistics`](Self::statistics) say so meanwhile. Nor does a bus that is down.
     ///
     /// # Errors
-    /// The repository's, when it cannot be used; `Conflict` when it is running already.
+    /// The repository's, when waiting would not mend it: a schema that is missing or too old, refused
+    /// credentials or rights, a wrong setting. `Conflict` when it is running already or shut down.
     pub async fn start(&self) -> Result<()> {
         let inner = &self.inner;
-        inner.repository.check().await?;
-        let (stop, stopped) = watch::channel(false);
-        let mut run = inner.lock();
-        inner.refuse_second(run.as_ref())?;
-        let shell = inner.shell(stopped);
-        let chores = chores::run(
-            Arc::clone(&inner.repository),
-            Arc::clone(&inner.shared),
-            inner.settings.retention,
-        );
-        let shared = Arc::clone(&inner.shared);
-        let task = tokio::spawn(async move {
-            let outcome = tokio::select! {
-                outcome = shell.run(Until::Stopped) => outcome,
-                // Never ends by itself; dropped together with the run.
-                () = chores => unreachable!("chores end only with the run"),
-            };
-            shared.relay_state(RelayState::Stopped);
-            telemetry::statistics(&shared.statistics());
-            outcome.report
-        });
-        *run = Some(Run { stop, task: Some(task) });
+        let away = match inner.check().await {
+            Ok(()) => None,
+            Err(error) if run::is_outage(&error) => Some(error),
+            Err(error) => return Err(error),
+        };
+        let (stopped, end) = inner.begin(false)?;
+        run::spawn(inner.shell(stopped), away, end);
         Ok(())
     }
 
     /// Stops: fetches no more, waits for acknowledgements and their settlement up to
-    /// `shutdown_timeout`, and leaves the rest pending. Does nothing when it is not running.
+    /// `shutdown_timeout`, and leaves the rest pending. It can be started again.
+    ///
+    /// Whoever calls it while it stops waits for the same end and gets the same report. When it does
+    /// not run, the report is that of the last run; one that died is told of by its
+    /// [`failure`](StopReport::failure). A pass in the foreground is asked to stop and not waited
+    /// for.
     pub async fn stop(&self) -> StopReport {
-        let Some(task) = self.inner.signal_stop() else { return StopReport::default() };
-        let mut stopping = Stopping { inner: &self.inner, task: Some(task) };
-        let report = match &mut stopping.task {
-            Some(task) => task.await.unwrap_or_default(),
-            None => StopReport::default(),
+        let end = {
+            let runs = self.inner.lock();
+            let Some(run) = &runs.latest else { return StopReport::default() };
+            run.signal_stop();
+            if run.is_foreground() && !run.is_over() {
+                return StopReport::default();
+            }
+            run.end()
         };
-        stopping.task = None;
-        *self.inner.lock() = None;
+        run::ended(end).await
+    }
+
+    /// Stops for good: as [`stop`](Self::stop), then [closes](posthaste_core::EventBus::close) the
+    /// bus of each destination, once. It cannot be started again.
+    ///
+    /// Nothing else closes a bus: neither `stop`, which a start can follow, nor dropping, which cannot
+    /// wait. A bus that fails to close within ten seconds is logged.
+    pub async fn shutdown(&self) -> StopReport {
+        let inner = &self.inner;
+        inner.lock().shut_down = true;
+        let report = self.stop().await;
+        // One in the foreground goes on for as long as somebody polls it.
+        let _ = tokio::time::timeout(inner.settings.shutdown_timeout, self.ended()).await;
+        inner.closed.get_or_init(|| inner.close_buses()).await;
         report
+    }
+
+    /// Completes when the run under way has ended: stopped by somebody, or dead. At once when there is
+    /// none, with the report of the last one.
+    ///
+    /// To wait for beside whatever else a service does:
+    ///
+    /// ```
+    /// # use posthaste_core::memory::{MemoryBus, MemoryRepository};
+    /// # use posthaste_processor::OutboxProcessor;
+    /// # async fn serve() {}
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> posthaste_core::Result<()> {
+    /// # let processor =
+    /// #     OutboxProcessor::builder(MemoryRepository::new()).bus(MemoryBus::new()).build()?;
+    /// processor.start().await?;
+    /// tokio::select! {
+    ///     () = serve() => {}
+    ///     report = processor.ended() => eprintln!("the relay died: {:?}", report.failure),
+    /// }
+    /// let report = processor.shutdown().await;
+    /// assert_eq!(report.failure, None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn ended(&self) -> StopReport {
+        let end = self.inner.lock().latest.as_ref().map(Run::end);
+        match end {
+            Some(end) => run::ended(end).await,
+            None => StopReport::default(),
+        }
     }
 
     /// Whether it delivers in the background.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        let run = self.inner.lock();
-        run.as_ref().and_then(|run| run.task.as_ref()).is_some_and(|task| !task.is_finished())
+        let runs = self.inner.lock();
+        runs.latest.as_ref().is_some_and(|run| !run.is_foreground() && !run.is_over())
     }
 
     /// One pass in the foreground: offers every event that is due now once, and returns how many
@@ -154,17 +206,10 @@ impl OutboxProcessor {
 
     async fn run_in_foreground(&self, until: Until) -> Result<u64> {
         let inner = &self.inner;
-        inner.repository.check().await?;
-        let (stop, stopped) = watch::channel(false);
-        {
-            let mut run = inner.lock();
-            inner.refuse_second(run.as_ref())?;
-            *run = Some(Run { stop, task: None });
-        }
-        // Also when this future is dropped half way.
-        let ended = ForegroundEnd(inner);
-        let outcome = inner.shell(stopped).run(until).await;
-        drop(ended);
+        inner.check().await?;
+        // The end is told of by its drop, also when this future is dropped half way.
+        let (stopped, _end) = inner.begin(true)?;
+        let outcome = inner.shell(stopped).run(until).instrument(inner.telemetry.span()).await;
         match outcome.error {
             Some(error) => Err(error),
             None => Ok(outcome.delivered),
@@ -176,7 +221,8 @@ impl OutboxProcessor {
     /// # Errors
     /// The repository's.
     pub async fn get_failed_events(&self, limit: usize) -> Result<Vec<OutboxEvent>> {
-        telemetry::storage("failed_events", self.inner.repository.failed_events(limit)).await
+        let call = self.inner.repository.failed_events(limit);
+        self.inner.telemetry.storage("failed_events", call).await
     }
 
     /// Removes delivered events that were processed longer ago than `older_than`. Returns how
@@ -186,8 +232,8 @@ impl OutboxProcessor {
     /// The repository's.
     pub async fn cleanup_processed_events(&self, older_than: Duration) -> Result<u64> {
         let call = self.inner.repository.cleanup_processed(older_than);
-        let removed = telemetry::storage("cleanup", call).await?;
-        telemetry::pruned(removed);
+        let removed = self.inner.telemetry.storage("cleanup", call).await?;
+        self.inner.telemetry.pruned(removed);
         Ok(removed)
     }
 
@@ -205,67 +251,57 @@ impl OutboxProcessor {
 }
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, Option<Run>> {
+    fn lock(&self) -> MutexGuard<'_, Runs> {
         // No holder panics half way through a change.
-        self.run.lock().unwrap_or_else(PoisonError::into_inner)
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn refuse_second(&self, run: Option<&Run>) -> Result<()> {
-        let running =
-            run.is_some_and(|run| run.task.as_ref().is_none_or(|task| !task.is_finished()));
-        if running {
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                "start processor",
-                "it is running already",
-            ));
+    async fn check(&self) -> Result<()> {
+        self.telemetry.storage("check", self.repository.check()).await
+    }
+
+    /// Begins a run, unless one is under way.
+    fn begin(&self, foreground: bool) -> Result<(watch::Receiver<bool>, EndOfRun)> {
+        let mut runs = self.lock();
+        let refuse = |why: &str| Err(Error::new(ErrorKind::Conflict, "start processor", why));
+        if runs.shut_down {
+            return refuse("it was shut down for good");
         }
-        Ok(())
-    }
-
-    /// Tells the run to stop; returns its task if it is a background run.
-    fn signal_stop(&self) -> Option<JoinHandle<StopReport>> {
-        let mut run = self.lock();
-        let run = run.as_mut()?;
-        run.stop.send_replace(true);
-        run.task.take()
+        if runs.latest.as_ref().is_some_and(|run| !run.is_over()) {
+            return refuse("it is running already");
+        }
+        let (run, stopped, end) = run::new(&self.shared, &self.telemetry, foreground);
+        let destinations = self.routes.destinations();
+        self.shared.started(destinations.iter().map(|destination| destination.name.to_string()));
+        runs.latest = Some(run);
+        Ok((stopped, end))
     }
 
     fn shell(&self, stop: watch::Receiver<bool>) -> Shell {
-        let destinations = self.routes.destinations();
-        self.shared.started(destinations.iter().map(|destination| destination.name.to_string()));
         Shell {
             repository: Arc::clone(&self.repository),
             routes: Arc::clone(&self.routes),
             settings: self.settings.clone(),
             shared: Arc::clone(&self.shared),
+            telemetry: self.telemetry.clone(),
             stop,
         }
     }
-}
 
-/// Gives the task back when waiting for its end is given up half way.
-struct Stopping<'a> {
-    inner: &'a Inner,
-    task: Option<JoinHandle<StopReport>>,
-}
-
-impl Drop for Stopping<'_> {
-    fn drop(&mut self) {
-        if let Some(task) = self.task.take()
-            && let Some(run) = self.inner.lock().as_mut()
-        {
-            run.task = Some(task);
-        }
+    async fn close_buses(&self) {
+        join_all(self.routes.destinations().iter().map(|destination| self.close(destination)))
+            .await;
     }
-}
 
-struct ForegroundEnd<'a>(&'a Inner);
-
-impl Drop for ForegroundEnd<'_> {
-    fn drop(&mut self) {
-        *self.0.lock() = None;
-        self.0.shared.relay_state(RelayState::Stopped);
+    async fn close(&self, destination: &Destination) {
+        let closing = tokio::time::timeout(CLOSE_TIMEOUT, self.telemetry.close(destination));
+        let closed = closing.await.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Timeout, "close", "the bus did not close in time"))
+        });
+        if let Err(error) = closed {
+            let (destination, error) = (&*destination.name, error.report());
+            tracing::warn!(destination, error, "the bus was not closed");
+        }
     }
 }
 

@@ -2,8 +2,11 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use posthaste_core::{BusCapabilities, Error, ErrorKind, EventBus, OutboxEvent, Result};
+
+use crate::telemetry;
 
 /// A bus under a name, with what happens to a key whose head is dead.
 #[derive(Clone)]
@@ -164,6 +167,8 @@ impl RouteTable {
 pub(crate) struct Routes {
     table: RouteTable,
     destinations: Vec<Destination>,
+    /// For each destination, whether its bus panicked when last asked what it can do.
+    silent: Vec<AtomicBool>,
 }
 
 impl Routes {
@@ -174,20 +179,37 @@ impl Routes {
             .iter()
             .map(|destination| (Arc::clone(&destination.name), destination.dead_head));
         let table = RouteTable::new(names, routes)?;
-        let takes_none = |to: &&Destination| to.bus.capabilities().batch_events_max == 0;
-        if let Some(destination) = destinations.iter().find(takes_none) {
-            return refuse(format!("the bus of {} takes no events per call", destination.name));
+        for Destination { name, bus, .. } in &destinations {
+            if telemetry::capabilities(&**bus)?.batch_events_max == 0 {
+                return refuse(format!("the bus of {name} takes no events per call"));
+            }
         }
-        Ok(Self { table, destinations })
+        let silent = destinations.iter().map(|_| AtomicBool::new(false)).collect();
+        Ok(Self { table, destinations, silent })
     }
 
     pub(crate) fn destinations(&self) -> &[Destination] {
         &self.destinations
     }
 
-    /// What the destination's bus can do now.
+    /// What the destination's bus can do now. One that panics instead of saying so is used with
+    /// care, an event at a time, and told of once.
     pub(crate) fn capabilities(&self, destination: usize) -> BusCapabilities {
-        self.destinations[destination].bus.capabilities()
+        let Destination { name, bus, .. } = &self.destinations[destination];
+        let silent = &self.silent[destination];
+        match telemetry::capabilities(&**bus) {
+            Ok(capabilities) => {
+                silent.store(false, Ordering::Relaxed);
+                capabilities
+            }
+            Err(error) => {
+                if !silent.swap(true, Ordering::Relaxed) {
+                    let error = error.report();
+                    tracing::error!(destination = &**name, error, "the bus cannot say what it can");
+                }
+                BusCapabilities { batch_events_max: 1, ..BusCapabilities::new("silent") }
+            }
+        }
     }
 
     /// The index of the event's destination; `None` where its `destination` column names one that

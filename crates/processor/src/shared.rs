@@ -7,7 +7,7 @@ use posthaste_core::{Backlog, Seq};
 use tokio::time::Instant;
 
 use crate::machine::{Counts, Machine};
-use crate::{DestinationState, ProcessorStatistics, RelayState};
+use crate::{DestinationState, ProcessorStatistics, RelayState, StopReport};
 
 /// The last known state of a processor.
 #[derive(Debug, Default)]
@@ -32,6 +32,7 @@ struct State {
     last_acknowledged: Option<Instant>,
     backlog: Option<(Backlog, Instant)>,
     database_error: Option<String>,
+    failure: Option<String>,
     destinations: Vec<DestinationState>,
 }
 
@@ -48,6 +49,7 @@ impl Shared {
         state.earlier = sum(state.earlier, state.counts);
         state.counts = Counts::default();
         state.database_error = None;
+        state.failure = None;
         state.destinations =
             destinations.map(|name| DestinationState { name, paused_for: None }).collect();
     }
@@ -69,6 +71,24 @@ impl Shared {
 
     pub(crate) fn relay_state(&self, relay: RelayState) {
         self.lock().relay = relay;
+    }
+
+    /// The run is over.
+    pub(crate) fn ended(&self, failure: Option<&str>) {
+        let mut state = self.lock();
+        state.relay = if failure.is_some() { RelayState::Failed } else { RelayState::Stopped };
+        state.failure = failure.map(Into::into);
+    }
+
+    /// What a run leaves that ends now, as far as is known from outside.
+    pub(crate) fn left_behind(&self) -> StopReport {
+        let state = self.lock();
+        StopReport {
+            unacknowledged: state.in_flight,
+            unsettled: state.unsettled,
+            returned: state.buffered,
+            failure: state.failure.clone(),
+        }
     }
 
     pub(crate) fn paused(&self, destination: usize, error: Option<String>) {
@@ -110,6 +130,7 @@ impl Shared {
             last_acknowledged: state.last_acknowledged.map(|at| at.elapsed()),
             running_for: state.started.map_or(Duration::ZERO, |at| at.elapsed()),
             database_error: state.database_error.clone(),
+            failure: state.failure.clone(),
             destinations: state.destinations.clone(),
         }
     }

@@ -13,7 +13,8 @@ use crate::fine_timer::FineTimer;
 use crate::machine::{Command, Input, Machine, Report};
 use crate::routes::Routes;
 use crate::shared::Shared;
-use crate::{ProcessorSettings, RelayState, StopReport, telemetry};
+use crate::telemetry::Telemetry;
+use crate::{ProcessorSettings, RelayState, StopReport};
 
 /// When a run ends by itself.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +33,7 @@ pub(crate) struct Shell {
     pub(crate) routes: Arc<Routes>,
     pub(crate) settings: ProcessorSettings,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) telemetry: Telemetry,
     /// `true`, or a dropped sender, stops.
     pub(crate) stop: watch::Receiver<bool>,
 }
@@ -60,7 +62,11 @@ impl Shell {
         let relay = Relay { id: Uuid::new_v4(), name: name_of_process(), clock, send_until };
         let woken = Arc::new(Notify::new());
         let mut chores = JoinSet::new();
-        chores.spawn(forward_wakes(Arc::clone(&self.repository), Arc::clone(&woken)));
+        chores.spawn(forward_wakes(
+            Arc::clone(&self.repository),
+            self.telemetry.clone(),
+            Arc::clone(&woken),
+        ));
         let mut fine_timer = FineTimer::new();
         let mut stop_by: Option<Duration> = None;
         let mut error = None;
@@ -120,6 +126,7 @@ impl Shell {
                 unacknowledged: machine.in_flight(),
                 unsettled: machine.unsettled(),
                 returned: machine.buffered(),
+                failure: None,
             },
             error,
         }
@@ -127,7 +134,7 @@ impl Shell {
 
     /// Gives the shards back at once. Without it, they are free when the lease ends.
     async fn leave(&self, relay: Uuid) {
-        let call = telemetry::storage("leave", self.repository.leave(relay));
+        let call = self.telemetry.storage("leave", self.repository.leave(relay));
         match tokio::time::timeout(LEAVE_TIMEOUT, call).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(
@@ -149,6 +156,7 @@ impl Shell {
         until: Until,
     ) {
         let repository = Arc::clone(&self.repository);
+        let telemetry = self.telemetry.clone();
         match command {
             Command::Lease { release, leaving } => {
                 let request = LeaseRequest {
@@ -160,7 +168,7 @@ impl Shell {
                 };
                 answers.spawn(async move {
                     // An answer that takes longer than the lease is worth nothing.
-                    let call = telemetry::storage("lease", repository.lease(&request));
+                    let call = telemetry.storage("lease", repository.lease(&request));
                     let answer = tokio::time::timeout(request.ttl, call).await;
                     Input::Leased(answer.unwrap_or_else(|_| {
                         Err(Error::new(ErrorKind::Timeout, "renew lease", "no answer in time"))
@@ -169,25 +177,24 @@ impl Shell {
             }
             Command::ReadWatermark => {
                 answers.spawn(async move {
-                    Input::Watermark(telemetry::storage("watermark", repository.watermark()).await)
+                    Input::Watermark(telemetry.storage("watermark", repository.watermark()).await)
                 });
             }
             Command::ReadDeadHeads { after, limit } => {
                 answers.spawn(async move {
                     let call = repository.dead_heads(after, limit);
-                    Input::DeadHeads(telemetry::storage("dead_heads", call).await)
+                    Input::DeadHeads(telemetry.storage("dead_heads", call).await)
                 });
             }
             Command::Fetch { query, ticket } => {
                 answers.spawn(async move {
-                    let page = telemetry::storage("fetch", repository.fetch_pending(&query)).await;
+                    let page = telemetry.storage("fetch", repository.fetch_pending(&query)).await;
                     Input::Fetched { ticket, page }
                 });
             }
             Command::Settle(settlements) => {
                 answers.spawn(async move {
-                    let result =
-                        telemetry::storage("settle", repository.settle(&settlements)).await;
+                    let result = telemetry.storage("settle", repository.settle(&settlements)).await;
                     Input::Settled { settlements, result }
                 });
             }
@@ -202,7 +209,7 @@ impl Shell {
                     let to = &routes.destinations()[destination];
                     let results = tokio::select! {
                         biased;
-                        results = telemetry::publish(to, &batch.events) => results,
+                        results = telemetry.publish(to, &batch.events) => results,
                         // A call may go on sending for long; not past the lease.
                         () = lease_ends(clock, not_after, renewals) => {
                             return Input::NotSent { destination, batch };
@@ -228,21 +235,21 @@ impl Shell {
         let name = |index: usize| &*self.routes.destinations()[index].name;
         match report {
             Report::RetryScheduled { destination, event, delay, error } => {
-                telemetry::retry_scheduled();
+                self.telemetry.retry_scheduled();
                 tracing::warn!(
                     id = %event.id, event_type = &*event.event_type, key = event.key,
                     destination = name(*destination), ?delay, error, "event failed; it is tried again"
                 );
             }
             Report::DeadLettered { event, reason, error, blocks_key } => {
-                telemetry::dead_lettered(reason, 1);
+                self.telemetry.dead_lettered(reason, 1);
                 tracing::error!(
                     id = %event.id, event_type = &*event.event_type, key = event.key,
                     reason, error, blocks_key, "event is a dead letter"
                 );
             }
             Report::Buried { rows } => {
-                telemetry::dead_lettered(ErrorKind::Corrupt.as_str(), *rows as u64);
+                self.telemetry.dead_lettered(ErrorKind::Corrupt.as_str(), *rows as u64);
             }
             Report::Paused { destination, error } => {
                 self.shared.paused(*destination, Some(error.clone()));
@@ -313,8 +320,13 @@ fn name_of_process() -> Box<str> {
 fn take_in(machine: &mut Machine, answer: Result<Input, tokio::task::JoinError>, clock: Clock) {
     match answer {
         Ok(input) => machine.handle(input, clock.now()),
-        // Panics are caught inside the calls and nothing aborts them but the end of the run.
-        Err(error) => tracing::error!(%error, "a task of the relay ended without an answer"),
+        // Panics of buses and repositories are caught within the calls, so it is one of ours. The
+        // machine would wait for this answer for ever: the run ends with it, and says so.
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Nothing aborts them but the end of the run.
+            Err(error) => tracing::error!(%error, "a task of the relay ended without an answer"),
+        },
     }
 }
 
@@ -324,9 +336,17 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Turns the repository's hints into at most one wake-up each millisecond.
-async fn forward_wakes(repository: Arc<dyn OutboxRepository>, woken: Arc<Notify>) {
+async fn forward_wakes(
+    repository: Arc<dyn OutboxRepository>,
+    telemetry: Telemetry,
+    woken: Arc<Notify>,
+) {
     loop {
-        repository.wait_for_events().await;
+        if let Err(error) = telemetry.wait_for_events(&*repository).await {
+            // It would panic again, and polling finds everything.
+            tracing::error!(error = error.report(), "no wake-ups any more; polling finds events");
+            return;
+        }
         woken.notify_one();
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

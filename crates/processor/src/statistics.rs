@@ -37,6 +37,8 @@ pub struct ProcessorStatistics {
     pub running_for: Duration,
     /// The last error of the database, while it lasts.
     pub database_error: Option<String>,
+    /// What the relay died of, until it is started again.
+    pub failure: Option<String>,
     /// One entry per destination.
     pub destinations: Vec<DestinationState>,
 }
@@ -52,6 +54,7 @@ pub struct DestinationState {
 
 /// What a processor is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum RelayState {
     /// Not started, or stopped.
     #[default]
@@ -62,12 +65,15 @@ pub enum RelayState {
     DatabaseUnavailable,
     /// Stopping: no more fetching, waiting for acknowledgements.
     Draining,
+    /// Ended without being asked to, by a panic for one. Nothing is delivered until it is started
+    /// again.
+    Failed,
 }
 
 impl RelayState {
     /// All states.
-    pub const ALL: [Self; 4] =
-        [Self::Stopped, Self::Running, Self::DatabaseUnavailable, Self::Draining];
+    pub const ALL: [Self; 5] =
+        [Self::Stopped, Self::Running, Self::DatabaseUnavailable, Self::Draining, Self::Failed];
 
     /// A lower-case name, fit for a metric label.
     #[must_use]
@@ -77,6 +83,7 @@ impl RelayState {
             Self::Running => "running",
             Self::DatabaseUnavailable => "database_unavailable",
             Self::Draining => "draining",
+            Self::Failed => "failed",
         }
     }
 }
@@ -85,13 +92,17 @@ impl ProcessorStatistics {
     /// Why the outbox is not healthy, or `None`.
     ///
     /// Healthy means that events get delivered, not that the process lives: with events due and
-    /// none acknowledged for `stall_after`, the answer is a reason. A stopped processor and an
-    /// unreachable database are reasons too.
+    /// none acknowledged for `stall_after`, the answer is a reason. A processor that is stopped or
+    /// died and an unreachable database are reasons too.
     #[must_use]
     pub fn unhealthy_because(&self, stall_after: Duration) -> Option<String> {
         match self.state {
             RelayState::Stopped => return Some("the relay is stopped".into()),
             RelayState::Draining => return Some("the relay is shutting down".into()),
+            RelayState::Failed => {
+                let why = self.failure.as_deref().unwrap_or("for an unknown reason");
+                return Some(format!("the relay died: {why}"));
+            }
             RelayState::DatabaseUnavailable => {
                 let why = self.database_error.as_deref().unwrap_or("no answer");
                 return Some(format!("the database is unavailable: {why}"));
@@ -132,8 +143,9 @@ impl ProcessorStatistics {
     }
 }
 
-/// What `stop` left behind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// How a run ended and what it left behind.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct StopReport {
     /// Sent, but no acknowledgement came before the deadline: they are sent again at next start.
     pub unacknowledged: usize,
@@ -141,4 +153,6 @@ pub struct StopReport {
     pub unsettled: usize,
     /// Fetched and never sent; still pending.
     pub returned: usize,
+    /// What it died of; `None` where it ended because it was asked to.
+    pub failure: Option<String>,
 }

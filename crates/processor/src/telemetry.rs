@@ -1,120 +1,228 @@
-//! The one place where calls of repositories and buses meet spans and metrics.
+//! The one place where calls of repositories and buses meet spans, metrics and their own panics.
 //!
-//! Labels are bounded: destinations and error kinds, never an event's id, key or type.
+//! Labels are bounded: the outbox's name, destinations and error kinds, never an event's id, key or
+//! type.
 
+use std::any::Any;
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use jiff::Timestamp;
 use metrics::{
-    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+    Counter, Gauge, Histogram, Label, SharedString, Unit, counter, describe_counter,
+    describe_gauge, describe_histogram, gauge, histogram,
 };
 use posthaste_core::{
-    Backlog, Error, ErrorKind, OutboxEvent, PublishResult, Result, RetryDecision,
+    Backlog, BusCapabilities, Error, ErrorKind, EventBus, OutboxEvent, OutboxRepository,
+    PublishResult, Result, RetryDecision,
 };
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use crate::routes::Destination;
 use crate::{ProcessorStatistics, RelayState};
 
-/// Runs a call of the repository in a span, times it, and turns a panic into an error.
-pub(crate) async fn storage<T>(
-    operation: &'static str,
-    call: impl Future<Output = Result<T>>,
-) -> Result<T> {
-    let started = Instant::now();
-    let span = tracing::debug_span!("storage", operation);
-    let result =
-        AssertUnwindSafe(call.instrument(span)).catch_unwind().await.unwrap_or_else(|_| {
-            Err(Error::new(ErrorKind::Internal, operation, "the repository panicked"))
-        });
-    histogram!("outbox_storage_op_duration_seconds", "op" => operation).record(started.elapsed());
-    result
+/// A label's name and value.
+type Tag = (&'static str, SharedString);
+
+/// Spans and metrics of one outbox. Where it has a name, all of them carry it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Telemetry {
+    outbox: Option<Arc<str>>,
 }
 
-/// Publishes in a span, times and counts, and turns a panic into errors.
-pub(crate) async fn publish(
-    destination: &Destination,
-    events: &[OutboxEvent],
-) -> Vec<PublishResult> {
-    let name = &destination.name;
-    let started = Instant::now();
-    let span = tracing::debug_span!("publish", destination = &**name, events = events.len());
-    let call = AssertUnwindSafe(destination.bus.publish(events).instrument(span));
-    let results = call.catch_unwind().await.unwrap_or_else(|_| {
-        let panicked = || Err(Error::new(ErrorKind::Internal, "publish", "the bus panicked"));
-        events.iter().map(|_| panicked()).collect()
-    });
-    histogram!("outbox_publish_duration_seconds", "destination" => Arc::clone(name))
-        .record(started.elapsed());
-    histogram!("outbox_batch_size_events").record(events.len() as f64);
-    observe_results(name, events, &results);
-    results
-}
+impl Telemetry {
+    pub(crate) const fn new(outbox: Option<Arc<str>>) -> Self {
+        Self { outbox }
+    }
 
-fn observe_results(name: &Arc<str>, events: &[OutboxEvent], results: &[PublishResult]) {
-    let latency = histogram!("outbox_delivery_latency_seconds");
-    let now = Timestamp::now();
-    let mut published = 0;
-    for (event, result) in events.iter().zip(results) {
-        match result {
-            Ok(()) => {
-                published += 1;
-                // Two clocks: a relay that is behind the database must not show less than zero.
-                latency.record(now.duration_since(event.created_at()).as_secs_f64().max(0.0));
-            }
-            Err(error) => counter!(
-                "outbox_publish_failures_total",
-                "destination" => Arc::clone(name),
-                "error_class" => error.kind().as_str(),
-            )
-            .increment(1),
+    /// What everything happens in that a run logs; nothing where the outbox has no name.
+    pub(crate) fn span(&self) -> Span {
+        match &self.outbox {
+            Some(outbox) => tracing::info_span!("relay", outbox = &**outbox),
+            None => Span::none(),
         }
     }
-    counter!("outbox_events_published_total", "destination" => Arc::clone(name))
-        .increment(published);
-}
 
-pub(crate) fn retry_scheduled() {
-    counter!("outbox_retries_total").increment(1);
-}
+    fn labels<const N: usize>(&self, tags: [Tag; N]) -> Vec<Label> {
+        let outbox = self.outbox.as_ref().map(|name| Label::new("outbox", Arc::clone(name)));
+        outbox.into_iter().chain(tags.map(|(name, value)| Label::new(name, value))).collect()
+    }
 
-pub(crate) fn dead_lettered(reason: &'static str, events: u64) {
-    counter!("outbox_dead_lettered_total", "reason" => reason).increment(events);
-}
+    fn counter<const N: usize>(&self, name: &'static str, tags: [Tag; N]) -> Counter {
+        counter!(name, self.labels(tags))
+    }
 
-pub(crate) fn pruned(events: u64) {
-    counter!("outbox_pruned_events_total").increment(events);
-}
+    fn gauge<const N: usize>(&self, name: &'static str, tags: [Tag; N]) -> Gauge {
+        gauge!(name, self.labels(tags))
+    }
 
-pub(crate) fn backlog(backlog: &Backlog) {
-    gauge!("outbox_pending_events", "phase" => "ready").set(backlog.ready as f64);
-    gauge!("outbox_pending_events", "phase" => "retrying").set(backlog.retrying as f64);
-    gauge!("outbox_pending_events", "phase" => "scheduled").set(backlog.scheduled as f64);
-    gauge!("outbox_dead_events").set(backlog.dead as f64);
-    gauge!("outbox_oldest_pending_age_seconds").set(backlog.oldest_pending_age.as_secs_f64());
-}
+    fn histogram<const N: usize>(&self, name: &'static str, tags: [Tag; N]) -> Histogram {
+        histogram!(name, self.labels(tags))
+    }
 
-/// How long the oldest transaction is known that may hold events back.
-pub(crate) fn oldest_open_writer(age: Duration) {
-    gauge!("outbox_oldest_open_writer_age_seconds").set(age.as_secs_f64());
-}
+    /// Runs a call of the repository in a span, times it, and turns a panic into an error.
+    pub(crate) async fn storage<T>(
+        &self,
+        operation: &'static str,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let started = Instant::now();
+        let span = tracing::debug_span!("storage", outbox = self.outbox.as_deref(), operation);
+        let result = AssertUnwindSafe(call.instrument(span)).catch_unwind().await;
+        let result =
+            result.unwrap_or_else(|panic| Err(panicked(operation, "the repository", &*panic)));
+        self.histogram("outbox_storage_op_duration_seconds", [("op", operation.into())])
+            .record(started.elapsed());
+        result
+    }
 
-pub(crate) fn statistics(statistics: &ProcessorStatistics) {
-    gauge!("outbox_inflight_events").set(statistics.in_flight as f64);
-    gauge!("outbox_shards").set(statistics.shards as f64);
-    gauge!("outbox_relays").set(statistics.relays as f64);
-    for state in RelayState::ALL {
-        let value = if state == statistics.state { 1.0 } else { 0.0 };
-        gauge!("outbox_relay_state", "state" => state.as_str()).set(value);
+    /// Publishes in a span, times and counts, and turns a panic into errors.
+    pub(crate) async fn publish(
+        &self,
+        destination: &Destination,
+        events: &[OutboxEvent],
+    ) -> Vec<PublishResult> {
+        let name = &destination.name;
+        let started = Instant::now();
+        let span = tracing::debug_span!(
+            "publish",
+            outbox = self.outbox.as_deref(),
+            destination = &**name,
+            events = events.len()
+        );
+        // Within a future of ours, so that a bus may panic before it gives one as well.
+        let call = async { destination.bus.publish(events).await };
+        let call = AssertUnwindSafe(call.instrument(span)).catch_unwind().await;
+        let results = call.unwrap_or_else(|panic| {
+            events.iter().map(|_| Err(panicked("publish", "the bus", &*panic))).collect()
+        });
+        self.histogram("outbox_publish_duration_seconds", [to(name)]).record(started.elapsed());
+        self.histogram("outbox_batch_size_events", []).record(events.len() as f64);
+        self.observe_results(name, events, &results);
+        results
+    }
+
+    /// Closes a bus in a span, and turns a panic into an error.
+    pub(crate) async fn close(&self, destination: &Destination) -> Result<()> {
+        let span = tracing::debug_span!(
+            "close",
+            outbox = self.outbox.as_deref(),
+            destination = &*destination.name
+        );
+        let call = async { destination.bus.close().await };
+        let closed = AssertUnwindSafe(call.instrument(span)).catch_unwind().await;
+        closed.unwrap_or_else(|panic| Err(panicked("close", "the bus", &*panic)))
+    }
+
+    /// Waits for the repository's hint that there are events; `Err` when it panics.
+    pub(crate) async fn wait_for_events(&self, repository: &dyn OutboxRepository) -> Result<()> {
+        let call = async { repository.wait_for_events().await };
+        let woken = AssertUnwindSafe(call).catch_unwind().await;
+        woken.map_err(|panic| panicked("wait for events", "the repository", &*panic))
+    }
+
+    fn observe_results(&self, name: &Arc<str>, events: &[OutboxEvent], results: &[PublishResult]) {
+        let latency = self.histogram("outbox_delivery_latency_seconds", []);
+        let now = Timestamp::now();
+        let mut published = 0;
+        for (event, result) in events.iter().zip(results) {
+            match result {
+                Ok(()) => {
+                    published += 1;
+                    // Two clocks: a relay that is behind the database must not show less than zero.
+                    latency.record(now.duration_since(event.created_at()).as_secs_f64().max(0.0));
+                }
+                Err(error) => self
+                    .counter(
+                        "outbox_publish_failures_total",
+                        [to(name), ("error_class", error.kind().as_str().into())],
+                    )
+                    .increment(1),
+            }
+        }
+        self.counter("outbox_events_published_total", [to(name)]).increment(published);
+    }
+
+    pub(crate) fn retry_scheduled(&self) {
+        self.counter("outbox_retries_total", []).increment(1);
+    }
+
+    pub(crate) fn dead_lettered(&self, reason: &'static str, events: u64) {
+        self.counter("outbox_dead_lettered_total", [("reason", reason.into())]).increment(events);
+    }
+
+    pub(crate) fn pruned(&self, events: u64) {
+        self.counter("outbox_pruned_events_total", []).increment(events);
+    }
+
+    pub(crate) fn backlog(&self, backlog: &Backlog) {
+        self.gauge("outbox_pending_events", [("phase", "ready".into())]).set(backlog.ready as f64);
+        self.gauge("outbox_pending_events", [("phase", "retrying".into())])
+            .set(backlog.retrying as f64);
+        self.gauge("outbox_pending_events", [("phase", "scheduled".into())])
+            .set(backlog.scheduled as f64);
+        self.gauge("outbox_dead_events", []).set(backlog.dead as f64);
+        self.gauge("outbox_oldest_pending_age_seconds", [])
+            .set(backlog.oldest_pending_age.as_secs_f64());
+    }
+
+    /// How long the oldest transaction is known that may hold events back.
+    pub(crate) fn oldest_open_writer(&self, age: Duration) {
+        self.gauge("outbox_oldest_open_writer_age_seconds", []).set(age.as_secs_f64());
+    }
+
+    pub(crate) fn statistics(&self, statistics: &ProcessorStatistics) {
+        self.gauge("outbox_inflight_events", []).set(statistics.in_flight as f64);
+        self.gauge("outbox_shards", []).set(statistics.shards as f64);
+        self.gauge("outbox_relays", []).set(statistics.relays as f64);
+        for state in RelayState::ALL {
+            let value = if state == statistics.state { 1.0 } else { 0.0 };
+            self.gauge("outbox_relay_state", [("state", state.as_str().into())]).set(value);
+        }
+    }
+
+    /// Says what each metric means, and shows counters as 0 before their first event.
+    pub(crate) fn describe(&self, destinations: &[Destination]) {
+        describe_all();
+        self.gauge("outbox_build_info", [("version", env!("CARGO_PKG_VERSION").into())]).set(1.0);
+        for destination in destinations {
+            self.counter("outbox_events_published_total", [to(&destination.name)]).absolute(0);
+        }
+        self.counter("outbox_retries_total", []).absolute(0);
+        self.counter("outbox_pruned_events_total", []).absolute(0);
+        let reason = RetryDecision::EXHAUSTED_REASON;
+        self.counter("outbox_dead_lettered_total", [("reason", reason.into())]).absolute(0);
     }
 }
 
-/// Says what each metric means, and shows counters as 0 before their first event.
-pub(crate) fn describe(destinations: &[Destination]) {
+fn to(destination: &Arc<str>) -> Tag {
+    ("destination", Arc::clone(destination).into())
+}
+
+/// What a bus can do, as it says itself.
+///
+/// # Errors
+/// `Internal` when it panics instead.
+pub(crate) fn capabilities(bus: &dyn EventBus) -> Result<BusCapabilities> {
+    catch_unwind(AssertUnwindSafe(|| bus.capabilities()))
+        .map_err(|panic| panicked("ask for capabilities", "the bus", &*panic))
+}
+
+fn panicked(operation: &'static str, who: &str, panic: &(dyn Any + Send)) -> Error {
+    Error::new(ErrorKind::Internal, operation, format!("{who} panicked: {}", panic_text(panic)))
+}
+
+/// What a panic says.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+/// Says what each metric means.
+fn describe_all() {
     describe_gauge!(
         "outbox_pending_events",
         Unit::Count,
@@ -177,12 +285,4 @@ pub(crate) fn describe(destinations: &[Destination]) {
         "One operation of the database"
     );
     describe_histogram!("outbox_batch_size_events", Unit::Count, "Events in one publishing call");
-    gauge!("outbox_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-    for destination in destinations {
-        counter!("outbox_events_published_total", "destination" => Arc::clone(&destination.name))
-            .absolute(0);
-    }
-    counter!("outbox_retries_total").absolute(0);
-    counter!("outbox_pruned_events_total").absolute(0);
-    counter!("outbox_dead_lettered_total", "reason" => RetryDecision::EXHAUSTED_REASON).absolute(0);
 }

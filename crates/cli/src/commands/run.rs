@@ -215,12 +215,14 @@ async fn background(
     tokio::select! {
         signal = stop.next() => tracing::info!(signal, "stopping; a second signal exits at once"),
         () = output_closed.notified() => tracing::info!("standard output was closed; stopping"),
+        // It has said why.
+        _ = processor.ended() => return Ok(ExitCode::FAILURE),
     }
     let report = tokio::select! {
         report = processor.stop() => report,
         signal = stop.next() => exit_at_once(signal),
     };
-    let StopReport { unacknowledged, unsettled, returned } = report;
+    let StopReport { unacknowledged, unsettled, returned, .. } = report;
     let delivered = processor.statistics().delivered;
     if unacknowledged + unsettled > 0 {
         tracing::warn!(

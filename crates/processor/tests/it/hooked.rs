@@ -26,6 +26,7 @@ pub(crate) struct Hooked {
     /// How often a lease is granted, where there are leases.
     leases: Option<Arc<AtomicUsize>>,
     stands_still: Arc<Mutex<Option<Duration>>>,
+    capabilities_panic: bool,
 }
 
 impl Hooked {
@@ -38,6 +39,7 @@ impl Hooked {
             open_writers,
             leases: None,
             stands_still: Arc::default(),
+            capabilities_panic: false,
         }
     }
 
@@ -66,6 +68,12 @@ impl Hooked {
         self
     }
 
+    /// It panics when it is asked what it can do.
+    pub(crate) fn capabilities_panic(mut self) -> Self {
+        self.capabilities_panic = true;
+        self
+    }
+
     /// A transaction that may have stored events, and never ends.
     pub(crate) fn open_writer(mut self, token: &str) -> Self {
         self.open_writers.push(OpenWriter { token: token.into() });
@@ -76,6 +84,7 @@ impl Hooked {
 #[async_trait]
 impl OutboxRepository for Hooked {
     fn capabilities(&self) -> RepositoryCapabilities {
+        assert!(!self.capabilities_panic, "on purpose");
         let late_commits = !self.open_writers.is_empty();
         RepositoryCapabilities {
             late_commits,

@@ -11,7 +11,7 @@ use posthaste_testkit::faults::Fault;
 use uuid::Uuid;
 
 use crate::hooked::Hooked;
-use crate::support::{SECOND, World, until};
+use crate::support::{SECOND, World, singles, until};
 
 /// Every metric, with its labels.
 const METRICS: [(&str, &[&str]); 18] = [
@@ -180,4 +180,29 @@ async fn counters_show_zero_before_their_first_event() {
     ] {
         assert_eq!(value(&samples, name, labels) as u64, 0);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn outboxes_of_one_process_are_told_apart_by_their_names() {
+    let recorder = recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let (stuck, flows) = (World::with(&singles(5)).await, World::new());
+    stuck.script.set(Some(Fault::Unavailable));
+    let relays = [stuck.builder().name("a"), flows.builder().name("b")]
+        .map(|builder| builder.build().unwrap());
+    for relay in &relays {
+        relay.start().await.unwrap();
+    }
+    tokio::time::sleep(10 * SECOND).await;
+    for relay in &relays {
+        assert!(relay.stop().await.failure.is_none());
+    }
+    let samples = samples(&recorder);
+    for (outbox, ready) in [("a", 5.0), ("b", 0.0)] {
+        let labels = [("outbox", outbox), ("phase", "ready")];
+        assert_eq!(value(&samples, "outbox_pending_events", &labels), ready);
+    }
+    let nameless: Vec<_> =
+        samples.iter().filter(|(_, labels, _)| !labels.contains_key("outbox")).collect();
+    assert!(nameless.is_empty(), "{nameless:?}");
 }
