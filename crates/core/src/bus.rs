@@ -66,6 +66,21 @@ pub trait EventBus: Send + Sync + 'static {
         Ok(())
     }
 
+    /// What the other side answered to the last [`check`](Self::check) that passed, in a few words
+    /// for an operator: an endpoint may be there and yet be the wrong one. Default: nothing to tell.
+    fn last_answer(&self) -> Option<String> {
+        None
+    }
+
+    /// Ends when the bus has connected again since the last time this ended: a destination that is
+    /// paused for an outage is worth a probe at once. It may end without need. Default: never, for
+    /// a bus that has no connection of its own to tell of.
+    ///
+    /// One caller at a time. Dropping the future loses nothing.
+    async fn recovered(&self) {
+        std::future::pending().await
+    }
+
     /// Flushes and closes. No `publish` follows. Default: nothing to close.
     ///
     /// A processor calls it once, when it is shut down for good; whoever uses a bus without a
@@ -77,19 +92,40 @@ pub trait EventBus: Send + Sync + 'static {
 
 /// Takes the outcomes of one [call](EventBus::publish_each) as they become known.
 #[derive(Clone, Copy)]
-pub struct Outcomes<'a>(&'a (dyn Fn(Vec<(usize, PublishResult)>) + Sync));
+pub struct Outcomes<'a> {
+    take: &'a (dyn Fn(Vec<(usize, PublishResult)>) + Sync),
+    repeated: Option<&'a (dyn Fn(usize) + Sync)>,
+}
 
 impl<'a> Outcomes<'a> {
     /// Hands what is known to `take`.
     pub const fn new(take: &'a (dyn Fn(Vec<(usize, PublishResult)>) + Sync)) -> Self {
-        Self(take)
+        Self { take, repeated: None }
+    }
+
+    /// Hands the positions of [repeated](Self::repeated) events to `repeated`.
+    #[must_use]
+    pub const fn with_repeated(self, repeated: &'a (dyn Fn(usize) + Sync)) -> Self {
+        Self { repeated: Some(repeated), ..self }
+    }
+
+    /// Says that the broker dropped the event at `position`, since it held one of this id already.
+    /// To be called before its `Ok` is reported.
+    ///
+    /// After a crash or a lost answer that is what deduplication is for. Of an event that nobody can
+    /// have sent before it means that two events have one id, and that this one is lost. The bus
+    /// cannot tell these apart; the processor knows what it sent.
+    pub fn repeated(&self, position: usize) {
+        if let Some(repeated) = self.repeated {
+            repeated(position);
+        }
     }
 
     /// Reports results, each with the position of its event in the call. What is known at one moment
     /// is best reported at once: each report wakes the processor.
     pub fn known(&self, results: Vec<(usize, PublishResult)>) {
         if !results.is_empty() {
-            (self.0)(results);
+            (self.take)(results);
         }
     }
 }

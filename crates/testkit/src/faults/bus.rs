@@ -231,6 +231,14 @@ impl<B: EventBus> EventBus for FaultyBus<B> {
         self.inner.check().await
     }
 
+    fn last_answer(&self) -> Option<String> {
+        self.inner.last_answer()
+    }
+
+    async fn recovered(&self) {
+        self.inner.recovered().await;
+    }
+
     async fn close(&self) -> Result<()> {
         self.inner.close().await
     }
