@@ -21,7 +21,7 @@ struct Step {
     sql: &'static str,
 }
 
-const STEPS: [Step; 2] = [
+const STEPS: [Step; 3] = [
     Step {
         migration: Migration { version: 1, name: "outbox" },
         sql: include_str!("../migrations/0001_outbox.sql"),
@@ -29,6 +29,10 @@ const STEPS: [Step; 2] = [
     Step {
         migration: Migration { version: 2, name: "relays" },
         sql: include_str!("../migrations/0002_relays.sql"),
+    },
+    Step {
+        migration: Migration { version: 3, name: "guards" },
+        sql: include_str!("../migrations/0003_guards.sql"),
     },
 ];
 

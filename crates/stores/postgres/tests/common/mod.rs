@@ -94,17 +94,64 @@ impl TestDatabase {
 impl Drop for TestDatabase {
     fn drop(&mut self) {
         let drop = format!("drop database if exists {} with (force)", self.name);
-        let server = self.server.clone();
-        // A thread of its own: `drop` cannot wait within the test's runtime.
-        let dropped = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(async {
-                if let Ok(mut connection) = server.connect().await {
-                    let _ = sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut connection).await;
-                }
-            });
+        run_apart(self.server.clone(), drop);
+    }
+}
+
+impl TestDatabase {
+    /// For `drop` of what lives within it.
+    fn run_at_the_end(&self, sql: &str) {
+        run_apart(self.connect_options(), sql.to_owned());
+    }
+}
+
+/// In a thread of its own: `drop` cannot wait within the test's runtime.
+fn run_apart(server: PgConnectOptions, sql: String) {
+    let done = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(async {
+            if let Ok(mut connection) = server.connect().await {
+                let _ = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await;
+            }
         });
-        let _ = dropped.join();
+    });
+    let _ = done.join();
+}
+
+/// A login of its own, with no rights but everybody's. Gone, with all it was granted, when the test ends.
+pub struct TestRole<'d> {
+    pub name: String,
+    database: &'d TestDatabase,
+}
+
+impl TestRole<'_> {
+    pub fn connect_options(&self) -> PgConnectOptions {
+        self.database.connect_options().username(&self.name)
+    }
+
+    pub async fn connection(&self) -> PgConnection {
+        self.connect_options().connect().await.unwrap()
+    }
+
+    pub fn options(&self) -> PostgresOptions {
+        let url = self.connect_options().to_url_lossy().to_string();
+        PostgresOptions { max_connections: 5, ..PostgresOptions::from_url(url) }
+    }
+}
+
+impl TestDatabase {
+    /// Roles are the whole server's: `name` is only the beginning.
+    pub async fn role(&self, name: &str) -> TestRole<'_> {
+        let name = format!("{name}_{}", Uuid::now_v7().simple());
+        self.run(&format!("create role {name} login")).await;
+        TestRole { name, database: self }
+    }
+}
+
+impl Drop for TestRole<'_> {
+    fn drop(&mut self) {
+        let name = &self.name;
+        self.database.run_at_the_end(&format!("drop owned by {name} cascade; drop role {name}"));
     }
 }
 
