@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::TypedValueParser as _;
 use clap::{Args, Parser, Subcommand};
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -31,7 +32,15 @@ pub(crate) struct Arguments {
 #[derive(Debug, Args)]
 pub(crate) struct GlobalArgs {
     /// Configuration file [default: posthaste.toml where it exists]
-    #[arg(short, long, global = true, value_name = "FILE", env = "POSTHASTE_CONFIG")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "POSTHASTE_CONFIG",
+        // An empty variable is one that nobody set.
+        value_parser = clap::builder::OsStringValueParser::new().map(PathBuf::from)
+    )]
     pub(crate) config: Option<PathBuf>,
     /// The outbox: postgres://USER@HOST/DATABASE or sqlite:PATH; overrules all other places
     #[arg(long, global = true, value_name = "URL")]
@@ -88,7 +97,7 @@ pub(crate) enum Command {
 }
 
 /// Without a configuration, reads the SQLite file posthaste.db in the working directory and writes
-/// events to standard output. A first SIGTERM or SIGINT stops fetching and waits for
+/// events to standard output. A first SIGTERM, SIGINT or SIGHUP stops fetching and waits for
 /// acknowledgements; a second one exits at once.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -98,6 +107,16 @@ pub(crate) struct RunArgs {
     /// Deliver until nothing is due, waiting for retries and outages, then exit
     #[arg(long)]
     pub(crate) drain: bool,
+    /// With --once or --drain: exit with 1 when the database cannot be reached for so long
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, default_value = "1m")]
+    give_up_after: Duration,
+}
+
+impl RunArgs {
+    /// How long a run that ends by itself waits for the database; `None` for one that goes on.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        (self.once || self.drain).then_some(self.give_up_after)
+    }
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]

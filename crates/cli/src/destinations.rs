@@ -1,5 +1,7 @@
 //! The buses: from settings to destinations.
 
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -11,39 +13,112 @@ use posthaste_core::{
     BusCapabilities, Error, ErrorKind, EventBus, OutboxEvent, PublishResult, Result,
 };
 use posthaste_processor::Destination;
+use rustix::fs::OFlags;
 use tokio::sync::Notify;
 
 use crate::config::{DestinationSettings, Problem};
 
 /// What is wrong with the destinations, found without connecting to anything.
 pub(crate) fn problems(destinations: &[DestinationSettings]) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let mut outputs = destinations.iter().filter(|destination| destination.kind == "stdout");
-    if let (Some(_), Some(second)) = (outputs.next(), outputs.next()) {
-        problems.push(problem(second, "is the second that writes to standard output".into()));
-    }
+    let mut problems = same_outputs(destinations);
     for destination in destinations {
-        let checked = match destination.kind.as_str() {
-            "nats" => nats_config(destination).and_then(|config| config.validate()),
-            "webhook" => webhook_config(destination).and_then(|config| config.validate()),
-            "file" => ndjson_config(destination).validate(),
-            _ => Ok(()),
+        let files = unusable_files(destination);
+        let seed = bad_seed(destination);
+        if files.is_empty() && seed.is_none() {
+            problems.extend(refusal(destination));
+        }
+        problems.extend(files);
+        problems.extend(seed);
+    }
+    problems
+}
+
+/// What will keep a destination waiting as things are now, and may be there when the relay starts.
+pub(crate) fn absences(destinations: &[DestinationSettings]) -> Vec<Problem> {
+    let absent = |destination: &DestinationSettings| {
+        let path = (destination.kind == "file").then(|| destination.text("path")).flatten()?;
+        let folder = Path::new(&path).parent().filter(|folder| !folder.as_os_str().is_empty())?;
+        (!folder.is_dir()).then(|| {
+            let why = format!("the folder {} is not there", folder.display());
+            destination.problem("path", &why, "create it: posthaste creates files, not folders")
+        })
+    };
+    destinations.iter().filter_map(absent).collect()
+}
+
+/// What the bus itself refuses.
+fn refusal(destination: &DestinationSettings) -> Option<Problem> {
+    let checked = match destination.kind.as_str() {
+        "nats" => nats_config(destination).and_then(|config| config.validate()),
+        "webhook" => webhook_config(destination).and_then(|config| config.validate()),
+        "file" => ndjson_config(destination).validate(),
+        _ => Ok(()),
+    };
+    let error = checked.err()?;
+    let text = error.report();
+    // Without the operation, which is "configure" and the type.
+    let why = text.strip_prefix(error.operation()).map_or(&*text, |why| why.trim_start_matches(": "));
+    let key = match (error.operation(), why) {
+        ("read topic template", _) => "subject",
+        ("read cloudevents source", _) => "cloudevents_source",
+        (_, why) if why.starts_with("servers") => "url",
+        (_, why) => destination.key_named_in(why),
+    };
+    let why = why.strip_prefix(key).map_or(why, |rest| rest.trim_start_matches([':', ' ']));
+    let help = "correct the value; `posthaste config reference` describes it";
+    Some(destination.problem(key, why, help))
+}
+
+/// Two that write to one place would mix their lines, and one of them would lose the other's on a
+/// rotation.
+fn same_outputs(destinations: &[DestinationSettings]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut taken: HashMap<PathBuf, &str> = HashMap::new();
+    for destination in destinations {
+        let (key, output) = match destination.kind.as_str() {
+            "stdout" => ("type", PathBuf::from("standard output")),
+            "file" => match destination.text("path") {
+                Some(path) => ("path", std::path::absolute(&path).unwrap_or_else(|_| path.into())),
+                None => continue,
+            },
+            _ => continue,
         };
-        if let Err(error) = checked {
-            problems.push(problem(destination, error.report()));
+        if let Some(other) = taken.get(&output) {
+            let why = format!("{other} writes to {} already", output.display());
+            problems.push(destination.problem(key, &why, "give each an output of its own"));
+        } else {
+            taken.insert(output, &destination.name);
         }
     }
     problems
 }
 
-fn problem(destination: &DestinationSettings, why: String) -> Problem {
-    let path = format!("destinations.{}", destination.name);
-    Problem {
-        place: destination.place.clone(),
-        message: format!("{path}: {why}"),
-        help: "see `posthaste config reference` for the keys of its type".into(),
-        path,
-    }
+/// Files that a client would miss again and again while it connects, and mention in a log only.
+fn unusable_files(destination: &DestinationSettings) -> Vec<Problem> {
+    const NEEDED: [(&str, &str); 4] = [
+        ("tls_ca_file", "CERTIFICATE-----"),
+        ("tls_cert_file", "CERTIFICATE-----"),
+        ("tls_key_file", "PRIVATE KEY-----"),
+        ("credentials_file", "NATS USER JWT-----"),
+    ];
+    let unusable = |(key, content): (&str, &str)| {
+        let path = destination.text(key)?;
+        let why = match std::fs::read(&path) {
+            Ok(bytes) if String::from_utf8_lossy(&bytes).contains(content) => return None,
+            Ok(_) => format!("{path} has no line -----BEGIN {content}"),
+            Err(error) => format!("{path} cannot be read: {error}"),
+        };
+        Some(destination.problem(key, &why, "correct the path, or let posthaste's user read it"))
+    };
+    NEEDED.into_iter().filter_map(unusable).collect()
+}
+
+/// The client would fail with it at each attempt to connect.
+fn bad_seed(destination: &DestinationSettings) -> Option<Problem> {
+    let seed = (destination.kind == "nats").then(|| destination.text("nkey")).flatten()?;
+    let error = nkeys::KeyPair::from_seed(&seed).err()?;
+    let why = format!("is no NKey seed: {error}");
+    Some(destination.problem("nkey", &why, "give the seed, which begins with SU"))
 }
 
 /// Makes the buses. They connect by themselves: one whose other side is down is no error.
@@ -57,6 +132,7 @@ pub(crate) async fn open(
     output_closed: &Arc<Notify>,
 ) -> Result<Vec<OpenDestination>> {
     let mut open = Vec::new();
+    refuse_closed_output(destinations)?;
     for settings in destinations {
         let bus: Arc<dyn EventBus> = match settings.kind.as_str() {
             "nats" => Arc::new(NatsBus::connect(nats_config(settings)?).await?),
@@ -74,6 +150,29 @@ pub(crate) async fn open(
         });
     }
     Ok(open)
+}
+
+/// The runtime opens what was closed at the start as /dev/null, for reading, too: whoever sends output
+/// there on purpose opens it for writing.
+fn refuse_closed_output(destinations: &[DestinationSettings]) -> Result<()> {
+    const NULL: &str = "/dev/null";
+    let Some(output) = destinations.iter().find(|destination| destination.kind == "stdout") else {
+        return Ok(());
+    };
+    let stdout = std::io::stdout();
+    let is_null = || {
+        let (here, null) = (rustix::fs::fstat(&stdout).ok()?, rustix::fs::stat(NULL).ok()?);
+        Some(here.st_rdev == null.st_rdev && here.st_rdev != 0)
+    };
+    let reads = || Some(rustix::fs::fcntl_getfl(&stdout).ok()?.contains(OFlags::RDWR));
+    if is_null() == Some(true) && reads() == Some(true) {
+        let why = format!(
+            "destinations.{} writes to standard output, which is closed: events would be lost",
+            output.name
+        );
+        return Err(Error::new(ErrorKind::Config, "open destinations", why));
+    }
+    Ok(())
 }
 
 fn ndjson_config(settings: &DestinationSettings) -> NdjsonConfig {
@@ -96,7 +195,10 @@ fn nats_config(settings: &DestinationSettings) -> Result<NatsConfig> {
         stream: text("stream"),
         auth: nats_auth(settings)?,
         tls: NatsTls {
-            required: settings.flag("tls_required"),
+            // Whoever names authorities or a certificate does not mean a connection in the clear.
+            required: settings.flag("tls_required")
+                || text("tls_ca_file").is_some()
+                || text("tls_cert_file").is_some(),
             first: settings.flag("tls_first"),
             ca_files: text("tls_ca_file").map(Into::into).into_iter().collect(),
             cert_file: text("tls_cert_file").map(Into::into),

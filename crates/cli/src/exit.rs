@@ -1,17 +1,20 @@
 //! How the program ends: the one place that knows exit codes.
 
 use std::fmt;
+use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
 use posthaste_core::{Error, ErrorKind};
 
-use crate::config::{Problems, secrets};
+use crate::config::Problems;
+use crate::logs;
 
 /// It did not work.
 const FAILED: u8 = 1;
 /// It was asked for in the wrong way (clap uses the same).
 const USAGE: u8 = 2;
-/// `EX_CONFIG` of sysexits.h: the configuration is wrong, and trying again will not help.
+/// `EX_CONFIG` of sysexits.h: the configuration is wrong, or what a relay finds at its start, and trying
+/// again will not help.
 const CONFIG: u8 = 78;
 
 /// The command line makes sense to the parser, but not as a whole.
@@ -38,6 +41,17 @@ impl fmt::Display for OutputClosed {
 
 impl std::error::Error for OutputClosed {}
 
+/// What a relay that starts finds is not what it needs, and will not be by itself: rights, or the
+/// schema. A context for the error that says what.
+#[derive(Debug)]
+pub(crate) struct WrongSetUp;
+
+impl fmt::Display for WrongSetUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cannot start")
+    }
+}
+
 /// A failure with a word on what to do.
 #[derive(Debug)]
 pub(crate) struct Hint {
@@ -61,18 +75,34 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         // The reader has all that it wanted.
         return ExitCode::SUCCESS;
     }
-    eprintln!("error: {}", secrets::redact(&text_of(error)));
-    if let Some(hint) = hint_of(error) {
-        eprintln!("hint: {}", secrets::redact(&hint));
-    }
+    let hint = hint_of(error).map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
+    logs::say(&format!("error: {}{hint}", text_of(error)));
     ExitCode::from(code_of(error))
+}
+
+/// Shows what the parser of the command line says, and gives the exit code that belongs to it.
+pub(crate) fn parsed(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        let text = if io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+            error.render().ansi().to_string()
+        } else {
+            error.render().to_string()
+        };
+        logs::say(text.trim_end());
+        return ExitCode::from(USAGE);
+    }
+    // Help and version, which whoever asked may not read to the end.
+    let _ = error.print();
+    ExitCode::SUCCESS
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {
     let is_config = |error: &Error| error.kind() == ErrorKind::Config;
     if error.is::<UsageError>() {
         USAGE
-    } else if error.is::<Problems>() || error.downcast_ref::<Error>().is_some_and(is_config) {
+    } else if error.is::<Problems>()
+        || error.is::<WrongSetUp>()
+        || error.downcast_ref::<Error>().is_some_and(is_config) {
         CONFIG
     } else {
         FAILED
@@ -115,6 +145,8 @@ mod tests {
         let core = |kind| anyhow::Error::from(Error::new(kind, "open", "no"));
         assert_eq!(code_of(&core(ErrorKind::Config)), CONFIG);
         assert_eq!(code_of(&core(ErrorKind::Config).context("while starting")), CONFIG);
+        assert_eq!(code_of(&core(ErrorKind::Schema)), FAILED);
+        assert_eq!(code_of(&core(ErrorKind::Schema).context(WrongSetUp)), CONFIG);
         assert_eq!(code_of(&core(ErrorKind::Unreachable)), FAILED);
         assert_eq!(code_of(&UsageError("x".into()).into()), USAGE);
         assert_eq!(code_of(&Problems(vec![]).into()), CONFIG);

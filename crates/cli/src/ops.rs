@@ -9,9 +9,13 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use posthaste_processor::OutboxProcessor;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use crate::exit::Hint;
 
@@ -27,8 +31,20 @@ const SECONDS_BUCKETS: &[f64] = &[
 const EVENTS_BUCKETS: &[f64] =
     &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0, 5_000.0, 10_000.0];
 
+/// The most connections at a time: probes and scrapers have one each.
+const CONNECTIONS_MAX: usize = 64;
+/// The longest a request's head may take, and a connection may say nothing between two requests.
+const HEAD_WITHIN: Duration = Duration::from_secs(5);
+/// The longest a connection lasts, so that one whose other side reads nothing gives its place back.
+const CONNECTION_WITHIN: Duration = Duration::from_secs(300);
+/// A busy machine lets a process wait for seconds.
+const STANDSTILL_MIN: Duration = Duration::from_secs(120);
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// After a failure to accept, which mostly means that there are no descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 const INDEX: &str = "<!doctype html><title>posthaste</title><h1>posthaste</h1><ul>\
-    <li><a href=\"/livez\">/livez</a>: the process answers\
+    <li><a href=\"/livez\">/livez</a>: the relay lives\
     <li><a href=\"/readyz\">/readyz</a>: events are being delivered\
     <li><a href=\"/metrics\">/metrics</a>: for Prometheus</ul>\n";
 
@@ -76,10 +92,18 @@ impl Ops {
         }
     }
 
+    /// Why the process should be started anew, or `None`: waiting for others is no reason.
+    fn dead_because(&self) -> Option<String> {
+        let overdue = self.processor.get()?.statistics().overdue;
+        (overdue >= self.stall_after.max(STANDSTILL_MIN)).then(|| {
+            format!("the relay stands still: nothing was decided for {} s", overdue.as_secs())
+        })
+    }
+
     fn router(self) -> Router {
         Router::new()
             .route("/", get(async || Html(INDEX)))
-            .route("/livez", get(async || "ok\n"))
+            .route("/livez", get(livez))
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics_text))
             .with_state(self)
@@ -97,8 +121,16 @@ impl Ops {
     }
 }
 
+async fn livez(State(ops): State<Ops>) -> impl IntoResponse {
+    answer(ops.dead_because())
+}
+
 async fn readyz(State(ops): State<Ops>) -> impl IntoResponse {
-    match ops.unready_because() {
+    answer(ops.unready_because())
+}
+
+fn answer(why_not: Option<String>) -> impl IntoResponse {
+    match why_not {
         None => (StatusCode::OK, "ok\n".to_owned()),
         Some(why) => {
             let why = crate::config::secrets::redact(&why);
@@ -123,10 +155,35 @@ pub(crate) async fn listen(address: &str, ops: Ops) -> anyhow::Result<SocketAddr
             .into(),
     })?;
     let bound = listener.local_addr()?;
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, ops.router()).await {
-            tracing::error!(%error, "the ops listener stopped");
-        }
-    });
+    tokio::spawn(serve(listener, ops.router()));
     Ok(bound)
+}
+
+/// Answers for as long as the process lives, at most [`CONNECTIONS_MAX`] at a time.
+///
+/// Not `axum::serve`: it has neither a limit of connections nor one of time for a request's head,
+/// and whoever opens connections and says nothing would take the descriptors that events need.
+async fn serve(listener: TcpListener, router: Router) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).max_buf_size(HEAD_BYTES_MAX);
+    loop {
+        // What finds no place waits in the system's queue, and takes no descriptor there.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "the ops listener cannot take a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let connection = server.serve_connection(TokioIo::new(stream), service);
+        tokio::spawn(async move {
+            // How it ends is the client's affair.
+            let _ = tokio::time::timeout(CONNECTION_WITHIN, connection).await;
+            drop(place);
+        });
+    }
 }

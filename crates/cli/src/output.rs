@@ -111,7 +111,7 @@ pub(crate) fn can_ask() -> bool {
 /// # Errors
 /// Those of reading and writing.
 pub(crate) fn ask(question: &str) -> anyhow::Result<bool> {
-    eprint!("{question} [y/N] ");
+    write!(io::stderr(), "{question} [y/N] ")?;
     io::stderr().flush()?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;

@@ -19,6 +19,9 @@ pub(crate) struct Shared {
 struct State {
     relay: RelayState,
     started: Option<Instant>,
+    /// When the loop goes on at the latest, by its own word. `None` while it waits for something
+    /// that has no time, and where there is no loop.
+    due: Option<Instant>,
     counts: Counts,
     /// Counts of earlier runs of the same processor.
     earlier: Counts,
@@ -67,6 +70,11 @@ impl Shared {
         state.parked_keys = machine.stuck_keys();
         (state.shards, state.relays) = machine.shards_and_relays();
         state.hint = machine.hint();
+    }
+
+    /// The loop rests from now on, for so long at most; without a limit, until something comes.
+    pub(crate) fn rests_for(&self, at_most: Option<Duration>) {
+        self.lock().due = at_most.and_then(|rest| Instant::now().checked_add(rest));
     }
 
     pub(crate) fn relay_state(&self, relay: RelayState) {
@@ -129,6 +137,7 @@ impl Shared {
             backlog: state.backlog.map(|(backlog, at)| (backlog, at.elapsed())),
             last_acknowledged: state.last_acknowledged.map(|at| at.elapsed()),
             running_for: state.started.map_or(Duration::ZERO, |at| at.elapsed()),
+            overdue: state.due.map_or(Duration::ZERO, |due| due.elapsed()),
             database_error: state.database_error.clone(),
             failure: state.failure.clone(),
             destinations: state.destinations.clone(),

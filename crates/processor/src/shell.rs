@@ -94,6 +94,7 @@ impl Shell {
                 break;
             }
             let deadline = machine.next_deadline(now).into_iter().chain(stop_by).min();
+            self.shared.rests_for(deadline.map(|deadline| deadline.saturating_sub(now)));
             tokio::select! {
                 biased;
                 Some(answer) = answers.join_next(), if !answers.is_empty() => {
@@ -115,6 +116,7 @@ impl Shell {
             }
         }
         self.shared.observe(&machine);
+        self.shared.rests_for(None);
         // Calls without an answer end here, before others take over what they sent.
         drop(answers);
         if shares {

@@ -4,6 +4,11 @@ use std::time::Duration;
 
 use posthaste_core::Backlog;
 
+/// A busy machine lets a process wait for seconds.
+const STANDSTILL_MIN: Duration = Duration::from_secs(120);
+/// What is older says nothing of now. A busy database is asked seldom.
+const COUNTS_STALE_MIN: Duration = Duration::from_secs(900);
+
 /// A moment's view of a processor.
 #[derive(Debug, Clone, Default)]
 pub struct ProcessorStatistics {
@@ -35,6 +40,9 @@ pub struct ProcessorStatistics {
     pub last_acknowledged: Option<Duration>,
     /// Since the processor started.
     pub running_for: Duration,
+    /// How long ago the relay meant to go on and did not: zero unless something holds the whole
+    /// process, or a defect of ours the loop that decides.
+    pub overdue: Duration,
     /// The last error of the database, while it lasts.
     pub database_error: Option<String>,
     /// What the relay died of, until it is started again.
@@ -109,9 +117,15 @@ impl ProcessorStatistics {
             }
             RelayState::Running => {}
         }
-        let Some((backlog, _)) = &self.backlog else {
+        let Some((backlog, age)) = &self.backlog else {
             return Some("the database has not answered yet".into());
         };
+        if self.overdue >= stall_after.max(STANDSTILL_MIN) {
+            return Some(format!("the relay stands still for {} s", self.overdue.as_secs()));
+        }
+        if *age >= stall_after.max(COUNTS_STALE_MIN) {
+            return Some(format!("what waits is not known: counted last {} s ago", age.as_secs()));
+        }
         if self.shards == 0 && self.relays > 1 {
             // Others have it all, and answer for it.
             return None;

@@ -26,7 +26,8 @@ pub(crate) fn run(
 
 fn check(inputs: Inputs, output: Output) -> anyhow::Result<ExitCode> {
     let loaded = inputs.load().and_then(|config| {
-        let problems = destinations::problems(&config.destinations);
+        let mut problems = destinations::problems(&config.destinations);
+        problems.extend(destinations::absences(&config.destinations));
         if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
     });
     match loaded {

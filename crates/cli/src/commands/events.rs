@@ -10,6 +10,7 @@ use super::event_view::{EventView, FullEventView, row};
 use crate::arguments::{ChangeArgs, EventsCommand, FilterArgs};
 use crate::config::Config;
 use crate::exit::{Hint, UsageError};
+use crate::logs;
 use crate::output::{self, Output, count, table};
 use crate::store::{self, Store};
 
@@ -137,7 +138,7 @@ async fn change(
     }
     let store = store::open_ready(config).await?;
     if args.all_matching && !args.yes && !confirm(change, &*store, &filter, config).await? {
-        eprintln!("nothing was changed");
+        logs::say("nothing was changed");
         return Ok(ExitCode::FAILURE);
     }
     let changed = match change {

@@ -65,5 +65,8 @@ fn quiet(global: GlobalArgs) -> anyhow::Result<Config> {
     let config = inputs(global).load()?;
     let level = if config.log.level == "info" { "warn" } else { &config.log.level };
     logs::install(level, config.log.format);
+    if let Some(file) = config.file.as_ref().filter(|_| config.file_was_found) {
+        logs::say(&format!("configuration: {}", file.display()));
+    }
     Ok(config)
 }

@@ -1,24 +1,30 @@
 //! `posthaste run`: the relay.
 
 use std::any::Any;
+use std::fmt;
 use std::future::Future;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use posthaste_core::{Error, ErrorKind, OutboxRepository};
-use posthaste_processor::{OutboxProcessor, StopReport};
+use posthaste_core::{Error, ErrorKind, OutboxRepository, Shard};
+use posthaste_processor::{OutboxProcessor, RelayState, StopReport};
 use tokio::sync::Notify;
 
 use super::signals::StopSignals;
 use crate::arguments::RunArgs;
+use crate::config::units::format_duration;
 use crate::config::{Config, Listen, Problems};
 use crate::destinations::{self, OpenDestination};
+use crate::exit::{self, Hint, WrongSetUp};
+use crate::logs;
 use crate::ops::{self, Ops};
 use crate::store::{self, Missing, Store};
 
 /// Between two attempts to reach a database that is down at start.
 const RECONNECT_DELAY: Duration = Duration::from_secs(2);
+/// Between two looks at what other relays do.
+const OTHERS_DELAY: Duration = Duration::from_millis(250);
 
 /// Runs the relay until it is stopped, or until its work is done.
 pub(crate) async fn run(args: &RunArgs, config: Config) -> anyhow::Result<ExitCode> {
@@ -32,13 +38,13 @@ pub(crate) async fn run(args: &RunArgs, config: Config) -> anyhow::Result<ExitCo
     let ops = start_ops(args, &config).await?;
     let destinations = destinations::open(&config.destinations, &output_closed).await?;
     let (store, lock) = tokio::select! {
-        started = start_store(&config) => started?,
+        started = start_store(&config, args.patience()) => started?,
         signal = stop.next() => {
             tracing::info!(signal, "stopped before the database answered");
             return Ok(ExitCode::SUCCESS);
         }
     };
-    let repository: Arc<dyn OutboxRepository> = store;
+    let repository: Arc<dyn OutboxRepository> = Arc::clone(&store) as _;
     let mut builder = OutboxProcessor::builder_shared(repository).settings(config.relay.clone());
     for destination in &destinations {
         builder = builder.destination(destination.destination());
@@ -51,8 +57,9 @@ pub(crate) async fn run(args: &RunArgs, config: Config) -> anyhow::Result<ExitCo
         ops.started(processor.clone());
     }
     let checks = spawn_checks(&destinations);
-    let result = if args.once || args.drain {
-        foreground(args, &config, &processor, &mut stop, &output_closed).await
+    let result = if let Some(patience) = args.patience() {
+        let run = Foreground { args, config: &config, processor: &processor, store: &*store };
+        run.to_the_end(patience, &mut stop, &output_closed).await
     } else {
         background(&processor, stop, &output_closed).await
     };
@@ -101,24 +108,45 @@ async fn start_ops(args: &RunArgs, config: &Config) -> anyhow::Result<Option<Ops
 /// What keeps other relays away, until it is dropped.
 type RelayLock = Box<dyn Any + Send>;
 
-/// Opens the outbox and brings its schema up to date. An outage is waited for; what waiting does
-/// not mend is an error.
-async fn start_store(config: &Config) -> anyhow::Result<(Arc<dyn Store>, RelayLock)> {
+/// Opens the outbox and brings its schema up to date. An outage is waited for, as it is later; what
+/// waiting does not mend is an error.
+///
+/// # Errors
+/// Also an outage, where it lasts longer than `patience`.
+async fn start_store(
+    config: &Config,
+    patience: Option<Duration>,
+) -> anyhow::Result<(Arc<dyn Store>, RelayLock)> {
+    let since = Instant::now();
     loop {
         match try_start_store(config).await {
             Err(error) if is_outage(&error) => {
-                let error = error.downcast_ref::<Error>().map(Error::report).unwrap_or_default();
-                tracing::warn!(error, "the database cannot be reached; trying again");
+                if patience.is_some_and(|patience| since.elapsed() + RECONNECT_DELAY > patience) {
+                    return Err(error.context(given_up(since.elapsed())));
+                }
+                let error = exit::text_of(&error);
+                tracing::warn!(error, "the database cannot be used yet; trying again");
                 tokio::time::sleep(RECONNECT_DELAY).await;
             }
+            Err(error) if is_wrong_set_up(&error) => return Err(error.context(WrongSetUp)),
             started => return started,
         }
     }
 }
 
+/// Whether it is an operator's to mend, and will be the same at the next start.
+fn is_wrong_set_up(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<Error>().map(Error::kind);
+    error.is::<Hint>() || matches!(kind, Some(ErrorKind::Schema | ErrorKind::Unauthorized))
+}
+
+fn given_up(after: Duration) -> String {
+    format!("the database could not be reached for {} (--give-up-after)", format_duration(after))
+}
+
 async fn try_start_store(config: &Config) -> anyhow::Result<(Arc<dyn Store>, RelayLock)> {
     let store = store::open(config, Missing::Create).await?;
-    let lock = store.lock_relay()?;
+    let lock = store.lock_relay().map_err(|error| anyhow::Error::from(error).context(Held))?;
     let status = store.migration_status().await?;
     if config.migrate && !status.is_newer_than_program() {
         for migration in store.migrate().await? {
@@ -131,11 +159,30 @@ async fn try_start_store(config: &Config) -> anyhow::Result<(Arc<dyn Store>, Rel
     Ok((store, lock))
 }
 
-/// Whether waiting may mend it. A lock that another relay holds is not waited for.
+/// Another relay has the outbox, and only one can.
+#[derive(Debug)]
+struct Held;
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the outbox is in use")
+    }
+}
+
+/// Whether waiting may mend it: all but what an operator has to. A lock that another relay holds is
+/// not waited for.
 fn is_outage(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Error>().is_some_and(|error| {
-        matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::Timeout | ErrorKind::Throttled)
-    })
+    let may_end = |error: &Error| {
+        matches!(
+            error.kind(),
+            ErrorKind::Unreachable
+                | ErrorKind::Timeout
+                | ErrorKind::Throttled
+                | ErrorKind::DestinationMissing
+                | ErrorKind::Conflict
+        )
+    };
+    !error.is::<Held>() && error.downcast_ref::<Error>().is_some_and(may_end)
 }
 
 /// Tells early what a destination lacks. Only a warning: it may come to be, and then works.
@@ -154,33 +201,107 @@ fn spawn_checks(destinations: &[OpenDestination]) -> tokio::task::JoinHandle<()>
     })
 }
 
-/// One pass, or until nothing is due.
-async fn foreground(
-    args: &RunArgs,
-    config: &Config,
-    processor: &OutboxProcessor,
-    stop: &mut StopSignals,
-    output_closed: &Notify,
-) -> anyhow::Result<ExitCode> {
-    let work = async {
-        if args.once {
-            processor.process_events().await
-        } else {
-            // A retry is waited for; what its writer delayed for longer is not due.
-            processor.drain(config.relay.retry_policy.max_delay).await
+/// A run that ends by itself.
+struct Foreground<'a> {
+    args: &'a RunArgs,
+    config: &'a Config,
+    processor: &'a OutboxProcessor,
+    store: &'a dyn Store,
+}
+
+impl Foreground<'_> {
+    /// One pass, or until nothing is due.
+    ///
+    /// # Errors
+    /// The database's, also where it is away for longer than `patience`.
+    async fn to_the_end(
+        &self,
+        patience: Duration,
+        stop: &mut StopSignals,
+        output_closed: &Notify,
+    ) -> anyhow::Result<ExitCode> {
+        let work = async {
+            tokio::select! {
+                work = self.work() => work,
+                () = self.database_away_for(patience) => {
+                    self.processor.stop().await;
+                    Err(anyhow::anyhow!(given_up(patience)))
+                }
+            }
+        };
+        let (done, interrupted) = until_stopped(work, self.processor, stop, output_closed).await;
+        let Done { delivered, left } = done?;
+        let statistics = self.processor.statistics();
+        let left = if interrupted { 0 } else { left };
+        tracing::info!(
+            delivered,
+            retried = statistics.retried,
+            dead_lettered = statistics.dead_lettered,
+            "{}",
+            match (interrupted, left) {
+                (true, _) => "stopped early; the rest stays pending",
+                (false, 0) => "done",
+                (false, _) => "ended, and events are left",
+            }
+        );
+        if left == 0 {
+            return Ok(ExitCode::SUCCESS);
         }
-    };
-    let (delivered, interrupted) = until_stopped(work, processor, stop, output_closed).await;
-    let delivered = delivered?;
-    let statistics = processor.statistics();
-    tracing::info!(
-        delivered,
-        retried = statistics.retried,
-        dead_lettered = statistics.dead_lettered,
-        "{}",
-        if interrupted { "stopped early; the rest stays pending" } else { "done" }
-    );
-    Ok(ExitCode::SUCCESS)
+        Err(Hint {
+            message: match left {
+                1 => "1 event is due and was not delivered".to_owned(),
+                left => format!("{left} events are due and were not delivered"),
+            },
+            hint: "another relay shares the outbox and has them, or they wait behind a dead letter: \
+                   look with `posthaste status` and `posthaste keys list`"
+                .into(),
+        }
+        .into())
+    }
+
+    async fn work(&self) -> anyhow::Result<Done> {
+        if self.args.once {
+            return Ok(Done { delivered: self.processor.process_events().await?, left: 0 });
+        }
+        // A retry is waited for; what its writer delayed for longer is not due.
+        let patience = self.config.relay.retry_policy.max_delay;
+        // A relay that died keeps its keys until its lease ends, which another may have prolonged
+        // just before it died, too.
+        let until = Instant::now() + self.config.relay.lease_ttl * 3;
+        let mut delivered = 0;
+        loop {
+            delivered += self.processor.drain(patience).await?;
+            let shares = self.store.capabilities().leases;
+            if !shares || self.processor.statistics().shards == Shard::COUNT {
+                return Ok(Done { delivered, left: 0 });
+            }
+            let left = self.store.backlog(0).await?.ready;
+            if left == 0 || Instant::now() > until {
+                return Ok(Done { delivered, left });
+            }
+            tokio::time::sleep(OTHERS_DELAY).await;
+        }
+    }
+
+    /// Completes when the database was away for so long without a break.
+    async fn database_away_for(&self, limit: Duration) {
+        let mut since = None;
+        loop {
+            tokio::time::sleep(OTHERS_DELAY).await;
+            if self.processor.statistics().state != RelayState::DatabaseUnavailable {
+                since = None;
+            } else if since.get_or_insert_with(Instant::now).elapsed() >= limit {
+                return;
+            }
+        }
+    }
+}
+
+/// What a run that ended by itself did.
+struct Done {
+    delivered: u64,
+    /// Events that are due and that this relay did not get.
+    left: u64,
 }
 
 /// Does `work`; asks the processor to stop at the first signal and exits at the second. The flag
@@ -241,5 +362,6 @@ async fn background(
 /// Nothing is lost: what was not settled is still pending.
 fn exit_at_once(signal: &str) -> ! {
     tracing::warn!(signal, "stopped at once; events without an answer are sent again");
+    logs::flush();
     std::process::exit(1)
 }

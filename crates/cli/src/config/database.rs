@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use posthaste_postgres::PostgresOptions;
+
 use super::secrets::redact_url;
 use super::value::Refusal;
 
@@ -71,9 +73,20 @@ pub(crate) fn parse(text: &str) -> Result<Database, Refusal> {
     };
     // SQLAlchemy names its driver here: postgresql+psycopg://, sqlite+aiosqlite://.
     match scheme.split('+').next().unwrap_or_default() {
-        "postgres" | "postgresql" if rest.is_empty() => Ok(Database::Postgres { url: None }),
         "postgres" | "postgresql" => {
-            Ok(Database::Postgres { url: Some(format!("postgres://{rest}")) })
+            let url = (!rest.is_empty()).then(|| format!("postgres://{rest}"));
+            let options = PostgresOptions { url: url.clone(), ..PostgresOptions::default() };
+            match options.validate() {
+                Ok(()) => Ok(Database::Postgres { url }),
+                Err(error) => {
+                    let text = error.report();
+                    let why = text.strip_prefix(error.operation()).unwrap_or(&text);
+                    Err((
+                        format!("cannot be used{why}"),
+                        "posthaste takes the URLs of libpq: see `posthaste config reference`".into(),
+                    ))
+                }
+            }
         }
         "sqlite" => sqlite(rest),
         other => Err((

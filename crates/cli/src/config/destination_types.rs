@@ -99,13 +99,13 @@ const NATS: &[Key] = &[
         "tls_ca_file",
         Kind::Text,
         Default::Absent("the system's authorities"),
-        "Certificate authorities to trust instead of the system's (PEM).",
+        "Certificate authorities to trust beside the system's (PEM). Implies `tls_required`.",
     ),
     key(
         "tls_cert_file",
         Kind::Text,
         Default::Absent("none"),
-        "The client's certificate (PEM); needs `tls_key_file`.",
+        "The client's certificate (PEM); needs `tls_key_file`. Implies `tls_required`.",
     ),
     key("tls_key_file", Kind::Text, Default::Absent("none"), "The key of `tls_cert_file` (PEM)."),
     key("envelope", ENVELOPE, Default::Value("plain"), "What a message looks like."),
@@ -135,10 +135,11 @@ const NATS: &[Key] = &[
 const WEBHOOK: &[Key] = &[
     key(
         "url",
-        Kind::SecretUrl,
+        Kind::OpaqueUrl,
         Default::Required,
         "The address that events are posted to. A user and password in it are sent as basic \
-         authentication.",
+         authentication. Only its scheme and host are ever shown: the path of many receivers is a \
+         secret. Proxies are not used, whatever `HTTP_PROXY` and its like say.",
     ),
     key(
         "secret",

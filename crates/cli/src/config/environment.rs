@@ -21,8 +21,9 @@ pub(crate) fn variable_of(path: &str) -> String {
 
 /// Adds what the environment gives to what the file gave; the environment wins.
 ///
-/// Only names with a double underscore are checked: others that begin alike are often somebody
-/// else's (Kubernetes sets `POSTHASTE_PORT` for a service named posthaste).
+/// A name with a double underscore must be one of ours. So must one with single underscores that
+/// means a key of ours; others that begin alike are somebody else's (Kubernetes sets `POSTHASTE_PORT`
+/// for a service named posthaste, and `POSTHASTE_RELAY_PORT` for one named posthaste-relay).
 pub(crate) fn overlay(
     entries: &mut Entries,
     environment: &[(String, String)],
@@ -33,9 +34,13 @@ pub(crate) fn overlay(
         if name == DATABASE_URL {
             database_url = Some(value);
         }
-        let Some(rest) = name.strip_prefix(PREFIX).filter(|rest| rest.contains("__")) else {
+        let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+        if !rest.contains("__") {
+            if let Some(meant) = meant_by(name, rest) {
+                problems.push(single_underscore(name, &meant));
+            }
             continue;
-        };
+        }
         match path_of(rest, entries) {
             Ok(path) => insert(entries, path, name, value),
             Err(path) => problems.push(unknown(name, &path)),
@@ -85,6 +90,59 @@ fn path_of(rest: &str, entries: &Entries) -> Result<String, String> {
             let path = parts.join(".");
             if schema::fixed_keys().any(|key| key.path == path) { Ok(path) } else { Err(path) }
         }
+    }
+}
+
+/// The variable that was meant by one without a double underscore, where it was one of ours.
+fn meant_by(name: &str, rest: &str) -> Option<String> {
+    if name == DATABASE_URL || is_of_kubernetes(rest) {
+        return None;
+    }
+    let plain = |name: &str| name.replace('_', "");
+    let known: Vec<String> = schema::fixed_keys().map(|key| variable_of(key.path)).collect();
+    if let Some(variable) = known.iter().find(|variable| plain(variable) == plain(name)) {
+        return Some(variable.clone());
+    }
+    // POSTHASTE_DESTINATIONS_MAIN_BUS_TYPE: the name of the destination may have any underscores.
+    let inner = |section: &str, keys: &mut dyn Iterator<Item = &'static str>| {
+        let rest = rest.strip_prefix(section)?;
+        let ending = |key: &str| Some((rest.strip_suffix(&format!("_{}", key.to_uppercase()))?, key.len()));
+        let (name, length) = keys.filter_map(ending).max_by_key(|(_, length)| *length)?;
+        let key = &rest[rest.len() - length..];
+        (!name.is_empty()).then(|| format!("{PREFIX}{}__{name}__{key}", section.trim_end_matches('_')))
+    };
+    inner("DESTINATIONS_", &mut schema::all_destination_keys())
+        .or_else(|| inner("ROUTES_", &mut schema::ROUTE_KEYS.iter().filter_map(last_part)))
+        .or_else(|| {
+            // A misspelt key of a section of ours. Nearer than usual: it may be somebody else's.
+            let section = schema::SECTIONS.iter().map(|section| section.name.to_uppercase());
+            let ours = section.map(|section| section.replace('.', "_") + "_");
+            ours.into_iter().find(|section| rest.starts_with(section.as_str()))?;
+            nearest(name, known.iter().map(String::as_str))
+                .filter(|near| strsim::jaro_winkler(&plain(near), &plain(name)) > 0.95)
+                .map(str::to_owned)
+        })
+}
+
+fn last_part(key: &schema::Key) -> Option<&'static str> {
+    key.path.rsplit('.').next()
+}
+
+/// Whether Kubernetes makes such names for the services of a namespace.
+fn is_of_kubernetes(rest: &str) -> bool {
+    rest == "PORT"
+        || rest.ends_with("_PORT")
+        || rest.contains("SERVICE_HOST")
+        || rest.contains("SERVICE_PORT")
+        || rest.contains("PORT_")
+}
+
+fn single_underscore(name: &str, meant: &str) -> Problem {
+    Problem {
+        path: String::new(),
+        place: None,
+        message: format!("unknown variable {name}; did you mean {meant}?"),
+        help: "the parts of a path are joined by two underscores".into(),
     }
 }
 
@@ -148,9 +206,28 @@ mod tests {
             ("POSTHASTE_RELAY__BATCHSIZE", "5"),
             ("POSTHASTE_PORT", "tcp://10.0.0.1:9464"),
             ("POSTHASTE_SERVICE_HOST", "10.0.0.1"),
+            ("POSTHASTE_PORT_9464_TCP_ADDR", "10.0.0.1"),
+            ("POSTHASTE_RELAY_PORT", "tcp://10.0.0.1:9464"),
+            ("POSTHASTE_TEST_POSTGRES_URL", "postgres://h/d"),
         ]);
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert!(problems[0].message.contains("did you mean POSTHASTE_RELAY__BATCH_SIZE?"));
+    }
+
+    #[test]
+    fn a_variable_with_single_underscores_is_refused_with_the_name_that_was_meant() {
+        for (given, meant) in [
+            ("POSTHASTE_LOG_LEVEL", "POSTHASTE_LOG__LEVEL"),
+            ("POSTHASTE_RELAY_BATCH_SIZE", "POSTHASTE_RELAY__BATCH_SIZE"),
+            ("POSTHASTE_RELAY_BATCHSIZE", "POSTHASTE_RELAY__BATCH_SIZE"),
+            ("POSTHASTE_RELAY_BACH_SIZE", "POSTHASTE_RELAY__BATCH_SIZE"),
+            ("POSTHASTE_DESTINATIONS_MAIN_BUS_TYPE", "POSTHASTE_DESTINATIONS__MAIN_BUS__TYPE"),
+            ("POSTHASTE_ROUTES_0_EVENT_TYPE", "POSTHASTE_ROUTES__0__EVENT_TYPE"),
+        ] {
+            let (_, problems) = overlaid(&[(given, "5")]);
+            let expected = format!("{given}; did you mean {meant}?");
+            assert!(problems.len() == 1 && problems[0].message.contains(&expected), "{problems:?}");
+        }
     }
 
     #[test]

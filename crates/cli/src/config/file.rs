@@ -49,7 +49,7 @@ pub(crate) fn read(path: &Path) -> Result<Entries, Vec<Problem>> {
 
 /// Flattens the text of a file called `name`.
 pub(crate) fn parse(name: &str, text: &str) -> Result<Entries, Vec<Problem>> {
-    let source = Source { name, text };
+    let source = Source::new(name, text);
     let (table, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
         return Err(errors.iter().map(|error| source.syntax_problem(error)).collect());
@@ -62,9 +62,16 @@ pub(crate) fn parse(name: &str, text: &str) -> Result<Entries, Vec<Problem>> {
 struct Source<'a> {
     name: &'a str,
     text: &'a str,
+    /// Where each line begins: a file of 20,000 destinations has as many places.
+    lines: Vec<usize>,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    fn new(name: &'a str, text: &'a str) -> Self {
+        let breaks = text.match_indices('\n').map(|(at, _)| at + 1);
+        Self { name, text, lines: std::iter::once(0).chain(breaks).collect() }
+    }
+
     fn flatten_table(&self, table: &DeTable<'_>, prefix: &str, entries: &mut Entries) {
         for (key, value) in table {
             let path = if prefix.is_empty() {
@@ -129,9 +136,11 @@ impl Source<'_> {
 
     /// `FILE:LINE:COLUMN`, counted from 1, columns in characters.
     fn place(&self, offset: usize) -> String {
-        let before = &self.text[..self.text.floor_char_boundary(offset)];
-        let line = before.matches('\n').count() + 1;
-        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        let offset = self.text.floor_char_boundary(offset);
+        // The first begins at 0, so that there is one.
+        let line = self.lines.partition_point(|begin| *begin <= offset);
+        let begin = self.lines[line - 1];
+        let column = self.text[begin..offset].chars().count() + 1;
         format!("{}:{line}:{column}", self.name)
     }
 }

@@ -11,6 +11,7 @@ mod schema;
 pub(crate) mod secrets;
 mod settings;
 mod suggest;
+mod trust;
 pub(crate) mod units;
 mod value;
 
@@ -34,6 +35,8 @@ pub(crate) const DEFAULT_FILE: &str = "posthaste.toml";
 pub(crate) struct Config {
     /// The file that was read, if any.
     pub(crate) file: Option<PathBuf>,
+    /// Whether nobody named that file: it was there.
+    pub(crate) file_was_found: bool,
     /// The outbox.
     pub(crate) database: Database,
     /// See `database.migrate`.
@@ -61,8 +64,10 @@ pub(crate) struct Config {
 /// What a configuration is made from.
 #[derive(Debug, Default)]
 pub(crate) struct Inputs {
-    /// The file that was named.
+    /// The file that was named or found.
     pub(crate) file: Option<PathBuf>,
+    /// Whether nobody named it: it was there.
+    pub(crate) file_was_found: bool,
     /// `--database-url`.
     pub(crate) database_url: Option<String>,
     /// The environment.
@@ -72,13 +77,16 @@ pub(crate) struct Inputs {
 impl Inputs {
     /// The inputs of this process. Without a named file, `posthaste.toml` is read where it exists.
     pub(crate) fn of_process(file: Option<PathBuf>, database_url: Option<String>) -> Self {
+        // An empty variable is one that nobody set.
+        let file = file.filter(|file| !file.as_os_str().is_empty());
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| {
                 Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
             })
             .collect();
         let default = || Path::new(DEFAULT_FILE).exists().then(|| DEFAULT_FILE.into());
-        Self { file: file.or_else(default), database_url, environment }
+        let found = if file.is_none() { default() } else { None };
+        Self { file_was_found: found.is_some(), file: file.or(found), database_url, environment }
     }
 
     /// Reads and checks everything.
@@ -87,6 +95,9 @@ impl Inputs {
     /// Every problem that was found.
     pub(crate) fn load(self) -> Result<Config, Problems> {
         let mut problems = Vec::new();
+        if let Some(file) = self.file.as_ref().filter(|_| self.file_was_found) {
+            trust::check(file).map_err(|problem| Problems(vec![problem]))?;
+        }
         let mut entries = match &self.file {
             None => file::Entries::new(),
             Some(path) => file::read(path).map_err(Problems)?,
@@ -98,7 +109,7 @@ impl Inputs {
             entries.insert("database.url".into(), entry);
         }
         let values = resolve::resolve(&entries, &mut problems);
-        let config = settings::build(self.file, values, &mut problems);
+        let config = settings::build(self.file, self.file_was_found, values, &mut problems);
         match config {
             Some(config) if problems.is_empty() => Ok(config),
             _ => Err(Problems(problems)),

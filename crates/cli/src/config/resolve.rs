@@ -1,6 +1,6 @@
 //! From entries to values: every key known, every value of its type, every secret looked up.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::environment::variable_of;
 use super::file::{Entries, Entry};
@@ -30,14 +30,21 @@ pub(crate) struct Values {
     pub(crate) all: Vec<Resolved>,
     /// Destinations in order, with their type where it is known.
     pub(crate) destinations: Vec<(String, Option<String>)>,
-    /// How many routes there are.
+    /// The routes, by their paths.
     pub(crate) routes: Vec<String>,
+    /// Where each path is in `all`.
+    places: HashMap<String, usize>,
 }
 
 impl Values {
     /// The value at `path`.
     pub(crate) fn get(&self, path: &str) -> Option<&Resolved> {
-        self.all.iter().find(|resolved| resolved.path == path)
+        self.places.get(path).map(|place| &self.all[*place])
+    }
+
+    fn add(&mut self, resolved: Resolved) {
+        self.places.insert(resolved.path.clone(), self.all.len());
+        self.all.push(resolved);
     }
 }
 
@@ -95,7 +102,7 @@ fn take(
         (Some(entry), _) => entry.clone(),
         (None, Default::Value(text)) => default(text),
         (None, Default::Absent(_)) => {
-            values.all.push(Resolved {
+            values.add(Resolved {
                 path: path.to_owned(),
                 value: Value::None,
                 origin: Origin::Default,
@@ -125,7 +132,7 @@ fn take(
         Raw::Section | Raw::Other(_) => String::new(),
     };
     match read(&entry.raw, key) {
-        Ok(value) => values.all.push(Resolved {
+        Ok(value) => values.add(Resolved {
             path: path.to_owned(),
             value,
             origin: entry.origin,
@@ -168,7 +175,7 @@ fn destination_names(entries: &Entries) -> Vec<(String, Option<String>)> {
     let mut names: Vec<(&str, usize)> = positions.into_iter().collect();
     names.sort_by_key(|(name, position)| (*name != "default", *position));
     let type_of = |name: &str| match &entries.get(&format!("destinations.{name}.type"))?.raw {
-        Raw::Untyped(text) | Raw::Text(text) => Some(text.clone()),
+        Raw::Untyped(text) | Raw::Text(text) => Some(text.trim().to_ascii_lowercase()),
         _ => None,
     };
     names.into_iter().map(|(name, _)| (name.to_owned(), type_of(name))).collect()

@@ -58,6 +58,9 @@ pub(crate) enum Kind {
     Secret,
     /// A URL whose user information is never shown; may be an `env:` or `file:` reference.
     SecretUrl,
+    /// A URL of which scheme and host are shown and nothing else, since its path may be the secret;
+    /// may be an `env:` or `file:` reference.
+    OpaqueUrl,
     /// `HOST:PORT`, or `off`.
     Listen,
 }
@@ -65,7 +68,7 @@ pub(crate) enum Kind {
 impl Kind {
     /// Whether its value may be a reference to a secret and must not be shown as it is.
     pub(crate) const fn is_secret(self) -> bool {
-        matches!(self, Self::Secret | Self::SecretUrl)
+        matches!(self, Self::Secret | Self::SecretUrl | Self::OpaqueUrl)
     }
 
     /// The value, described for the reference and for error messages.
@@ -85,7 +88,9 @@ impl Kind {
             }
             Self::Text => "text".into(),
             Self::Secret => "text, or `env:NAME` or `file:PATH` that holds it (secret)".into(),
-            Self::SecretUrl => "a URL, or `env:NAME` or `file:PATH` that holds it (secret)".into(),
+            Self::SecretUrl | Self::OpaqueUrl => {
+                "a URL, or `env:NAME` or `file:PATH` that holds it (secret)".into()
+            }
             Self::Listen => "`HOST:PORT`, or `off`".into(),
         }
     }
@@ -366,4 +371,10 @@ pub(crate) fn fixed_keys() -> impl Iterator<Item = &'static Key> {
 pub(crate) fn destination_keys(name: Option<&str>) -> impl Iterator<Item = &'static Key> {
     let own = super::DESTINATION_TYPES.iter().find(|known| Some(known.name) == name);
     DESTINATION_KEYS.iter().chain(own.map_or(&[][..], |known| known.keys))
+}
+
+/// The keys of destinations of every type, by the last part of their path.
+pub(crate) fn all_destination_keys() -> impl Iterator<Item = &'static str> {
+    let own = super::DESTINATION_TYPES.iter().flat_map(|known| known.keys);
+    DESTINATION_KEYS.iter().chain(own).map(|key| key.path)
 }

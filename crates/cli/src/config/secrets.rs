@@ -47,8 +47,20 @@ pub(crate) fn resolve(text: &str, kind: Kind) -> Result<String, Refusal> {
 /// Makes [`redact`] hide a secret from now on.
 fn remember(secret: &str, kind: Kind) {
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if kind == Kind::SecretUrl {
+    if kind == Kind::OpaqueUrl {
+        known.push((secret.to_owned(), shown(secret, kind)));
+        // Alone, too: an error may name the path.
+        if let Some((_, path)) = split_host(secret).filter(|(_, path)| path.len() > SEARCHED_BYTES_MIN) {
+            known.push((path.to_owned(), format!("/{REDACTED}")));
+        }
+    }
+    if kind != Kind::Secret {
         known.push((secret.to_owned(), redact_url(secret)));
+        for (_, value) in hidden_parameters(secret) {
+            if value.len() >= SEARCHED_BYTES_MIN {
+                known.push((value.to_owned(), REDACTED.to_owned()));
+            }
+        }
         // A password alone is often an innocent word ("postgres"); with its signs it is not.
         if let Some((_, userinfo, _)) = split_userinfo(secret) {
             let password = userinfo.split_once(':').map_or(userinfo, |(_, password)| password);
@@ -86,8 +98,20 @@ pub(crate) fn shown(secret: &str, kind: Kind) -> String {
     }
     match kind {
         Kind::SecretUrl => redact_url(secret),
+        Kind::OpaqueUrl => match split_host(&redact_url(secret)) {
+            Some((host, "" | "/")) => host.to_owned(),
+            Some((host, _)) => format!("{host}/{REDACTED}"),
+            None => REDACTED.to_owned(),
+        },
         _ => REDACTED.to_owned(),
     }
+}
+
+/// What comes before the path of a URL, and the rest.
+fn split_host(url: &str) -> Option<(&str, &str)> {
+    let start = url.find("://")? + 3;
+    let end = url[start..].find(['/', '?', '#']).map_or(url.len(), |at| start + at);
+    Some(url.split_at(end))
 }
 
 /// A URL, or several with commas between, without passwords and tokens.
@@ -108,8 +132,10 @@ pub(crate) fn redact_url(url: &str) -> String {
     };
     if let Some((before, query)) = clean.split_once('?') {
         let hidden = |pair: &str| match pair.split_once('=') {
-            Some((name, _)) if is_secret_parameter(name) => format!("{name}={REDACTED}"),
-            _ => pair.to_owned(),
+            Some((name, _)) if !is_open_parameter(name) => format!("{name}={REDACTED}"),
+            Some(_) => pair.to_owned(),
+            // No name of ours: it may be the rest of a password.
+            None => REDACTED.to_owned(),
         };
         let query: Vec<String> = query.split('&').map(hidden).collect();
         clean = format!("{before}?{}", query.join("&"));
@@ -117,11 +143,36 @@ pub(crate) fn redact_url(url: &str) -> String {
     clean
 }
 
-fn is_secret_parameter(name: &str) -> bool {
-    let name = name.to_lowercase();
-    ["password", "token", "secret", "key", "signature", "sig"]
-        .iter()
-        .any(|word| name.ends_with(word))
+/// Parameters whose values are no secret. All others are taken for one: what is misspelt, too.
+const OPEN_PARAMETERS: &[&str] = &[
+    "application_name",
+    "channel_binding",
+    "connect_timeout",
+    "currentSchema",
+    "dbname",
+    "host",
+    "hostaddr",
+    "options",
+    "port",
+    "schema",
+    "service",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "target_session_attrs",
+    "user",
+];
+
+fn is_open_parameter(name: &str) -> bool {
+    OPEN_PARAMETERS.contains(&name)
+}
+
+/// The parameters of a URL that are not shown.
+fn hidden_parameters(url: &str) -> impl Iterator<Item = (&str, &str)> {
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.filter(|(name, _)| !is_open_parameter(name))
 }
 
 /// The parts before, of and after the user information (`@` dropped).
@@ -142,6 +193,8 @@ mod tests {
             ("postgres://u:p/a@s,s@h/db", "postgres://u:***@h/db"),
             ("postgres://u@h/db", "postgres://u@h/db"),
             ("postgres://h/db?user=u&password=x", "postgres://h/db?user=u&password=***"),
+            ("postgres://h/d?sslmode=require&passwd=x", "postgres://h/d?sslmode=require&passwd=***"),
+            ("postgres://h/d?sslpassword=x&y", "postgres://h/d?sslpassword=***&***"),
             ("nats://token@h:4222", "nats://***@h:4222"),
             ("nats://a:b@h,nats://c:d@i", "nats://a:***@i"),
             ("sqlite:posthaste.db", "sqlite:posthaste.db"),
@@ -149,6 +202,20 @@ mod tests {
         ] {
             assert_eq!(redact_url(url), shown);
         }
+    }
+
+    #[test]
+    fn of_a_webhook_only_scheme_and_host_are_shown() {
+        for (url, expected) in [
+            ("https://hooks.example.com/services/T0/B0/s3cr3t", "https://hooks.example.com/***"),
+            ("https://u:pw@example.com:8443?code=s3cr3t", "https://u:***@example.com:8443/***"),
+            ("https://example.com/", "https://example.com"),
+            ("not a url s3cr3t", "***"),
+        ] {
+            assert_eq!(shown(url, Kind::OpaqueUrl), expected);
+        }
+        resolve("https://example.com/services/T0/B0/s3cr3t", Kind::OpaqueUrl).unwrap();
+        assert_eq!(redact("POST /services/T0/B0/s3cr3t: no"), "POST /***: no");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! From values to the settings that each part takes.
 
+use std::collections::HashSet;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,7 +8,8 @@ use std::time::Duration;
 use posthaste_core::RetryPolicy;
 use posthaste_processor::{DeadHeadPolicy, Pattern, ProcessorSettings, Route};
 
-use super::resolve::Values;
+use super::resolve::{Resolved, Values};
+use super::schema;
 use super::value::{Origin, Value};
 use super::{Config, Database, Problem, database};
 
@@ -18,12 +20,19 @@ pub(crate) struct DestinationSettings {
     pub(crate) name: String,
     /// The value of `type`.
     pub(crate) kind: String,
-    /// Where `type` was given.
-    pub(crate) place: Option<String>,
     /// What happens to a key whose head is dead.
     pub(crate) dead_head: DeadHeadPolicy,
-    /// Its other keys, by the last part of their path.
-    keys: Vec<(String, Value)>,
+    /// All its keys.
+    keys: Vec<DestinationKey>,
+}
+
+/// A key of a destination.
+#[derive(Debug)]
+struct DestinationKey {
+    /// The last part of its path.
+    name: &'static str,
+    value: Value,
+    origin: Origin,
 }
 
 impl DestinationSettings {
@@ -57,7 +66,35 @@ impl DestinationSettings {
     }
 
     fn get(&self, key: &str) -> &Value {
-        self.keys.iter().find(|(name, _)| name == key).map_or(&Value::None, |(_, value)| value)
+        self.key(key).map_or(&Value::None, |key| &key.value)
+    }
+
+    fn key(&self, name: &str) -> Option<&DestinationKey> {
+        self.keys.iter().find(|key| key.name == name)
+    }
+
+    /// A problem with what a key says, or with what it does not.
+    pub(crate) fn problem(&self, key: &str, why: &str, help: impl Into<String>) -> Problem {
+        let given = |key| self.key(key).filter(|key| key.origin != Origin::Default);
+        let path = format!("destinations.{}.{key}", self.name);
+        Problem {
+            // Where the key has its default, the table is the place to look.
+            place: given(key).or_else(|| given("type")).map(|key| key.origin.to_string()),
+            message: format!("{path}: {why}"),
+            help: help.into(),
+            path,
+        }
+    }
+
+    /// The key that a bus's complaint begins with, or else names first.
+    pub(crate) fn key_named_in(&self, complaint: &str) -> &'static str {
+        let begins = |key: &&DestinationKey| complaint.starts_with(key.name);
+        let named = self.keys.iter().filter(begins).max_by_key(|key| key.name.len());
+        let first = || {
+            let found = self.keys.iter().filter_map(|key| Some((complaint.find(key.name)?, key)));
+            found.min_by_key(|(at, _)| *at).map(|(_, key)| key)
+        };
+        named.or_else(first).map_or("type", |key| key.name)
     }
 }
 
@@ -137,6 +174,7 @@ impl Reader<'_> {
 /// Builds the settings and checks what concerns more than one key.
 pub(crate) fn build(
     file: Option<PathBuf>,
+    file_was_found: bool,
     values: Values,
     problems: &mut Vec<Problem>,
 ) -> Option<Config> {
@@ -176,6 +214,7 @@ pub(crate) fn build(
     };
     Some(Config {
         file,
+        file_was_found,
         database: database?,
         migrate: read.flag("database.migrate"),
         max_connections: read
@@ -253,21 +292,18 @@ fn destinations_of(values: &Values, problems: &mut Vec<Problem>) -> Vec<Destinat
                 help: "use letters, digits, _ and -".into(),
             });
         }
-        let keys: Vec<(String, Value)> = values
-            .all
-            .iter()
-            .filter_map(|resolved| {
-                let key = resolved.path.strip_prefix(&prefix)?;
-                Some((key.to_owned(), resolved.value.clone()))
+        let keys: Vec<DestinationKey> = schema::destination_keys(kind.as_deref())
+            .filter_map(|key| {
+                let Resolved { value, origin, .. } = values.get(&format!("{prefix}{}", key.path))?;
+                let (value, origin) = (value.clone(), origin.clone());
+                Some(DestinationKey { name: key.path, value, origin })
             })
             .collect();
-        let dead_head =
-            keys.iter().find(|(key, _)| key == "dead_head").and_then(|(_, value)| policy(value));
+        let dead_head = keys.iter().find(|key| key.name == "dead_head");
         destinations.push(DestinationSettings {
             name: name.clone(),
             kind: kind.clone().unwrap_or_default(),
-            place: values.get(&format!("{prefix}type")).map(|resolved| resolved.origin.to_string()),
-            dead_head: dead_head.unwrap_or_default(),
+            dead_head: dead_head.and_then(|key| policy(&key.value)).unwrap_or_default(),
             keys,
         });
     }
@@ -285,6 +321,7 @@ fn policy(value: &Value) -> Option<DeadHeadPolicy> {
 
 fn routes_of(values: &Values, problems: &mut Vec<Problem>) -> Vec<Route> {
     let mut routes = Vec::new();
+    let names: HashSet<&str> = values.destinations.iter().map(|(name, _)| name.as_str()).collect();
     for route in &values.routes {
         let text = |key: &str| match values.get(&format!("{route}.{key}")) {
             Some(resolved) => match &resolved.value {
@@ -298,9 +335,9 @@ fn routes_of(values: &Values, problems: &mut Vec<Problem>) -> Vec<Route> {
         else {
             continue;
         };
-        if !values.destinations.iter().any(|(name, _)| *name == destination) {
+        if !names.contains(destination.as_str()) {
             let names: Vec<&str> =
-                values.destinations.iter().map(|(name, _)| name.as_str()).collect();
+                values.destinations.iter().map(|(name, _)| name.as_str()).take(20).collect();
             problems.push(Problem {
                 path: format!("{route}.destination"),
                 place: Some(origin),

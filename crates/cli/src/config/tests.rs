@@ -11,7 +11,7 @@ fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, Problems> {
     fs::write(&file, text).unwrap();
     let environment =
         environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-    Inputs { file: Some(file), database_url: None, environment }.load()
+    Inputs { file: Some(file), environment, ..Inputs::default() }.load()
 }
 
 fn problems(text: &str) -> Vec<Problem> {

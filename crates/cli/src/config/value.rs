@@ -147,8 +147,10 @@ pub(crate) fn read(raw: &Raw, kind: Kind) -> Result<Value, Refusal> {
         },
         Kind::Choice(words) => {
             let text = text.ok_or_else(wrong_type)?;
-            if words.contains(&text) {
-                return Ok(Value::Text(text.to_owned()));
+            // In capitals as in other programs' settings: INFO.
+            let word = words.iter().find(|word| word.eq_ignore_ascii_case(text.trim()));
+            if let Some(word) = word {
+                return Ok(Value::Text((*word).to_owned()));
             }
             let near = super::suggest::nearest(text, words.iter().copied());
             let near = near.map(|word| format!("; did you mean {word:?}?")).unwrap_or_default();
@@ -162,7 +164,7 @@ pub(crate) fn read(raw: &Raw, kind: Kind) -> Result<Value, Refusal> {
                 Err((format!("{text:?} is no address to listen on"), mend(kind)))
             }
         }
-        Kind::Text | Kind::Secret | Kind::SecretUrl => {
+        Kind::Text | Kind::Secret | Kind::SecretUrl | Kind::OpaqueUrl => {
             let text = text.ok_or_else(wrong_type)?;
             if text.is_empty() {
                 return Err(("is empty".into(), "give a value or leave the key out".into()));
@@ -187,7 +189,9 @@ fn mend(kind: Kind) -> String {
         }
         Kind::Bytes => "write a whole number and a unit in quotes: \"512KiB\", \"64MiB\", \"1GB\"",
         Kind::Listen => "write HOST:PORT, for example \"127.0.0.1:9464\", or \"off\"",
-        Kind::Choice(_) | Kind::Text | Kind::Secret | Kind::SecretUrl => "write text in quotes",
+        Kind::Choice(_) | Kind::Text | Kind::Secret | Kind::SecretUrl | Kind::OpaqueUrl => {
+            "write text in quotes"
+        }
     };
     example.to_owned()
 }
@@ -213,6 +217,12 @@ mod tests {
         }
         assert_eq!(read(&Raw::Text("forever".into()), kind), Ok(Value::None));
         assert!(read(&Raw::Text("0s".into()), kind).is_err());
+    }
+
+    #[test]
+    fn a_choice_may_be_written_in_capitals() {
+        let level = read(&Raw::Text("INFO".into()), Kind::Choice(&["warn", "info"]));
+        assert_eq!(level, Ok(Value::Text("info".into())));
     }
 
     #[test]

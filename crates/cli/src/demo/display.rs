@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::broker::Broker;
 use super::shop::Shop;
+use crate::logs;
 
 /// Between two updates of the bars.
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
@@ -32,13 +33,13 @@ impl Display {
         let refresh = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(LINE_INTERVAL).await;
-                eprintln!(
+                logs::say(&format!(
                     "{:5.1} s  orders {}/{orders}  events stored {}  delivered {}",
                     started.elapsed().as_secs_f64(),
                     shop.progress(),
                     shop.stored_events(),
                     broker.distinct_events(),
-                );
+                ));
             }
         });
         Self { bars: None, started, refresh }
@@ -50,7 +51,7 @@ impl Display {
         match &self.bars {
             // A terminal that cannot be written to shows nothing; the verdict still comes.
             Some(bars) => drop(bars.println(line)),
-            None => eprintln!("{line}"),
+            None => logs::say(&line),
         }
     }
 

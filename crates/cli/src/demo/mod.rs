@@ -24,6 +24,8 @@ use self::display::Display;
 use self::relay::Relay;
 use self::shop::Shop;
 use self::verdict::Verdict;
+use crate::exit::Hint;
+use crate::logs;
 use crate::output::Output;
 
 /// Options of `posthaste demo`.
@@ -50,14 +52,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the demo and reports its verdict.
 pub(crate) async fn run(args: DemoArgs, output: Output) -> anyhow::Result<ExitCode> {
-    let throwaway = tempfile::tempdir().context("make a folder for the demo")?;
+    // Holds the throwaway folder until the end.
+    let mut throwaway = None;
     let folder = match &args.keep {
         Some(folder) => {
             std::fs::create_dir_all(folder)
                 .with_context(|| format!("make the folder {}", folder.display()))?;
-            folder.clone()
+            folder.as_path()
         }
-        None => throwaway.path().to_owned(),
+        None => throwaway.insert(throwaway_folder()?).path(),
     };
     let path = folder.join("posthaste-demo.db");
     anyhow::ensure!(!path.exists(), "{} is there already; remove it first", path.display());
@@ -102,9 +105,19 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> anyhow::Result<ExitCo
     let verdict = Verdict::reach(&shop, &broker, &outbox, statistics, took).await?;
     output.write(&verdict, || verdict.to_string())?;
     if args.keep.is_some() {
-        eprintln!("the database is kept at {}", path.display());
+        logs::say(&format!("the database is kept at {}", path.display()));
     }
     Ok(if verdict.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Among the system's temporary files, or here where there is no room for them.
+fn throwaway_folder() -> anyhow::Result<tempfile::TempDir> {
+    let made = tempfile::tempdir().or_else(|_| tempfile::tempdir_in("."));
+    made.map_err(|error| {
+        let hint = "name a folder that can be written to: --keep FOLDER, or TMPDIR".to_owned();
+        let message = format!("cannot make a folder for the demo: {error}");
+        Hint { message, hint }.into()
+    })
 }
 
 async fn wait_for(condition: impl Fn() -> bool) {

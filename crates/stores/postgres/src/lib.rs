@@ -24,6 +24,7 @@
 //! An application with transactions of its own calls [`store_events`] as the last thing before
 //! its commit.
 
+mod address;
 mod admin;
 mod adopt;
 mod backlog;
@@ -38,6 +39,7 @@ mod outbox;
 mod plans;
 mod repository;
 mod row;
+mod servers;
 mod session;
 mod settle;
 mod signal;

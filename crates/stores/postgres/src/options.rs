@@ -2,19 +2,26 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 use std::time::Duration;
 
-use posthaste_core::{Error, ErrorKind, Result};
+use posthaste_core::Result;
 use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
+
+use crate::address::{Address, process_environment};
 
 /// How to reach the database, and how to use it. Its `Debug` never shows the URL's password.
 #[derive(Clone)]
 pub struct PostgresOptions {
-    /// `postgres://user:password@host:port/database?sslmode=…`. `None` takes the standard `PG*`
-    /// variables, which also fill in what the URL leaves out. Without an `sslmode`, TLS is used
-    /// where the server offers it, except on this machine's loopback.
+    /// `postgres://user:password@host:port/database?sslmode=…`, in the forms that libpq reads. `None`
+    /// takes the standard `PG*` variables, which also fill in what the URL leaves out. Without an
+    /// `sslmode`, TLS is used where the server offers it, except on this machine's loopback.
+    ///
+    /// Of several hosts (`host1,host2:5433`) the one that takes writes is used, also after a
+    /// failover; of a single one that is made sure of with `target_session_attrs=read-write`.
+    /// `schema` (or `currentSchema`) is the search path. A parameter that is not understood is
+    /// refused, and so is one that asks for what cannot be done (`service`, `channel_binding=require`,
+    /// `sslcrl` and others).
     pub url: Option<String>,
     /// Most connections of the pool. Default 8. One more is used for LISTEN, one for NOTIFY and one for
     /// `watch_interval`. A relay keeps up to three of the pool for itself, and leaves others at least one more
@@ -68,22 +75,42 @@ impl PostgresOptions {
         Self { url: Some(url.into()), ..Self::default() }
     }
 
+    /// Checks the URL and the `PG*` variables that fill it in, without connecting. Files they name must
+    /// be readable.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](posthaste_core::ErrorKind::Config), with the part that is wrong. Nothing
+    /// of the URL but the names of its parameters is in the text.
+    pub fn validate(&self) -> Result<()> {
+        self.read_address().map(drop)
+    }
+
     pub(crate) fn pool_options(&self) -> PgPoolOptions {
         PgPoolOptions::new()
             .max_connections(self.max_connections.max(1))
             .acquire_timeout(self.connect_timeout)
     }
 
+    /// What the address says, and these settings with what it says of them.
+    ///
     /// # Errors
-    /// [`ErrorKind::Config`] for a URL that is none of PostgreSQL's.
-    pub(crate) fn connect_options(&self) -> Result<PgConnectOptions> {
-        let options = match &self.url {
-            Some(url) => parse(url)?,
-            None => PgConnectOptions::new(),
-        };
+    /// As [`validate`](Self::validate).
+    pub(crate) fn read_address(&self) -> Result<(Self, Address)> {
+        let mut settings = self.clone();
+        let mut address = Address::read(self.url.as_deref(), &process_environment)?;
+        settings.connect_timeout = address.connect_timeout.unwrap_or(self.connect_timeout);
+        settings.transaction_pooler |= address.transaction_pooler;
+        let all = std::mem::take(&mut address.servers);
+        let all = all.into_iter().map(|server| settings.complete(server, address.names_ssl_mode));
+        address.servers = all.collect();
+        Ok((settings, address))
+    }
+
+    /// Adds what connections of ours need.
+    fn complete(&self, options: PgConnectOptions, names_ssl_mode: bool) -> PgConnectOptions {
         let options = options.application_name(&self.application_name).disable_statement_logging();
         // Many servers offer TLS to everyone; to oneself it only costs time.
-        let options = if is_loopback(options.get_host()) && !self.names_ssl_mode() {
+        let options = if is_loopback(options.get_host()) && !names_ssl_mode {
             options.ssl_mode(PgSslMode::Disable)
         } else {
             options
@@ -91,21 +118,15 @@ impl PostgresOptions {
         // Poolers refuse start-up parameters they do not know. We read no floats.
         let options = options.extra_float_digits(None);
         if self.transaction_pooler {
-            return Ok(options.statement_cache_capacity(0));
+            return options.statement_cache_capacity(0);
         }
         let millis = self.statement_timeout.as_millis().to_string();
-        Ok(options.options([
+        options.options([
             ("statement_timeout", millis.as_str()),
             // A plan that was kept from when the outbox was empty reads the whole table when it
             // no longer is.
             ("plan_cache_mode", "force_custom_plan"),
-        ]))
-    }
-
-    /// Whether the user said anything about TLS.
-    fn names_ssl_mode(&self) -> bool {
-        self.url.as_ref().is_some_and(|url| url.contains("sslmode") || url.contains("ssl-mode"))
-            || std::env::var_os("PGSSLMODE").is_some()
+        ])
     }
 }
 
@@ -118,16 +139,6 @@ pub(crate) fn may_use_tls(options: &PgConnectOptions) -> bool {
 fn is_loopback(host: &str) -> bool {
     host == "localhost"
         || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
-fn parse(url: &str) -> Result<PgConnectOptions> {
-    let refuse = |why: &str| Error::new(ErrorKind::Config, "read the database URL", why.to_owned());
-    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-        return Err(refuse("a PostgreSQL URL has the form postgres://user@host:5432/database"));
-    }
-    // The parser's own error names the part that is wrong and never the password.
-    PgConnectOptions::from_str(url)
-        .map_err(|error| refuse("the URL cannot be read").with_source(error))
 }
 
 impl fmt::Debug for PostgresOptions {
@@ -158,11 +169,16 @@ pub(crate) fn address(options: &PgConnectOptions) -> String {
 
 #[cfg(test)]
 mod tests {
+    use posthaste_core::ErrorKind;
+
     use super::*;
 
     #[test]
     fn tls_is_left_out_on_loopback_unless_asked_for() {
-        let mode = |url: &str| PostgresOptions::from_url(url).connect_options().unwrap();
+        let mode = |url: &str| {
+            let (_, address) = PostgresOptions::from_url(url).read_address().unwrap();
+            address.servers.into_iter().next().unwrap()
+        };
         assert!(!may_use_tls(&mode("postgres://u@127.0.0.1/d")));
         assert!(!may_use_tls(&mode("postgres://u@localhost/d")));
         assert!(may_use_tls(&mode("postgres://u@localhost/d?sslmode=require")));
@@ -174,9 +190,10 @@ mod tests {
     fn password_shows_neither_in_debug_nor_in_errors() {
         let options = PostgresOptions::from_url("postgres://u:s3cret@db:5433/shop");
         assert!(!format!("{options:?}").contains("s3cret"));
-        assert_eq!(address(&options.connect_options().unwrap()), "db:5433/shop");
+        let (_, read) = options.read_address().unwrap();
+        assert_eq!(address(&read.servers[0]), "db:5433/shop");
         for bad in ["postgres://u:s3cret@db:port/shop", "mysql://u:s3cret@db/shop", "s3cret"] {
-            let error = PostgresOptions::from_url(bad).connect_options().unwrap_err();
+            let error = PostgresOptions::from_url(bad).validate().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config);
             assert!(!error.report().contains("s3cret"), "{}", error.report());
         }

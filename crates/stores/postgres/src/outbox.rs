@@ -10,6 +10,7 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::error::failed;
 use crate::options::{PostgresOptions, address, may_use_tls};
+use crate::servers::Servers;
 use crate::session::{Begin, Session};
 use crate::store::store;
 use crate::transaction::PostgresTransaction;
@@ -41,6 +42,8 @@ struct Inner {
     waker: Waker,
     /// For what a relay does without end.
     warm: Arc<WarmConnections>,
+    /// Where one of several servers has to be found, or made sure of.
+    servers: Option<Arc<Servers>>,
 }
 
 impl PostgresOutbox {
@@ -53,6 +56,9 @@ impl PostgresOutbox {
         let outbox = Self::connect_lazy(options)?;
         outbox
             .bounded(CONNECT, async {
+                if let Some(servers) = &outbox.0.servers {
+                    servers.find().await?;
+                }
                 let session = outbox.session(CONNECT).await?;
                 session.finish().await
             })
@@ -66,8 +72,16 @@ impl PostgresOutbox {
     /// # Errors
     /// `Config` for a bad URL.
     pub fn connect_lazy(options: &PostgresOptions) -> Result<Self> {
-        let pool = options.pool_options().connect_lazy_with(options.connect_options()?);
-        Ok(Self::from_pool_with(pool, options))
+        let (options, mut address) = options.read_address()?;
+        let pool = options.pool_options();
+        if address.must_write {
+            let servers = Servers::new(pool, address.servers, options.connect_timeout);
+            let pool = servers.pool().clone();
+            return Ok(Self::over(pool, &options, Some(Arc::new(servers))));
+        }
+        // There is one at least.
+        let server = address.servers.swap_remove(0);
+        Ok(Self::over(pool.connect_lazy_with(server), &options, None))
     }
 
     /// Uses the application's own pool, with default options. Reading and recording have the pool's own
@@ -85,6 +99,11 @@ impl PostgresOutbox {
     /// Uses the application's own pool. Of the options, those of the connection are not used.
     #[must_use]
     pub fn from_pool_with(pool: PgPool, options: &PostgresOptions) -> Self {
+        Self::over(pool, options, None)
+    }
+
+    fn over(pool: PgPool, options: &PostgresOptions, servers: Option<Arc<Servers>>) -> Self {
+        let changed = servers.as_ref().map(|servers| servers.last_change()).unwrap_or_default();
         let connect_options = pool.connect_options().as_ref().clone();
         // Through a transaction pooler, LISTEN reports success and never delivers.
         let listens = options.listen && !options.transaction_pooler;
@@ -95,7 +114,8 @@ impl PostgresOutbox {
             address: address(&connect_options),
             may_use_tls: may_use_tls(&connect_options),
             waker: Waker::new(pool.clone(), options.notify, listens, options.watch_interval),
-            warm: Arc::new(WarmConnections::new(pool.clone())),
+            warm: Arc::new(WarmConnections::new(pool.clone(), changed)),
+            servers,
             pool,
         }))
     }
@@ -203,8 +223,11 @@ impl PostgresOutbox {
         self.0.statement_timeout
     }
 
-    /// Adds the server and database to an error.
+    /// Adds the server and database to an error. Where there are other servers, one of them may do.
     pub(crate) fn locate(&self, error: Error) -> Error {
+        if let Some(servers) = &self.0.servers {
+            servers.look_elsewhere(&error);
+        }
         error.with_context("database", &self.0.address)
     }
 

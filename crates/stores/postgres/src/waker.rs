@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::postgres::{PgListener, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -94,8 +94,8 @@ impl Waker {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         // A task lives as long as the runtime it was spawned on, which may be shorter than ours.
         if tasks.notifier.as_ref().is_none_or(JoinHandle::is_finished) {
-            let (options, stored) = (self.options(), Arc::clone(&self.stored));
-            tasks.notifier = Some(tokio::spawn(notify_after_commits(options, stored)));
+            let (pool, stored) = (self.pool.clone(), Arc::clone(&self.stored));
+            tasks.notifier = Some(tokio::spawn(notify_after_commits(pool, stored)));
         }
     }
 
@@ -117,13 +117,9 @@ impl Waker {
     fn hear(&self, source: Source) -> JoinHandle<()> {
         let news = Arc::clone(&self.news);
         match source {
-            Source::Listen => tokio::spawn(listen(self.options(), news)),
+            Source::Listen => tokio::spawn(listen(self.pool.clone(), news)),
             Source::Watch { interval } => tokio::spawn(watch(self.pool.clone(), interval, news)),
         }
-    }
-
-    fn options(&self) -> PgConnectOptions {
-        self.pool.connect_options().as_ref().clone()
     }
 }
 
@@ -175,7 +171,7 @@ impl Drop for Counted<'_> {
     }
 }
 
-async fn notify_after_commits(options: PgConnectOptions, stored: Arc<Notify>) {
+async fn notify_after_commits(pool: PgPool, stored: Arc<Notify>) {
     let mut connection: Option<PgConnection> = None;
     loop {
         if tokio::time::timeout(NOTIFY_IDLE, stored.notified()).await.is_err() {
@@ -184,7 +180,7 @@ async fn notify_after_commits(options: PgConnectOptions, stored: Arc<Notify>) {
             }
             stored.notified().await;
         }
-        let sent = tokio::time::timeout(ANSWER_WITHIN, notify(&options, connection.take())).await;
+        let sent = tokio::time::timeout(ANSWER_WITHIN, notify(&pool, connection.take())).await;
         match sent {
             Ok(Ok(live)) => connection = Some(live),
             Ok(Err(error)) => {
@@ -197,31 +193,31 @@ async fn notify_after_commits(options: PgConnectOptions, stored: Arc<Notify>) {
 }
 
 async fn notify(
-    options: &PgConnectOptions,
+    pool: &PgPool,
     connection: Option<PgConnection>,
 ) -> Result<PgConnection, sqlx::Error> {
     let mut connection = match connection {
         Some(connection) => connection,
-        None => options.connect().await?,
+        None => pool.connect_options().connect().await?,
     };
     sqlx::raw_sql(NOTIFY).execute(&mut connection).await?;
     Ok(connection)
 }
 
-async fn listen(options: PgConnectOptions, news: Arc<News>) {
+async fn listen(pool: PgPool, news: Arc<News>) {
     let mut retry = Retry::new("LISTEN");
     loop {
         let since = Instant::now();
-        let Err(error) = listen_while_connected(&options, &news).await;
+        let Err(error) = listen_while_connected(&pool, &news).await;
         retry.after(since.elapsed(), &error).await;
     }
 }
 
 async fn listen_while_connected(
-    options: &PgConnectOptions,
+    pool: &PgPool,
     news: &News,
 ) -> sqlx::Result<Infallible> {
-    let mut listener = within(ANSWER_WITHIN, subscribe(options)).await?;
+    let mut listener = within(ANSWER_WITHIN, subscribe(pool)).await?;
     // Whatever came while nobody listened.
     news.announce();
     while listener.try_recv().await?.is_some() {
@@ -293,15 +289,16 @@ impl Retry {
     }
 }
 
-async fn subscribe(options: &PgConnectOptions) -> Result<PgListener, sqlx::Error> {
+async fn subscribe(pool: &PgPool) -> Result<PgListener, sqlx::Error> {
     // A pool of its own, since the listener keeps its connection for ever.
-    let pool = PgPoolOptions::new()
+    let own = PgPoolOptions::new()
         .max_connections(1)
         .max_lifetime(None)
         .idle_timeout(None)
         .acquire_timeout(ANSWER_WITHIN)
-        .connect_lazy_with(options.clone());
-    let mut listener = PgListener::connect_with(&pool).await?;
+        // Where the pool leads now.
+        .connect_lazy_with(pool.connect_options().as_ref().clone());
+    let mut listener = PgListener::connect_with(&own).await?;
     listener.eager_reconnect(false);
     listener.listen(NOTIFY_CHANNEL).await?;
     Ok(listener)

@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::plans;
+use crate::servers::LastChange;
 
 /// So long after its last statement, a connection is taken to be alive.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
@@ -30,6 +31,8 @@ pub(crate) struct WarmConnections {
     /// For how many there is room. Others need connections of the pool, too.
     places: Arc<Semaphore>,
     kept: Arc<Mutex<Vec<Kept>>>,
+    /// What was connected before leads to a server that is no longer the one.
+    changed: Arc<LastChange>,
     watch: OnceLock<()>,
 }
 
@@ -51,20 +54,24 @@ fn close(connection: PoolConnection<Postgres>) {
 }
 
 impl WarmConnections {
-    pub(crate) fn new(pool: PgPool) -> Self {
+    pub(crate) fn new(pool: PgPool, changed: Arc<LastChange>) -> Self {
         let others = pool.options().get_max_connections().saturating_sub(1) / 2;
         let max = usize::try_from(others).unwrap_or(KEPT_MAX).min(KEPT_MAX);
         Self {
             pool,
             places: Arc::new(Semaphore::new(max)),
             kept: Arc::default(),
+            changed,
             watch: OnceLock::new(),
         }
     }
 
     /// One that is at hand, or a new one. `None` when as many are in use as there may be.
     pub(crate) async fn acquire(&self) -> sqlx::Result<Option<WarmConnection>> {
-        lock(&self.kept).retain(|kept| kept.connection.taken_at.elapsed() < KEPT_FOR);
+        lock(&self.kept).retain(|kept| {
+            let age = kept.connection.taken_at.elapsed();
+            age < KEPT_FOR && !self.changed.outdates(age)
+        });
         // Not within the condition, which would hold the lock for as long as the block.
         let kept = lock(&self.kept).pop();
         if let Some(Kept { mut connection, since }) = kept {
