@@ -57,7 +57,8 @@ fn refusal(destination: &DestinationSettings) -> Option<Problem> {
     let error = checked.err()?;
     let text = error.report();
     // Without the operation, which is "configure" and the type.
-    let why = text.strip_prefix(error.operation()).map_or(&*text, |why| why.trim_start_matches(": "));
+    let why =
+        text.strip_prefix(error.operation()).map_or(&*text, |why| why.trim_start_matches(": "));
     let key = match (error.operation(), why) {
         ("read topic template", _) => "subject",
         ("read cloudevents source", _) => "cloudevents_source",

@@ -102,7 +102,8 @@ fn code_of(error: &anyhow::Error) -> u8 {
         USAGE
     } else if error.is::<Problems>()
         || error.is::<WrongSetUp>()
-        || error.downcast_ref::<Error>().is_some_and(is_config) {
+        || error.downcast_ref::<Error>().is_some_and(is_config)
+    {
         CONFIG
     } else {
         FAILED

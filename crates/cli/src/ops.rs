@@ -38,7 +38,7 @@ const HEAD_WITHIN: Duration = Duration::from_secs(5);
 /// The longest a connection lasts, so that one whose other side reads nothing gives its place back.
 const CONNECTION_WITHIN: Duration = Duration::from_secs(300);
 /// A busy machine lets a process wait for seconds.
-const STANDSTILL_MIN: Duration = Duration::from_secs(120);
+const STANDSTILL_MIN: Duration = Duration::from_secs(60);
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// After a failure to accept, which mostly means that there are no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -80,7 +80,8 @@ fn a_file_that_is_no_database_is_left_alone() {
     let content = "this is not a database, and long enough to be taken for one. ".repeat(40);
     cli.write("posthaste.db", &content);
     for command in [&["status"][..], &["migrate", "up"], &["run", "--once"]] {
-        cli.run(command).failed(1, &["posthaste.db"]);
+        let code = if command[0] == "run" { 78 } else { 1 };
+        cli.run(command).failed(code, &["posthaste.db"]);
     }
     assert_eq!(std::fs::read_to_string(cli.path("posthaste.db")).unwrap(), content);
 }
@@ -101,7 +102,8 @@ async fn a_database_of_a_newer_version_is_refused() {
         &["migrate", "up"],
         &["publish", "t", "--aggregate-id", AGGREGATE, "--data", "1"],
     ] {
-        cli.run(command).failed(1, &["999"]);
+        let code = if command[0] == "run" { 78 } else { 1 };
+        cli.run(command).failed(code, &["999"]);
     }
 }
 
@@ -184,4 +186,126 @@ fn a_port_in_use_is_named() {
     let address = taken.local_addr().unwrap().to_string();
     let cli = Cli::new().env("POSTHASTE_OPS__LISTEN", &address);
     cli.run(&["run"]).failed(1, &[&address, "ops.listen"]);
+}
+
+/// What became of words that nobody can write down.
+fn code_with_stderr(cli: &Cli, arguments: &[&str], stderr: impl Into<std::process::Stdio>) -> i32 {
+    let mut command = cli.command(arguments);
+    let mut child = command.stdout(std::process::Stdio::null()).stderr(stderr).spawn().unwrap();
+    child.wait().unwrap().code().unwrap()
+}
+
+#[test]
+fn the_promised_code_comes_out_whatever_becomes_of_the_words() {
+    let cli = Cli::new();
+    cli.write("bad.toml", "x =");
+    let cases: [(&[&str], i32); 4] = [
+        (&["run", "-c", "bad.toml"], 78),
+        (&["config", "check", "-c", "bad.toml"], 78),
+        (&["status", "--database-url", "sqlite:none.db"], 1),
+        (&["no-such-command"], 2),
+    ];
+    for (arguments, code) in cases {
+        let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        assert_eq!(code_with_stderr(&cli, arguments, full()), code, "{arguments:?}, full");
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(code_with_stderr(&cli, arguments, writer), code, "{arguments:?}, closed");
+        // Full and never read: the words are given up in time.
+        let (_reader, mut writer) = std::io::pipe().unwrap();
+        let held = writer.try_clone().unwrap();
+        let filler = std::thread::spawn(move || {
+            use std::io::Write as _;
+            let _ = writer.write_all(&vec![b'x'; 1 << 20]);
+        });
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert_eq!(code_with_stderr(&cli, arguments, held), code, "{arguments:?}, stalled");
+        drop(_reader);
+        filler.join().unwrap();
+    }
+}
+
+#[test]
+fn check_knows_what_run_refuses_and_names_destination_and_key() {
+    let cli = Cli::new().env("PGSSLROOTCERT", "");
+    cli.write("no.pem", "").write("folder.creds", "");
+    for (text, parts) in [
+        ("[database]\nurl = \"postgres://h:nope/d\"", &["c.toml:2:1", "database.url", "port"][..]),
+        ("[database]\nurl = \"postgres://h/d?sslmode=maybe\"", &["database.url", "sslmode"]),
+        ("[database]\nurl = \"postgres://h/d?sslmodee=x\"", &["did you mean sslmode?"]),
+        (
+            "[database]\nurl = \"postgres://h/d?sslrootcert=/no/ca.pem\"",
+            &["sslrootcert: the file cannot be read"],
+        ),
+        (
+            "[destinations.a]\ntype = \"nats\"\ntls_ca_file = \"/no/ca.pem\"",
+            &["c.toml:3:1", "destinations.a.tls_ca_file: /no/ca.pem cannot be read"],
+        ),
+        (
+            "[destinations.a]\ntype = \"nats\"\ntls_ca_file = \"no.pem\"",
+            &["destinations.a.tls_ca_file: no.pem has no line -----BEGIN CERTIFICATE-----"],
+        ),
+        (
+            "[destinations.a]\ntype = \"nats\"\ncredentials_file = \".\"",
+            &["c.toml:3:1", "destinations.a.credentials_file: . cannot be read"],
+        ),
+        (
+            "[destinations.a]\ntype = \"nats\"\nnkey = \"SUNKEY\"",
+            &["c.toml:3:1", "destinations.a.nkey: is no NKey seed"],
+        ),
+        (
+            "[destinations.a]\ntype = \"nats\"\nstream = \"a.b\"",
+            &["c.toml:3:1", "destinations.a.stream:"],
+        ),
+        (
+            "[destinations.a]\ntype = \"webhook\"\nurl = \"ftp://h/\"",
+            &["c.toml:3:1", "destinations.a.url:"],
+        ),
+        (
+            "[destinations.a]\ntype = \"file\"\npath = \"no/such/out\"",
+            &["c.toml:3:1", "destinations.a.path: the folder no/such is not there"],
+        ),
+        (
+            "[destinations.a]\ntype = \"file\"\npath = \"out\"\n\
+             [destinations.b]\ntype = \"file\"\npath = \"./out\"",
+            &["c.toml:6:1", "destinations.b.path: a writes to", "already"],
+        ),
+    ] {
+        cli.write("c.toml", text);
+        cli.run(&["config", "check", "-c", "c.toml"]).failed(78, parts);
+    }
+}
+
+#[test]
+fn a_configuration_of_twenty_thousand_destinations_is_checked_in_seconds() {
+    let cli = Cli::new();
+    let text: String = (0..20_000)
+        .map(|n| format!("[destinations.d{n}]\ntype = \"file\"\npath = \"out{n}\"\n"))
+        .collect();
+    cli.write("c.toml", text);
+    // The watchdog ends what takes longer than 30 s, as this did.
+    cli.run(&["config", "check", "-c", "c.toml"]).succeeded();
+}
+
+#[test]
+fn an_empty_variable_names_no_file() {
+    let cli = Cli::new().env("POSTHASTE_CONFIG", "").env("POSTHASTE_LOG__LEVEL", "INFO");
+    cli.run(&["config", "check"]).succeeded();
+}
+
+#[test]
+fn a_configuration_that_others_may_write_is_not_taken_unless_it_is_named() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let cli = Cli::new();
+    cli.write("posthaste.toml", "");
+    let open = std::fs::Permissions::from_mode(0o666);
+    std::fs::set_permissions(cli.path("posthaste.toml"), open).unwrap();
+    cli.run(&["config", "check"])
+        .failed(78, &["others may write to it", "--config posthaste.toml"]);
+    cli.run(&["config", "check", "-c", "posthaste.toml"]).succeeded();
+    let open = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(cli.path("posthaste.toml"), open).unwrap();
+    let ended = cli.run(&["migrate", "up"]).succeeded();
+    assert!(ended.stderr.contains("configuration: posthaste.toml"), "{ended:?}");
 }

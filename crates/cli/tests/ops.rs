@@ -121,3 +121,31 @@ async fn a_relay_that_waits_for_its_database_is_live_and_not_ready() {
     running.signal("TERM");
     assert_eq!(running.child.wait().unwrap().code(), Some(0));
 }
+
+#[tokio::test]
+async fn connections_that_say_nothing_take_neither_all_places_nor_descriptors() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let cli = Cli::migrated().env("POSTHASTE_OPS__LISTEN", "127.0.0.1:0");
+    let (running, url) = started(&cli);
+    let address = url.trim_start_matches("http://").to_owned();
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        let mut connection = tokio::net::TcpStream::connect(&address).await.unwrap();
+        connection.write_all(b"GET /metr").await.unwrap();
+        silent.push(connection);
+    }
+    let descriptors = format!("/proc/{}/fd", running.child.id());
+    let sockets = || {
+        let links = std::fs::read_dir(&descriptors)
+            .unwrap()
+            .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
+    };
+    assert!(sockets() < 100, "{} sockets", sockets());
+    // Each head has five seconds; then others get their turn.
+    assert_eq!(get(&format!("{url}/livez")).await.0, 200);
+    let mut answer = Vec::new();
+    let _ = silent[0].read_to_end(&mut answer).await;
+    assert!(sockets() < 100, "{} sockets", sockets());
+}

@@ -76,7 +76,7 @@ fn routes_and_destination_columns_choose_where_events_go() {
 
 #[test]
 fn a_signal_drains_and_ends_with_zero() {
-    for signal in ["TERM", "INT"] {
+    for signal in ["TERM", "INT", "HUP"] {
         let cli = Cli::migrated().env("POSTHASTE_OPS__LISTEN", "off");
         let mut running = cli.start(&["run"]);
         running.wait_for_log("reads sqlite");
@@ -162,4 +162,61 @@ fn a_delayed_event_is_left_for_later() {
     assert_eq!(cli.run(&["run", "--drain"]).succeeded().stdout, "");
     let backlog = &cli.json(&["status"])["backlog"];
     assert_eq!(backlog["scheduled"], 1);
+}
+
+#[test]
+fn a_stalled_standard_error_stops_nothing() {
+    let cli = Cli::migrated().env("POSTHASTE_OPS__LISTEN", "off").env("RUST_LOG", "trace");
+    // Nobody reads the pipe of standard error: it is full after a few dozen events at this level.
+    let mut command = cli.command(&["run"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let watchdog = Watchdog::over(child.id());
+    let stderr = child.stderr.take().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    for number in 0..3 {
+        let lines: String = (0..400)
+            .map(|_| {
+                format!("{{\"aggregate_id\":\"{AGGREGATE}\",\"type\":\"t\",\"data\":{number}}}\n")
+            })
+            .collect();
+        cli.run_with_input(&["publish", "--from", "-"], lines.as_bytes()).succeeded();
+        for _ in 0..400 {
+            assert!(output.read_line(&mut String::new()).unwrap() > 0, "it delivers");
+        }
+    }
+    let id = child.id().to_string();
+    assert!(
+        std::process::Command::new("kill").args(["-s", "TERM", &id]).status().unwrap().success()
+    );
+    assert_eq!(child.wait().unwrap().code(), Some(0), "it stops when it is told to");
+    drop((watchdog, stderr));
+    assert_eq!(cli.pending(), 0);
+}
+
+#[test]
+fn a_closed_standard_output_is_refused_as_a_destination() {
+    let cli = Cli::migrated().env("POSTHASTE_OPS__LISTEN", "off");
+    cli.publish("a", "1");
+    let program = cli.command(&["run", "--drain"]);
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "exec \"$0\" run --drain >&-"]).arg(program.get_program());
+    shell.current_dir(program.get_current_dir().unwrap()).env_clear().stderr(Stdio::piped());
+    let ended = shell.spawn().unwrap().wait_with_output().unwrap();
+    let stderr = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(78), "{stderr}");
+    assert!(stderr.contains("destinations.default writes to standard output, which is closed"));
+    assert_eq!(cli.pending(), 1);
+    let null = std::fs::File::create("/dev/null").unwrap();
+    let ended = cli.command(&["run", "--drain"]).stdout(null).output().unwrap();
+    assert_eq!(ended.status.code(), Some(0), "whoever asks for /dev/null gets it");
+}
+
+#[test]
+fn a_run_that_ends_by_itself_gives_a_database_up_that_is_away() {
+    // Nothing listens on port 1.
+    let cli = Cli::new().env("DATABASE_URL", "postgres://u@127.0.0.1:1/x?connect_timeout=1");
+    for kind in ["--once", "--drain"] {
+        cli.run(&["run", kind, "--give-up-after", "1s"])
+            .failed(1, &["could not be reached for", "--give-up-after"]);
+    }
 }

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use common::database::TestDatabase;
 use common::{AGGREGATE, Cli};
 use posthaste_testkit::servers::shared_nats;
@@ -56,7 +58,8 @@ async fn the_schema_is_asked_for_by_name_where_it_may_not_be_created() {
     let cli =
         Cli::new().env("DATABASE_URL", &database.url()).env("POSTHASTE_DATABASE__MIGRATE", "false");
     for command in [&["status"][..], &["events", "list"], &["run", "--once"]] {
-        cli.run(command).failed(1, &["no outbox in this database", "posthaste migrate up"]);
+        let code = if command[0] == "run" { 78 } else { 1 };
+        cli.run(command).failed(code, &["no outbox in this database", "posthaste migrate up"]);
     }
     cli.run(&["migrate", "up"]).succeeded();
     cli.run(&["run", "--once"]).succeeded();
@@ -91,7 +94,7 @@ async fn a_missing_database_is_named_and_an_unreachable_server_too() {
     let Some(database) = TestDatabase::create().await else { return };
     let missing = database.url().replace(&database.name, &format!("{}_missing", database.name));
     let ended = Cli::new().run(&["--database-url", &missing, "status"]);
-    ended.failed(78, &["does not exist", &format!("{}_missing", database.name)]);
+    ended.failed(1, &["does not exist", &format!("{}_missing", database.name)]);
     let unreachable = "postgres://joe:hunter2hunter2@127.0.0.1:1/x";
     let ended = Cli::new().run(&["--database-url", unreachable, "status"]);
     let ended = ended.failed(1, &["127.0.0.1:1/x"]);
@@ -139,4 +142,58 @@ async fn a_stream_that_is_missing_costs_no_attempt_and_delivery_begins_when_it_i
     let message = stream.get_last_raw_message_by_subject(&format!("{name}.order.placed")).await;
     assert_eq!(&message.unwrap().payload[..], br#"{"total":42}"#);
     jetstream.delete_stream(&name).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_database_that_is_renamed_while_a_relay_starts_is_waited_for() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let Some(other) = TestDatabase::create().await else { return };
+    let cli = Cli::new().env("DATABASE_URL", &database.url()).env("POSTHASTE_OPS__LISTEN", "off");
+    cli.run(&["migrate", "up"]).succeeded();
+    cli.publish("a", "1");
+    let away = format!("{}_away", database.name);
+    other.run(&format!("alter database {} rename to {away}", database.name)).await;
+    let mut running = cli.start(&["run", "--drain"]);
+    running.wait_for_log("trying again");
+    other.run(&format!("alter database {away} rename to {}", database.name)).await;
+    other.run(&format!("alter database {} with allow_connections false", database.name)).await;
+    running.wait_for_log("takes no connections");
+    other.run(&format!("alter database {} with allow_connections true", database.name)).await;
+    assert_eq!(running.child.wait().unwrap().code(), Some(0));
+    assert_eq!(cli.pending(), 0);
+}
+
+#[tokio::test]
+async fn a_drain_waits_for_the_leases_of_dead_relays_and_says_what_live_ones_have() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let cli = Cli::new()
+        .env("DATABASE_URL", &database.url())
+        .env("POSTHASTE_OPS__LISTEN", "off")
+        .env("POSTHASTE_RELAY__LEASE_TTL", "2s");
+    cli.run(&["migrate", "up"]).succeeded();
+    let mut relays = [cli.start(&["run"]), cli.start(&["run"])];
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while database.count("select count(distinct owner) from outbox_shards").await < 2 {
+        assert!(Instant::now() < deadline, "the two do not share");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for relay in &mut relays {
+        relay.child.kill().unwrap();
+        relay.child.wait().unwrap();
+    }
+    let insert = "insert into outbox_events (aggregate_id, event_type, event_data) \
+                  select gen_random_uuid(), 't', '1' from generate_series(1, 200)";
+    database.run(insert).await;
+    assert_eq!(cli.run(&["run", "--drain"]).succeeded().events().len(), 200);
+
+    // One that lives and cannot deliver what it has.
+    cli.write("stuck.toml", "[destinations.log]\ntype = \"file\"\npath = \"missing/out\"\n");
+    let stuck = cli.start(&["run", "-c", "stuck.toml"]);
+    stuck.wait_for_log("destination not ready");
+    while database.count("select count(*) from outbox_shards where owner is not null").await < 64 {
+        assert!(Instant::now() < deadline + Duration::from_secs(20), "it does not take over");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    database.run(insert).await;
+    cli.run(&["run", "--drain"]).failed(1, &["due and were not delivered", "another relay"]);
 }

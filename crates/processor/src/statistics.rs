@@ -5,7 +5,7 @@ use std::time::Duration;
 use posthaste_core::Backlog;
 
 /// A busy machine lets a process wait for seconds.
-const STANDSTILL_MIN: Duration = Duration::from_secs(120);
+const STANDSTILL_MIN: Duration = Duration::from_secs(10);
 /// What is older says nothing of now. A busy database is asked seldom.
 const COUNTS_STALE_MIN: Duration = Duration::from_secs(900);
 
@@ -169,4 +169,30 @@ pub struct StopReport {
     pub returned: usize,
     /// What it died of; `None` where it ended because it was asked to.
     pub failure: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_that_is_too_old_is_no_sign_of_health() {
+        let second = Duration::from_secs(1);
+        let backlog = Backlog::default();
+        let healthy = ProcessorStatistics {
+            state: RelayState::Running,
+            backlog: Some((backlog, second)),
+            shards: 64,
+            relays: 1,
+            ..ProcessorStatistics::default()
+        };
+        assert_eq!(healthy.unhealthy_because(5 * second), None);
+        let stalled = ProcessorStatistics { overdue: 11 * second, ..healthy.clone() };
+        assert!(
+            stalled.unhealthy_because(5 * second).is_some_and(|why| why.contains("stands still"))
+        );
+        assert_eq!(stalled.unhealthy_because(60 * second), None, "a longer patience was asked for");
+        let blind = ProcessorStatistics { backlog: Some((backlog, 901 * second)), ..healthy };
+        assert!(blind.unhealthy_because(5 * second).is_some_and(|why| why.contains("not known")));
+    }
 }

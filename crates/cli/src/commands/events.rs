@@ -150,11 +150,11 @@ async fn change(
     })?;
     let rest = (filter.ids.map_or(0, |ids| ids.len()) as u64).saturating_sub(changed);
     if named > 0 && rest > 0 {
-        eprintln!(
+        logs::say(&format!(
             "{} of the ids given could not be {}: not there, delivered, or nothing to change",
             rest,
             change.done()
-        );
+        ));
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)

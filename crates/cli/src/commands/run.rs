@@ -252,9 +252,10 @@ impl Foreground<'_> {
                 1 => "1 event is due and was not delivered".to_owned(),
                 left => format!("{left} events are due and were not delivered"),
             },
-            hint: "another relay shares the outbox and has them, or they wait behind a dead letter: \
+            hint:
+                "another relay shares the outbox and has them, or they wait behind a dead letter: \
                    look with `posthaste status` and `posthaste keys list`"
-                .into(),
+                    .into(),
         }
         .into())
     }

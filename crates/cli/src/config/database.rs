@@ -83,7 +83,8 @@ pub(crate) fn parse(text: &str) -> Result<Database, Refusal> {
                     let why = text.strip_prefix(error.operation()).unwrap_or(&text);
                     Err((
                         format!("cannot be used{why}"),
-                        "posthaste takes the URLs of libpq: see `posthaste config reference`".into(),
+                        "posthaste takes the URLs of libpq: see `posthaste config reference`"
+                            .into(),
                     ))
                 }
             }

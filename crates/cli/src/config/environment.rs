@@ -106,10 +106,12 @@ fn meant_by(name: &str, rest: &str) -> Option<String> {
     // POSTHASTE_DESTINATIONS_MAIN_BUS_TYPE: the name of the destination may have any underscores.
     let inner = |section: &str, keys: &mut dyn Iterator<Item = &'static str>| {
         let rest = rest.strip_prefix(section)?;
-        let ending = |key: &str| Some((rest.strip_suffix(&format!("_{}", key.to_uppercase()))?, key.len()));
+        let ending =
+            |key: &str| Some((rest.strip_suffix(&format!("_{}", key.to_uppercase()))?, key.len()));
         let (name, length) = keys.filter_map(ending).max_by_key(|(_, length)| *length)?;
         let key = &rest[rest.len() - length..];
-        (!name.is_empty()).then(|| format!("{PREFIX}{}__{name}__{key}", section.trim_end_matches('_')))
+        (!name.is_empty())
+            .then(|| format!("{PREFIX}{}__{name}__{key}", section.trim_end_matches('_')))
     };
     inner("DESTINATIONS_", &mut schema::all_destination_keys())
         .or_else(|| inner("ROUTES_", &mut schema::ROUTE_KEYS.iter().filter_map(last_part)))

@@ -144,7 +144,15 @@ pub(crate) const SECTIONS: &[Section] = &[
                 Kind::SecretUrl,
                 Default::Absent("`sqlite:posthaste.db`, unless the environment names a database"),
                 "`postgres://USER@HOST/DATABASE`, or `sqlite:PATH`. The name of a driver, as in \
-                 `postgresql+psycopg://`, is ignored.",
+                 `postgresql+psycopg://`, is ignored. libpq's forms are read: a socket as \
+                 `?host=/FOLDER`; several hosts with commas between, of which the one that takes writes \
+                 is used, also after a failover; `sslmode`, `sslrootcert` (`system`, too), `sslcert`, \
+                 `sslkey`, `connect_timeout`, `target_session_attrs`, `options`; and `schema` or \
+                 `currentSchema`, the search path. A parameter that is not known is refused, and so is \
+                 one that asks for what posthaste cannot do: `service`, `sslpassword`, \
+                 `channel_binding=require`, `sslcrl` and others. The same holds for the `PG*` variables, \
+                 which fill in what the URL leaves out. Away from this machine, say \
+                 `sslmode=verify-full`: without it nobody proves who the server is.",
             ),
             key(
                 "database.migrate",
@@ -283,8 +291,8 @@ pub(crate) const SECTIONS: &[Section] = &[
                 "ops.listen",
                 Kind::Listen,
                 Default::Value("127.0.0.1:9464"),
-                "Where it listens. `run --once` and `run --drain` listen only where this key is \
-                 given.",
+                "Where it listens, for 64 connections at a time. `run --once` and `run --drain` listen only \
+                 where this key is given.",
             ),
             key(
                 "ops.stall_after",
@@ -297,7 +305,9 @@ pub(crate) const SECTIONS: &[Section] = &[
     },
     Section {
         name: "log",
-        doc: "Logs go to standard error, data to standard output. `RUST_LOG` overrules the level.",
+        doc: "Logs go to standard error, data to standard output. `RUST_LOG` overrules the level. Where \
+              standard error is not read, lines are dropped and counted \
+              (`outbox_log_lines_dropped_total`), and nothing else waits for it.",
         keys: &[
             key(
                 "log.level",

@@ -50,7 +50,9 @@ fn remember(secret: &str, kind: Kind) {
     if kind == Kind::OpaqueUrl {
         known.push((secret.to_owned(), shown(secret, kind)));
         // Alone, too: an error may name the path.
-        if let Some((_, path)) = split_host(secret).filter(|(_, path)| path.len() > SEARCHED_BYTES_MIN) {
+        if let Some((_, path)) =
+            split_host(secret).filter(|(_, path)| path.len() > SEARCHED_BYTES_MIN)
+        {
             known.push((path.to_owned(), format!("/{REDACTED}")));
         }
     }
@@ -193,7 +195,10 @@ mod tests {
             ("postgres://u:p/a@s,s@h/db", "postgres://u:***@h/db"),
             ("postgres://u@h/db", "postgres://u@h/db"),
             ("postgres://h/db?user=u&password=x", "postgres://h/db?user=u&password=***"),
-            ("postgres://h/d?sslmode=require&passwd=x", "postgres://h/d?sslmode=require&passwd=***"),
+            (
+                "postgres://h/d?sslmode=require&passwd=x",
+                "postgres://h/d?sslmode=require&passwd=***",
+            ),
             ("postgres://h/d?sslpassword=x&y", "postgres://h/d?sslpassword=***&***"),
             ("nats://token@h:4222", "nats://***@h:4222"),
             ("nats://a:b@h,nats://c:d@i", "nats://a:***@i"),

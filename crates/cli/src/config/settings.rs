@@ -294,7 +294,8 @@ fn destinations_of(values: &Values, problems: &mut Vec<Problem>) -> Vec<Destinat
         }
         let keys: Vec<DestinationKey> = schema::destination_keys(kind.as_deref())
             .filter_map(|key| {
-                let Resolved { value, origin, .. } = values.get(&format!("{prefix}{}", key.path))?;
+                let Resolved { value, origin, .. } =
+                    values.get(&format!("{prefix}{}", key.path))?;
                 let (value, origin) = (value.clone(), origin.clone());
                 Some(DestinationKey { name: key.path, value, origin })
             })

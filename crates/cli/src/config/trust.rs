@@ -24,7 +24,8 @@ struct Caller {
 /// A problem that says whose it is. A file that is not there is none.
 pub(super) fn check(file: &Path) -> Result<(), Problem> {
     let caller = Caller { user: geteuid().as_raw(), group: getegid().as_raw() };
-    let Some(why) = std::fs::metadata(file).ok().and_then(|found| distrusted(&found, caller)) else {
+    let Some(why) = std::fs::metadata(file).ok().and_then(|found| distrusted(&found, caller))
+    else {
         return Ok(());
     };
     let name = file.display();
@@ -32,7 +33,9 @@ pub(super) fn check(file: &Path) -> Result<(), Problem> {
         path: String::new(),
         place: Some(name.to_string()),
         message: format!("the file in the working directory is not used: {why}"),
-        help: format!("name it with --config {name} if you trust it, or correct its owner and mode"),
+        help: format!(
+            "name it with --config {name} if you trust it, or correct its owner and mode"
+        ),
     })
 }
 

@@ -2,6 +2,7 @@
 
 use posthaste_core::{Error, ErrorKind};
 use sqlx::error::DatabaseError;
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 /// Turns sqlx's error into ours. For `map_err`.
 pub(crate) fn failed(operation: &'static str) -> impl Fn(sqlx::Error) -> Error {
@@ -48,7 +49,8 @@ fn classify_state(error: &dyn DatabaseError) -> (ErrorKind, String) {
     let (kind, hint) = match &*code {
         "57P01" | "57P02" | "57P03" => (ErrorKind::Unreachable, "the server is restarting"),
         "57014" => (ErrorKind::Timeout, "the statement was cancelled or ran out of time"),
-        "3D000" => (ErrorKind::Config, "this database does not exist"),
+        // It may be on its way: renamed, restored or swapped while a relay starts.
+        "3D000" => (ErrorKind::Unreachable, "this database does not exist"),
         "42501" => (ErrorKind::Unauthorized, "this user lacks a right"),
         "42P01" | "42703" | "42883" => {
             (ErrorKind::Schema, "the outbox is not there; run `posthaste migrate up`")
@@ -63,6 +65,9 @@ fn classify_state(error: &dyn DatabaseError) -> (ErrorKind, String) {
         "25006" => (ErrorKind::Conflict, "the database is read-only; is it a standby?"),
         "55P03" | "40001" | "40P01" => (ErrorKind::Conflict, "another session is in the way"),
         "23505" => (ErrorKind::Rejected, "the event is stored already"),
+        // `allow_connections` is off, as it is while a copy is made. Told apart from other faults of
+        // state by where it is met: only a server that refuses a connection is fatal to it.
+        "55000" if is_fatal(error) => (ErrorKind::Unreachable, "the database takes no connections"),
         _ => match code.get(..2).unwrap_or_default() {
             "08" => (ErrorKind::Unreachable, "the connection failed"),
             "28" => (ErrorKind::Unauthorized, "the server refuses these credentials"),
@@ -72,4 +77,10 @@ fn classify_state(error: &dyn DatabaseError) -> (ErrorKind, String) {
         },
     };
     (kind, format!("{hint} (SQLSTATE {code})"))
+}
+
+/// Whether the server ended the connection over it.
+fn is_fatal(error: &dyn DatabaseError) -> bool {
+    let error = error.try_downcast_ref::<PgDatabaseError>();
+    error.is_some_and(|error| matches!(error.severity(), PgSeverity::Fatal))
 }

@@ -116,7 +116,10 @@ impl Servers {
             let why = match asked {
                 Ok(Ok(false)) => {
                     if position != current {
-                        tracing::info!(server = address(options), "the database has another server");
+                        tracing::info!(
+                            server = address(options),
+                            "the database has another server"
+                        );
                         self.pool.set_connect_options(options.clone());
                         self.changed.is_now();
                         self.current.store(position, Ordering::Relaxed);

@@ -213,10 +213,7 @@ async fn listen(pool: PgPool, news: Arc<News>) {
     }
 }
 
-async fn listen_while_connected(
-    pool: &PgPool,
-    news: &News,
-) -> sqlx::Result<Infallible> {
+async fn listen_while_connected(pool: &PgPool, news: &News) -> sqlx::Result<Infallible> {
     let mut listener = within(ANSWER_WITHIN, subscribe(pool)).await?;
     // Whatever came while nobody listened.
     news.announce();

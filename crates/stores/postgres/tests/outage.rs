@@ -28,7 +28,7 @@ async fn each_way_not_to_reach_a_database_has_its_kind_and_shows_no_password() {
     let absent = database.url().replace(&database.name, "no_such_database");
     for (url, kind, words) in [
         (closed, ErrorKind::Unreachable, "database=127.0.0.1:"),
-        (absent, ErrorKind::Config, "does not exist"),
+        (absent, ErrorKind::Unreachable, "does not exist"),
         ("http://localhost".into(), ErrorKind::Config, "postgres://"),
     ] {
         let error = PostgresOutbox::connect(&impatient(url)).await.unwrap_err();

@@ -25,8 +25,10 @@ async fn the_host_that_takes_writes_is_found_and_found_again_after_a_failover() 
         standby.port(),
         primary.port(),
     );
-    let options =
-        PostgresOptions { connect_timeout: Duration::from_secs(2), ..PostgresOptions::from_url(url) };
+    let options = PostgresOptions {
+        connect_timeout: Duration::from_secs(2),
+        ..PostgresOptions::from_url(url)
+    };
     let outbox = PostgresOutbox::connect(&options).await.unwrap();
     outbox.migrate().await.unwrap();
     outbox.store(&[event(1)]).await.unwrap();

@@ -128,7 +128,9 @@ fn hosts_of(parts: &UrlParts, given: &Given) -> Result<Vec<Host>> {
     let named = by_address.or(by_name);
     let mut hosts: Vec<Host> = match named {
         // What the URL says of ports stays with its hosts only.
-        Some(names) => names.into_iter().map(|name| Host { name: filled(name), port: None }).collect(),
+        Some(names) => {
+            names.into_iter().map(|name| Host { name: filled(name), port: None }).collect()
+        }
         None => parts
             .hosts
             .iter()

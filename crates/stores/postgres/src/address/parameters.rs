@@ -38,7 +38,8 @@ const fn known(
     Parameter { names, variable, meaning }
 }
 
-const NOT_CHECKED: &str = "posthaste cannot check that; sslmode=verify-full proves who the server is";
+const NOT_CHECKED: &str =
+    "posthaste cannot check that; sslmode=verify-full proves who the server is";
 
 /// All that is known. What is not here is refused.
 const PARAMETERS: &[Parameter] = &[
@@ -68,7 +69,9 @@ const PARAMETERS: &[Parameter] = &[
     known(
         &["sslpassword"],
         None,
-        Refused("a key with a password cannot be read; give one without, which only posthaste reads"),
+        Refused(
+            "a key with a password cannot be read; give one without, which only posthaste reads",
+        ),
     ),
     known(
         &["channel_binding"],
@@ -87,7 +90,10 @@ const PARAMETERS: &[Parameter] = &[
     known(
         &["ssl_min_protocol_version"],
         Some("PGSSLMINPROTOCOLVERSION"),
-        Only(&["TLSv1", "TLSv1.1", "TLSv1.2"], "TLS 1.2 is the least posthaste takes, and no setting"),
+        Only(
+            &["TLSv1", "TLSv1.1", "TLSv1.2"],
+            "TLS 1.2 is the least posthaste takes, and no setting",
+        ),
     ),
     known(
         &["sslnegotiation"],
