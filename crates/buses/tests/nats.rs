@@ -250,13 +250,16 @@ async fn a_subject_or_header_nats_cannot_carry_is_malformed() {
     let build = || OutboxEvent::builder(Uuid::now_v7(), "t").payload(Payload::json(&1).unwrap());
     let mut broken = build().build().unwrap().record().clone();
     broken.event_type = "a\r\nb".into();
+    // No builder makes it.
+    let mut reserved = build().build().unwrap().record().clone();
+    reserved.headers.insert("ph-id", "x").unwrap();
     let events = [
         build().topic("a b").build().unwrap(),
         build().topic("a.*").build().unwrap(),
         build().topic("a..b").build().unwrap(),
         build().topic("$JS.API.STREAM.DELETE.x").build().unwrap(),
         build().header("Nats-Rollup", "all").build().unwrap(),
-        build().header("ph-id", "x").build().unwrap(),
+        OutboxEvent::restore(reserved),
         OutboxEvent::restore(broken),
         build().build().unwrap(),
     ];

@@ -80,14 +80,15 @@ impl OutboxEvent {
         OutboxEventBuilder::new(aggregate_id, event_type.into())
     }
 
-    /// A new JSON event with defaults for all else.
+    /// A new JSON event with defaults for all else. `data` may be text, a slice, or anything else
+    /// that serde serialises.
     ///
     /// # Errors
     /// As [`OutboxEventBuilder::build`].
     pub fn new(
         aggregate_id: Uuid,
         event_type: impl Into<String>,
-        data: &impl serde::Serialize,
+        data: &(impl serde::Serialize + ?Sized),
     ) -> Result<Self> {
         Self::builder(aggregate_id, event_type).payload(Payload::json(data)?).build()
     }

@@ -1,5 +1,7 @@
 //! How a new event is made, and the rules it must keep.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -26,6 +28,7 @@ pub struct OutboxEventBuilder {
     headers: Vec<(String, String)>,
     payload: Option<Payload>,
     available_at: Option<Timestamp>,
+    delay: Option<Duration>,
     max_retries: u32,
 }
 
@@ -42,6 +45,7 @@ impl OutboxEventBuilder {
             headers: Vec::new(),
             payload: None,
             available_at: None,
+            delay: None,
             max_retries: DEFAULT_MAX_RETRIES,
         }
     }
@@ -81,7 +85,7 @@ impl OutboxEventBuilder {
         self
     }
 
-    /// Adds a header; a later one of the same name replaces it.
+    /// Adds a header; a later one of the same name, in whatever case, replaces it.
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.push((name.into(), value.into()));
@@ -103,6 +107,14 @@ impl OutboxEventBuilder {
         self
     }
 
+    /// Not to be delivered before so long after [`build`](Self::build), by this machine's clock;
+    /// otherwise as [`available_at`](Self::available_at), of which the later counts.
+    #[must_use]
+    pub const fn delay(mut self, delay: Duration) -> Self {
+        self.delay = Some(delay);
+        self
+    }
+
     /// Failed attempts after which it is dead-lettered. Default [`DEFAULT_MAX_RETRIES`].
     #[must_use]
     pub const fn max_retries(mut self, max_retries: u32) -> Self {
@@ -113,10 +125,18 @@ impl OutboxEventBuilder {
     /// Checks every part and makes the event.
     ///
     /// # Errors
-    /// [`ErrorKind::Malformed`], naming the part, for: an event type, aggregate type, destination
-    /// or topic that is empty, too long or holds a control character; a malformed header or order
-    /// key; a missing payload.
+    /// [`ErrorKind::Malformed`], naming the part, for what no store or no broker takes: a nil id; an
+    /// event type, aggregate type, destination or topic that is empty, too long or holds a control
+    /// character; a malformed or [reserved](Headers::reserved) header; a malformed order key; a
+    /// missing payload.
+    ///
+    /// What only some brokers cannot carry is a dead letter there; in a service's tests
+    /// [`MemoryBus::strict`](crate::memory::MemoryBus::strict) refuses it.
     pub fn build(self) -> Result<OutboxEvent> {
+        if self.id.is_some_and(|id| id.is_nil()) {
+            let why = "the id is nil, which every event would share that was given none";
+            return Err(Error::new(ErrorKind::Malformed, "build event", why));
+        }
         check_name("event_type", &self.event_type, EVENT_TYPE_CHARS_MAX)?;
         for (part, name) in [
             ("aggregate_type", &self.aggregate_type),
@@ -130,6 +150,10 @@ impl OutboxEventBuilder {
         let mut headers = Headers::new();
         for (name, value) in &self.headers {
             headers.insert(name, value)?;
+            if let Some(why) = Headers::reserved(name) {
+                return Err(Error::new(ErrorKind::Malformed, "build event", why)
+                    .with_context("header", name));
+            }
         }
         let order_key = match &self.order_key {
             Some(key) => OrderKey::named(key)?,
@@ -138,6 +162,8 @@ impl OutboxEventBuilder {
         let payload = self.payload.ok_or_else(|| {
             Error::new(ErrorKind::Malformed, "build event", "no payload was given")
         })?;
+        let now = Timestamp::now();
+        let delayed = self.delay.map(|delay| now.checked_add(delay).unwrap_or(Timestamp::MAX));
         Ok(OutboxEvent::restore(EventRecord {
             id: self.id.unwrap_or_else(Uuid::now_v7),
             aggregate_id: self.aggregate_id,
@@ -148,8 +174,8 @@ impl OutboxEventBuilder {
             topic: self.topic.map(Into::into),
             headers,
             payload,
-            created_at: Timestamp::now(),
-            available_at: self.available_at,
+            created_at: now,
+            available_at: self.available_at.max(delayed),
             processed_at: None,
             dead_at: None,
             dead_reason: None,
@@ -157,6 +183,44 @@ impl OutboxEventBuilder {
             max_retries: self.max_retries,
             error_message: None,
         }))
+    }
+}
+
+impl OutboxEvent {
+    /// Whether a store can take this as a new event: what each of them checks before it asks its
+    /// database, so that all refuse the same. An event of the builder's passes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Malformed`], naming the column, for a nil id, text with a NUL character or
+    /// longer than its column, and a malformed order key.
+    pub fn check_new(&self) -> Result<()> {
+        let record = self.record();
+        let refuse = |column: &str, why: &str| {
+            let why = format!("{column} {why}");
+            Err(Error::new(ErrorKind::Malformed, "store events", why).with_context("id", record.id))
+        };
+        if record.id.is_nil() {
+            return refuse("id", "is nil");
+        }
+        for (column, text, chars_max) in [
+            ("event_type", Some(&record.event_type), EVENT_TYPE_CHARS_MAX),
+            ("aggregate_type", record.aggregate_type.as_ref(), NAME_CHARS_MAX),
+            ("destination", record.destination.as_ref(), NAME_CHARS_MAX),
+            ("topic", record.topic.as_ref(), NAME_CHARS_MAX),
+        ] {
+            let Some(text) = text else { continue };
+            if text.contains('\0') {
+                return refuse(column, "holds a NUL character");
+            }
+            if text.len() > chars_max && text.chars().count() > chars_max {
+                return refuse(column, "is longer than its column");
+            }
+        }
+        match record.order_key.as_named() {
+            // Not given, as other languages write it.
+            None | Some("") => Ok(()),
+            Some(key) => OrderKey::named(key).map(drop),
+        }
     }
 }
 
@@ -188,10 +252,41 @@ mod tests {
             (base().topic("a\nb").build(), "topic holds"),
             (base().order_key("").build(), "order key is empty"),
             (base().header("a b", "c").build(), "header name"),
+            (base().header("Ph-Tenant", "c").build(), "posthaste's own"),
+            (base().header("Content-Type", "c").build(), "Payload::bytes"),
+            (base().id(Uuid::nil()).build(), "the id is nil"),
         ];
         for (result, expected) in cases {
             let error = result.unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn what_serialises_to_json_is_a_payload_text_and_slices_too() {
+        for event in [
+            OutboxEvent::new(Uuid::nil(), "t", "text"),
+            OutboxEvent::new(Uuid::nil(), "t", &[1, 2][..]),
+        ] {
+            assert!(event.unwrap().payload().is_json());
+        }
+    }
+
+    #[test]
+    fn the_later_of_delay_and_time_counts() {
+        let base =
+            || OutboxEvent::builder(Uuid::nil(), "t").payload(Payload::json_text("1").unwrap());
+        let hour = Duration::from_secs(3_600);
+        let delayed = base().delay(hour).build().unwrap();
+        assert_eq!(delayed.available_at(), Some(delayed.created_at() + hour));
+        let later = Timestamp::now() + 2 * hour;
+        assert_eq!(
+            base().delay(hour).available_at(later).build().unwrap().available_at(),
+            Some(later)
+        );
+        assert_eq!(
+            base().delay(Duration::MAX).build().unwrap().available_at(),
+            Some(Timestamp::MAX)
+        );
     }
 }

@@ -11,10 +11,11 @@ pub const HEADERS_BYTES_MAX: usize = 16 * 1024;
 
 /// Names and values, ordered by name.
 ///
-/// Names are HTTP tokens (RFC 9110 §5.6.2), which every supported broker can carry; values hold no
-/// control characters. Names starting with `ph-` are posthaste's own.
+/// Names are HTTP tokens (RFC 9110 §5.6.2), which every supported broker can carry, and as there
+/// upper and lower case are one; values hold no control characters. Some names are
+/// [reserved](Self::reserved).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Headers(BTreeMap<Box<str>, Box<str>>);
+pub struct Headers(Vec<(Box<str>, Box<str>)>);
 
 impl Headers {
     /// No headers.
@@ -23,7 +24,28 @@ impl Headers {
         Self::default()
     }
 
-    /// Adds or replaces a header.
+    /// Why no event can carry a header of this name, whatever the broker; `None` where it can.
+    ///
+    /// A broker or an envelope may take more names for itself: `Nats-…`, `ce-…`, `Host`.
+    /// [`MemoryBus::strict`](crate::memory::MemoryBus::strict) refuses those in a service's tests.
+    #[must_use]
+    pub fn reserved(name: &str) -> Option<&'static str> {
+        let begins = |prefix: &str| {
+            name.get(..prefix.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(prefix))
+        };
+        if begins("ph-") {
+            Some("names starting with ph- are posthaste's own")
+        } else if name.eq_ignore_ascii_case("content-type") {
+            Some("the content type is the payload's: give it with Payload::bytes")
+        } else {
+            None
+        }
+    }
+
+    /// Adds a header, or replaces the one of this name.
+    ///
+    /// Takes reserved names: what is stored is stored, and a bus refuses it. The
+    /// [builder](crate::OutboxEventBuilder) of a new event does not take them.
     ///
     /// # Errors
     /// [`ErrorKind::Malformed`] for a name that is not a token, a value with a control character,
@@ -42,20 +64,29 @@ impl Headers {
         }
         let others: usize = self
             .iter()
-            .filter(|(other, _)| *other != name)
+            .filter(|(other, _)| !other.eq_ignore_ascii_case(name))
             .map(|(name, value)| name.len() + value.len())
             .sum();
         if others + name.len() + value.len() > HEADERS_BYTES_MAX {
             return refuse("the headers of one event are over 16 KiB");
         }
-        self.0.insert(name.into(), value.into());
+        let header = (name.into(), value.into());
+        match self.find(name) {
+            Ok(there) => self.0[there] = header,
+            Err(place) => self.0.insert(place, header),
+        }
         Ok(())
     }
 
     /// The value of a header.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(AsRef::as_ref)
+        self.find(name).ok().map(|there| &*self.0[there].1)
+    }
+
+    /// Where the header of this name is, or belongs.
+    fn find(&self, name: &str) -> std::result::Result<usize, usize> {
+        self.0.binary_search_by(|(other, _)| lower(other).cmp(lower(name)))
     }
 
     /// All headers, ordered by name.
@@ -115,6 +146,10 @@ impl Headers {
     }
 }
 
+fn lower(name: &str) -> impl Iterator<Item = u8> {
+    name.bytes().map(|byte| byte.to_ascii_lowercase())
+}
+
 const fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || matches!(
@@ -150,6 +185,20 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Malformed);
         }
         assert!(headers.is_empty());
+    }
+
+    #[test]
+    fn upper_and_lower_case_are_one_name_and_the_later_spelling_stays() {
+        let mut headers = Headers::new();
+        for (name, value) in [("X-B", "1"), ("x-a", "2"), ("X-A", "3"), ("x-c", "4")] {
+            headers.insert(name, value).unwrap();
+        }
+        assert_eq!(
+            (headers.get("x-A"), headers.get("X-b"), headers.get("x")),
+            (Some("3"), Some("1"), None)
+        );
+        let all: Vec<_> = headers.iter().collect();
+        assert_eq!(all, [("X-A", "3"), ("X-B", "1"), ("x-c", "4")]);
     }
 
     #[test]

@@ -29,7 +29,7 @@ impl Payload {
     ///
     /// # Errors
     /// [`ErrorKind::Malformed`] where `value` has no JSON form.
-    pub fn json(value: &impl Serialize) -> Result<Self> {
+    pub fn json(value: &(impl Serialize + ?Sized)) -> Result<Self> {
         serde_json::to_vec(value).map(|text| Self::Json(text.into())).map_err(|error| {
             Error::new(ErrorKind::Malformed, "write payload", "the value has no JSON form")
                 .with_source(error)

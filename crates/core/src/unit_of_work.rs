@@ -30,6 +30,7 @@ pub trait OutboxTransaction: Send + Sized {
 /// transactions held the aggregate: that is what makes the order per key right ("append last").
 /// Dropping it without a commit rolls back.
 #[derive(Debug)]
+#[must_use = "dropped without a commit, it rolls back"]
 pub struct UnitOfWork<T: OutboxTransaction> {
     transaction: T,
     events: Vec<OutboxEvent>,

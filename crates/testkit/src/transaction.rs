@@ -58,6 +58,7 @@ pub async fn transaction_suite<H: TransactionHarness>(harness: &H) -> Report {
         an_empty_unit_commits,
         events_are_invisible_before_commit,
         a_failing_store_rolls_back_everything,
+        an_event_that_was_added_twice_fails_its_unit,
         two_thousand_events_fit_one_unit,
         two_open_units_do_not_see_each_other,
         concurrent_units_lose_nothing,
@@ -136,6 +137,18 @@ async fn a_failing_store_rolls_back_everything<H: TransactionHarness>(
     unit.add_event(samples::event()?);
     unit.commit().await?;
     Ok(())
+}
+
+async fn an_event_that_was_added_twice_fails_its_unit<H: TransactionHarness>(
+    harness: &H,
+) -> anyhow::Result<()> {
+    let repository = harness.fresh().await?;
+    let event = samples::event()?;
+    let mut unit = harness.begin(&repository).await?;
+    unit.add_event(event.clone());
+    unit.add_event(event);
+    ensure!(unit.commit().await.is_err(), "the same event was stored twice");
+    expect_nothing_then_usable(harness, &repository).await
 }
 
 async fn two_thousand_events_fit_one_unit<H: TransactionHarness>(

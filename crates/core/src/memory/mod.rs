@@ -4,7 +4,9 @@
 //! survives the process.
 
 mod bus;
+mod limits;
 mod repository;
+mod strict;
 mod stuck_keys;
 
 pub use bus::MemoryBus;

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::stuck_keys;
+use super::{limits, stuck_keys};
 use crate::{
     Backlog, DeadHead, Error, ErrorKind, EventFilter, EventRecord, EventState, OutboxAdmin,
     OutboxEvent, OutboxRepository, OutboxTransaction, PendingEvent, PendingPage, PendingQuery,
@@ -39,7 +39,6 @@ impl MemoryRepository {
     }
 
     /// Starts a unit of work. Its events appear at commit, all at once.
-    #[must_use]
     pub fn begin(&self) -> UnitOfWork<MemoryTransaction> {
         UnitOfWork::new(MemoryTransaction { repository: self.clone(), events: Vec::new() })
     }
@@ -56,14 +55,15 @@ impl MemoryRepository {
     }
 
     fn store_all(&self, events: &[OutboxEvent]) -> Result<()> {
+        events.iter().try_for_each(limits::check)?;
         let mut state = self.lock();
-        let pending_ids: std::collections::HashSet<Uuid> = state
+        let mut ids: HashSet<Uuid> = state
             .events
             .values()
             .filter(|event| event.processed_at().is_none())
             .map(OutboxEvent::id)
             .collect();
-        if let Some(twice) = events.iter().find(|event| pending_ids.contains(&event.id())) {
+        if let Some(twice) = events.iter().find(|event| !ids.insert(event.id())) {
             return Err(Error::new(
                 ErrorKind::Rejected,
                 "store events",
@@ -74,7 +74,7 @@ impl MemoryRepository {
         for event in events {
             state.last_seq += 1;
             let seq = state.last_seq;
-            state.events.insert(seq, event.clone());
+            state.events.insert(seq, new(event));
         }
         state.stored += 1;
         for waker in state.waiting.drain(..) {
@@ -82,6 +82,18 @@ impl MemoryRepository {
         }
         Ok(())
     }
+}
+
+/// An event as a database takes it in: what happened to it before is not stored.
+fn new(event: &OutboxEvent) -> OutboxEvent {
+    OutboxEvent::restore(EventRecord {
+        processed_at: None,
+        dead_at: None,
+        dead_reason: None,
+        retry_count: 0,
+        error_message: None,
+        ..event.record().clone()
+    })
 }
 
 impl State {

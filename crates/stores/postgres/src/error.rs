@@ -64,6 +64,10 @@ fn classify_state(error: &dyn DatabaseError) -> (ErrorKind, String) {
         }
         "25006" => (ErrorKind::Conflict, "the database is read-only; is it a standby?"),
         "55P03" | "40001" | "40P01" => (ErrorKind::Conflict, "another session is in the way"),
+        "25P02" => (
+            ErrorKind::Rejected,
+            "an earlier statement of this transaction failed, so that nothing of it is stored",
+        ),
         "23505" => (ErrorKind::Rejected, "the event is stored already"),
         // `allow_connections` is off, as it is while a copy is made. Told apart from other faults of
         // state by where it is met: only a server that refuses a connection is fatal to it.

@@ -12,7 +12,7 @@ use crate::error::failed;
 use crate::options::{PostgresOptions, address, may_use_tls};
 use crate::servers::Servers;
 use crate::session::{Begin, Session};
-use crate::store::store;
+use crate::store::{require_transaction, store};
 use crate::transaction::PostgresTransaction;
 use crate::waker::Waker;
 use crate::warm::WarmConnections;
@@ -154,6 +154,7 @@ impl PostgresOutbox {
         connection: &mut PgConnection,
         events: &[OutboxEvent],
     ) -> Result<()> {
+        require_transaction(connection).await.map_err(|error| self.locate(error))?;
         store(connection, events, self.0.pooler).await.map_err(|error| self.locate(error))
     }
 

@@ -1,7 +1,8 @@
 //! Storing events inside a transaction: the user's own, or ours.
 
 use posthaste_core::{Error, ErrorKind, OrderKey, OutboxEvent, Payload, Result};
-use sqlx::PgConnection;
+use sqlx::error::DatabaseError;
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::error::failed;
@@ -38,11 +39,41 @@ const INSERT: &str = "\
 /// [`PostgresOutbox::store_in`](crate::PostgresOutbox::store_in).
 ///
 /// # Errors
-/// `Rejected` where an event of that id is pending already, `Malformed` for a value the database
-/// cannot hold (a NUL character in JSON), `Schema` where there is no outbox. After any error
-/// PostgreSQL allows only a rollback.
+/// `Rejected` where an event of that id is pending already, and for a connection that is in no
+/// transaction: the events would be committed without the data. `Malformed` for a value the
+/// database cannot hold (a NUL character in JSON), `Schema` where there is no outbox. After any
+/// error PostgreSQL allows only a rollback.
 pub async fn store_events(connection: &mut PgConnection, events: &[OutboxEvent]) -> Result<()> {
+    require_transaction(connection).await?;
     store(connection, events, false).await
+}
+
+/// Refuses a connection that commits each statement by itself.
+///
+/// sqlx knows of the transactions that were begun by its own calls. Of one that was begun by a
+/// statement, only the server knows: that takes a round trip.
+pub(crate) async fn require_transaction(connection: &mut PgConnection) -> Result<()> {
+    if connection.is_in_transaction() {
+        return Ok(());
+    }
+    // In one text, so that it takes one round trip and no prepared statement.
+    let begun =
+        sqlx::raw_sql("savepoint posthaste; release savepoint posthaste").execute(connection).await;
+    match begun {
+        Ok(_) => Ok(()),
+        Err(error) if is_outside_transaction(&error) => Err(Error::new(
+            ErrorKind::Rejected,
+            STORE,
+            "the connection is in no transaction: begin one, and store the events in it together \
+             with the data",
+        )),
+        Err(error) => Err(failed(STORE)(error)),
+    }
+}
+
+/// `no_active_sql_transaction`
+fn is_outside_transaction(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(DatabaseError::code).as_deref() == Some("25P01")
 }
 
 /// Makes this transaction the only one that may store events of `key` until it ends.
@@ -113,6 +144,7 @@ impl<'e> Columns<'e> {
     fn collect(events: &'e [OutboxEvent]) -> Result<Self> {
         let mut columns = Self::default();
         for event in events {
+            event.check_new()?;
             let (json, bytes) = match event.payload() {
                 Payload::Json(text) => (json_text(event, text)?, None),
                 Payload::Bytes { data, content_type } => {

@@ -40,7 +40,13 @@ impl OutboxTransaction for PostgresTransaction {
         Ok(())
     }
 
-    async fn commit(self) -> Result<()> {
+    async fn commit(mut self) -> Result<()> {
+        if !self.stored {
+            // PostgreSQL ends a transaction in which a statement failed by a rollback, whatever it
+            // is asked to do, and calls that a success. Storing events would have met the failure.
+            let alive = sqlx::raw_sql("select 1").execute(&mut *self.transaction).await;
+            alive.map_err(failed("commit")).map_err(|error| self.outbox.locate(error))?;
+        }
         let result = self.transaction.commit().await.map_err(failed("commit"));
         if self.stored && result.is_ok() {
             self.outbox.notify();

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
-use posthaste_core::{OutboxEvent, Payload, Result};
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use posthaste_core::{Error, ErrorKind, OutboxEvent, Payload, Result};
+use sqlx::{Connection, QueryBuilder, Sqlite, SqliteConnection};
 
 use crate::SqliteOutbox;
 use crate::error::database;
@@ -11,14 +11,40 @@ const STATEMENT_EVENTS_MAX: usize = 2_000;
 
 /// Stores events in the caller's own transaction: they are committed with it, or not at all.
 ///
-/// Call it as the last thing before commit. After an error, roll back: without a transaction
-/// around it, more than 2,000 events may be stored in part.
+/// Call it as the last thing before commit. After an error, roll back.
 ///
 /// # Errors
-/// [`Rejected`](posthaste_core::ErrorKind::Rejected) for an event that is stored already,
+/// [`Rejected`](posthaste_core::ErrorKind::Rejected) for an event that is stored already, and for a
+/// connection that is in no transaction: the events would be committed without the data.
 /// [`Conflict`](posthaste_core::ErrorKind::Conflict) where another connection is writing,
 /// [`Schema`](posthaste_core::ErrorKind::Schema) where there is no outbox.
 pub async fn store_events(connection: &mut SqliteConnection, events: &[OutboxEvent]) -> Result<()> {
+    require_transaction(connection).await?;
+    store(connection, events).await
+}
+
+/// Refuses a connection that commits each statement by itself.
+///
+/// sqlx knows of the transactions that were begun by its own calls. One that was begun by a
+/// statement shows in that no other can be begun within it.
+async fn require_transaction(connection: &mut SqliteConnection) -> Result<()> {
+    if connection.is_in_transaction()
+        || sqlx::query("begin").execute(&mut *connection).await.is_err()
+    {
+        return Ok(());
+    }
+    let ended = sqlx::query("rollback").execute(connection).await;
+    ended.map_err(|error| database("store events", error))?;
+    Err(Error::new(
+        ErrorKind::Rejected,
+        "store events",
+        "the connection is in no transaction: begin one, and store the events in it together with \
+         the data",
+    ))
+}
+
+pub(crate) async fn store(connection: &mut SqliteConnection, events: &[OutboxEvent]) -> Result<()> {
+    events.iter().try_for_each(OutboxEvent::check_new)?;
     for chunk in events.chunks(STATEMENT_EVENTS_MAX) {
         insert(chunk)
             .build()
@@ -69,7 +95,7 @@ impl SqliteOutbox {
         }
         let fail = |error| database("store events", error);
         let mut transaction = self.writer.begin_with("begin immediate").await.map_err(fail)?;
-        store_events(&mut transaction, events).await?;
+        store(&mut transaction, events).await?;
         transaction.commit().await.map_err(fail)?;
         self.wake.notify();
         Ok(())

@@ -6,7 +6,7 @@ use posthaste_core::{OutboxEvent, OutboxTransaction, Result};
 use sqlx::{Sqlite, SqliteConnection, Transaction};
 
 use crate::error::database;
-use crate::store::store_events;
+use crate::store::store;
 use crate::wake::Wake;
 
 /// An open write transaction of a [`SqliteOutbox`](crate::SqliteOutbox).
@@ -30,7 +30,7 @@ impl OutboxTransaction for SqliteTransaction {
     }
 
     async fn store(&mut self, events: &[OutboxEvent]) -> Result<()> {
-        store_events(&mut self.transaction, events).await
+        store(&mut self.transaction, events).await
     }
 
     async fn commit(self) -> Result<()> {

@@ -3,6 +3,7 @@
 mod admin;
 mod fetch;
 mod lease;
+mod odd;
 mod settle;
 mod store;
 mod stuck_keys;
@@ -75,6 +76,9 @@ pub async fn repository_suite<H: RepositoryHarness>(harness: &H) -> Report {
         store::five_thousand_events_are_stored_fetched_and_settled_at_once,
         store::concurrent_stores_lose_nothing,
         store::events_survive_reopening,
+        odd::an_odd_event_is_refused_whole_or_comes_back_as_it_was,
+        odd::no_store_takes_what_no_relay_could_tell_apart,
+        odd::what_happened_to_an_event_before_is_not_stored,
         fetch::fetch_orders_by_place,
         fetch::fetch_keeps_to_events_max_and_says_that_there_are_more,
         fetch::fetch_stops_at_bytes_max_but_gives_at_least_one,
