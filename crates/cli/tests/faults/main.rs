@@ -19,8 +19,10 @@ mod witness;
 
 mod brokers;
 mod clocks;
+mod clusters;
 mod databases;
 mod destinations;
+mod disks;
 mod networks;
 mod poison;
 mod relays;

@@ -18,7 +18,7 @@ pub(crate) use database::Database;
 pub(crate) use deliveries::{Delivery, raw_messages, read_back};
 pub(crate) use figures::Figures;
 pub(crate) use relay::{Answer, Relay, RelayConfig};
-pub(crate) use stream::Stream;
+pub(crate) use stream::{Stream, connect};
 pub(crate) use tap::Tap;
 pub(crate) use verdict::Verdict;
 pub(crate) use writers::{Plan, Written, account_id, create_accounts, write};

@@ -1,6 +1,6 @@
 //! Streams, on whatever NATS server.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, stream};
 use uuid::Uuid;
@@ -50,13 +50,25 @@ impl Stream {
     }
 
     pub(crate) async fn jetstream(&self) -> jetstream::Context {
-        jetstream::new(async_nats::connect(&self.url).await.unwrap())
+        jetstream::new(connect(&self.url).await.unwrap())
     }
 
     /// How many messages it holds. For a loop, take the context once.
     pub(crate) async fn messages(&self, jetstream: &jetstream::Context) -> u64 {
-        jetstream.get_stream(&self.name).await.unwrap().cached_info().state.messages
+        let begun = Instant::now();
+        loop {
+            match jetstream.get_stream(&self.name).await {
+                Ok(stream) => return stream.cached_info().state.messages,
+                // Servers of a cluster may be electing a leader.
+                Err(error) => assert!(begun.elapsed() < Duration::from_secs(30), "{error}"),
+            }
+        }
     }
+}
+
+/// To one server, or to one of several with commas between.
+pub(crate) async fn connect(url: &str) -> Result<async_nats::Client, async_nats::ConnectError> {
+    async_nats::connect(&url.split(',').collect::<Vec<_>>()[..]).await
 }
 
 impl Drop for Stream {
@@ -66,7 +78,7 @@ impl Drop for Stream {
         let deleted = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(async {
-                if let Ok(client) = async_nats::connect(url).await {
+                if let Ok(client) = connect(&url).await {
                     let _ = jetstream::new(client).delete_stream(name).await;
                 }
             });

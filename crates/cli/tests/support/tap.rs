@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::Stream;
+use super::stream::connect;
 
 /// JetStream's answer to an event that it did not store, since another message came between that
 /// event and the one that it names as its predecessor.
@@ -26,7 +27,7 @@ pub(crate) struct Tap {
 impl Tap {
     /// Listens from the return of this call on, across restarts of the server.
     pub(crate) async fn on(stream: &Stream) -> Self {
-        let client = async_nats::connect(&stream.url).await.unwrap();
+        let client = connect(&stream.url).await.unwrap();
         let stop = watch::Sender::new(());
         let all = format!("{}.>", stream.name);
         let published = listen(&client, all, &stop, |message| {

@@ -2,10 +2,11 @@
 //!
 //! | for | shared | private |
 //! |---|---|---|
-//! | NATS JetStream | [`shared_nats`], [`NATS_URL`] | [`NatsServer`] |
+//! | NATS JetStream | [`shared_nats`], [`NATS_URL`] | [`NatsServer`], [`NatsCluster`] |
 //! | PostgreSQL | [`postgres_url`], [`POSTGRES_URL`] | [`PostgresServer`] |
 //! | PostgreSQL's sessions through a pooler | | [`PgBouncer`] |
 //! | the network before a server | | [`Proxy`] |
+//! | a disk | | [`SmallDisk`] |
 //!
 //! Only a private server may be stopped, frozen or configured: others test against the shared ones
 //! at the same time. Private servers run what is installed, listen on 127.0.0.1 alone, keep their
@@ -32,6 +33,8 @@
 //!
 //! For Unix: signals are sent with `kill`.
 
+mod cluster;
+mod disk;
 mod dump;
 mod nats;
 mod pgbouncer;
@@ -42,6 +45,8 @@ mod proxy;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+pub use cluster::NatsCluster;
+pub use disk::SmallDisk;
 pub use dump::{Dump, DumpFormat};
 pub use nats::{NatsServer, nats_url, shared_nats};
 pub use pgbouncer::PgBouncer;

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 use super::process::Process;
-use super::{POSTGRES_URL, free_port, skip_test};
+use super::{POSTGRES_URL, SmallDisk, free_port, skip_test};
 
 /// Where Debian has a folder for each version.
 const VERSIONS: &str = "/usr/lib/postgresql";
@@ -26,6 +26,8 @@ pub struct PostgresServer {
     settings: Vec<String>,
     process: Option<Process>,
     folder: TempDir,
+    /// Where its data is: in its folder, or on a disk of a test's own.
+    data: PathBuf,
 }
 
 impl PostgresServer {
@@ -35,6 +37,19 @@ impl PostgresServer {
     /// # Panics
     /// Where the server does not start, or is missing and required ([`skip_test`]).
     pub async fn start(settings: &[&str]) -> Option<Self> {
+        Self::start_with(settings, None).await
+    }
+
+    /// The same with all data but the log of transactions (`pg_wal`) on `disk`. Without room for that
+    /// log the server would end instead of refusing a statement.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub async fn start_on(disk: &SmallDisk, settings: &[&str]) -> Option<Self> {
+        Self::start_with(settings, Some(disk)).await
+    }
+
+    async fn start_with(settings: &[&str], disk: Option<&SmallDisk>) -> Option<Self> {
         let Some(programs) = find_programs() else {
             skip_test(&format!("no PostgreSQL programs in {VERSIONS} or PATH"));
             return None;
@@ -42,7 +57,11 @@ impl PostgresServer {
         let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
         let mut server = Self::new(programs, settings);
         let mut initdb = as_postgres(&server.programs.join("initdb"));
-        initdb.args(["-A", "trust", "-U", "root", "-N", "-D"]).arg(server.data());
+        if let Some(disk) = disk {
+            server.data = disk.path().join("data");
+            initdb.arg("-X").arg(server.folder.path().join("wal"));
+        }
+        initdb.args(["-A", "trust", "-U", "root", "-N", "-D"]).arg(&server.data);
         run(&mut initdb);
         server.restart().await;
         Some(server)
@@ -56,14 +75,16 @@ impl PostgresServer {
         let mut standby = Self::new(self.programs.clone(), self.settings.clone());
         let mut backup = as_postgres(&self.programs.join("pg_basebackup"));
         backup.args(["-h", "127.0.0.1", "-U", "root", "-p", &self.port.to_string()]);
-        backup.args(["-R", "-X", "stream", "-c", "fast", "-D"]).arg(standby.data());
+        backup.args(["-R", "-X", "stream", "-c", "fast", "-D"]).arg(&standby.data);
         run(&mut backup);
         standby.restart().await;
         standby
     }
 
     fn new(programs: PathBuf, settings: Vec<String>) -> Self {
-        Self { port: free_port(), programs, settings, process: None, folder: folder() }
+        let folder = folder();
+        let data = folder.path().join("data");
+        Self { port: free_port(), programs, settings, process: None, folder, data }
     }
 
     /// The address of `database`, which need not exist; `postgres` does. The same after a restart.
@@ -105,7 +126,7 @@ impl PostgresServer {
         self.kill();
         let port = self.port.to_string();
         let mut command = as_postgres(&self.programs.join("postgres"));
-        command.arg("-D").arg(self.data()).args(["-p", &port]);
+        command.arg("-D").arg(&self.data).args(["-p", &port]);
         command.args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]);
         // The machine does not fail here: what the system has taken over survives.
         command.args(["-c", "fsync=off"]);
@@ -129,8 +150,13 @@ impl PostgresServer {
         self.restart().await;
     }
 
-    fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
+    /// Makes a standby the primary that it followed, with a timeline of its own.
+    ///
+    /// # Panics
+    /// Where it is none, or is down.
+    pub fn promote(&self) {
+        let mut promote = as_postgres(&self.programs.join("pg_ctl"));
+        run(promote.args(["promote", "--wait", "--silent", "-D"]).arg(&self.data));
     }
 
     pub(super) fn programs(&self) -> &Path {
