@@ -15,8 +15,12 @@
 mod envelope;
 #[cfg(any(feature = "ndjson", feature = "nats", feature = "webhook"))]
 mod json_body;
+#[cfg(feature = "webhook")]
+mod redact;
 #[cfg(any(feature = "nats", feature = "webhook"))]
 mod secret;
+#[cfg(any(feature = "nats", feature = "webhook"))]
+mod tls;
 #[cfg(feature = "nats")]
 mod topic;
 

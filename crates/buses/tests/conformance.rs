@@ -12,9 +12,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use posthaste_testkit::{BusHarness, Received, bus_suite, servers};
 
-/// Reads a plain envelope back: `get` finds a header, `rest` are all of them.
+/// Reads a plain envelope back.
 fn from_headers(body: Bytes, headers: impl Iterator<Item = (String, String)>) -> Result<Received> {
-    let headers: BTreeMap<String, String> = headers.collect();
+    let headers: BTreeMap<_, _> = headers.map(|(name, value)| (name, decoded(value))).collect();
     let get = |name: &str| headers.get(name).cloned().context(format!("no {name} header"));
     Ok(Received {
         id: get("ph-id")?.parse()?,
@@ -24,6 +24,16 @@ fn from_headers(body: Bytes, headers: impl Iterator<Item = (String, String)>) ->
         body,
         headers,
     })
+}
+
+/// A header's value as it was written: what is not ASCII is percent-encoded, and ASCII is as it is.
+fn decoded(value: String) -> String {
+    assert!(value.is_ascii(), "{value}");
+    let decoded = percent_encoding::percent_decode_str(&value).decode_utf8().ok();
+    match decoded.filter(|decoded| !decoded.is_ascii()) {
+        Some(decoded) => decoded.into_owned(),
+        None => value,
+    }
 }
 
 mod ndjson {

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use posthaste_buses::EnvelopeFormat;
 use posthaste_buses::webhook::{WebhookBus, WebhookConfig};
-use posthaste_core::{ErrorKind, ErrorStatus, EventBus, OutboxEvent, OutboxEventBuilder, Payload};
+use posthaste_core::{
+    ErrorKind, ErrorStatus, EventBus, OutboxEvent, OutboxEventBuilder, Outcomes, Payload, Subject,
+};
 use posthaste_testkit::servers::free_port;
 use support::{error, event};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -64,7 +66,7 @@ async fn an_event_is_posted_as_a_cloudevent_with_its_bytes() {
     assert_eq!(header(request, "ce-specversion"), "1.0");
     assert_eq!(header(request, "ce-subject"), "k");
     assert_eq!(header(request, "content-type"), "application/avro");
-    assert_eq!(header(request, "tenant"), "Grüße");
+    assert_eq!(header(request, "tenant"), "Gr%C3%BC%C3%9Fe");
     assert!(request.headers.get("webhook-signature").is_none());
 }
 
@@ -101,46 +103,29 @@ async fn requests_are_signed_anew_each_time_under_the_events_id() {
 
 #[tokio::test]
 async fn an_answer_decides_what_becomes_of_the_event() {
-    for (code, kind, status) in [
-        (301, ErrorKind::DestinationMissing, ErrorStatus::Unavailable),
-        (400, ErrorKind::Rejected, ErrorStatus::Permanent),
-        (401, ErrorKind::Unauthorized, ErrorStatus::Unavailable),
-        (404, ErrorKind::DestinationMissing, ErrorStatus::Unavailable),
-        (413, ErrorKind::TooLarge, ErrorStatus::Permanent),
-        (422, ErrorKind::Rejected, ErrorStatus::Permanent),
-        (500, ErrorKind::Failed, ErrorStatus::Transient),
-        (503, ErrorKind::Throttled, ErrorStatus::Unavailable),
+    for (code, kind, subject) in [
+        (301, ErrorKind::DestinationMissing, Subject::Destination),
+        (400, ErrorKind::Rejected, Subject::Event),
+        (401, ErrorKind::Unauthorized, Subject::Destination),
+        (404, ErrorKind::DestinationMissing, Subject::Destination),
+        (413, ErrorKind::TooLarge, Subject::Event),
+        (422, ErrorKind::Rejected, Subject::Event),
+        (500, ErrorKind::Failed, Subject::Event),
+        (503, ErrorKind::Throttled, Subject::Destination),
     ] {
         let answer = ResponseTemplate::new(code)
             .insert_header("location", "/elsewhere")
+            .insert_header("retry-after", "17")
             .set_body_string(format!("because\n{}", "x".repeat(100_000)));
         let (server, bus) = answering(answer).await;
         let results = bus.publish(&[event(1)]).await;
         let error = error(&results[0]);
-        assert_eq!((error.kind(), error.status()), (kind, status), "{code}");
+        assert_eq!((error.kind(), error.subject()), (kind, subject), "{code}");
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(17)), "{code}");
         assert!(error.to_string().contains("because"), "{error}");
         assert!(error.to_string().len() < 4_096);
         assert_eq!(posts(&server).await.len(), 1, "a redirect was followed or a request repeated");
     }
-}
-
-#[tokio::test]
-async fn a_throttling_endpoint_is_asked_once_and_its_delay_is_passed_on() {
-    let (server, _) =
-        answering(ResponseTemplate::new(429).insert_header("retry-after", "17")).await;
-    let one = WebhookConfig { max_concurrent_requests: 1, ..config(server.uri()) };
-    let bus = WebhookBus::open(&one).unwrap();
-    let events: Vec<_> = (0..20).map(event).collect();
-    let results = bus.publish(&events).await;
-    for result in &results {
-        let error = error(result);
-        assert_eq!(
-            (error.kind(), error.status()),
-            (ErrorKind::Throttled, ErrorStatus::Unavailable)
-        );
-        assert_eq!(error.retry_after(), Some(Duration::from_secs(17)));
-    }
-    assert_eq!(posts(&server).await.len(), 1, "the others were spared");
 }
 
 #[tokio::test]
@@ -166,50 +151,189 @@ async fn a_failing_event_holds_back_only_itself() {
 }
 
 #[tokio::test]
-async fn an_event_only_it_is_slow_on_does_not_stop_the_destination() {
+async fn an_outcome_is_told_when_it_is_known() {
     let server = MockServer::start().await;
     let slow = ResponseTemplate::new(200).set_delay(Duration::from_secs(60));
     Mock::given(body_json(1)).respond_with(slow).mount(&server).await;
     Mock::given(any()).respond_with(ResponseTemplate::new(200)).mount(&server).await;
-    let short = WebhookConfig { timeout: Duration::from_millis(400), ..config(server.uri()) };
+    let short = WebhookConfig { timeout: Duration::from_secs(1), ..config(server.uri()) };
     let bus = WebhookBus::open(&short).unwrap();
-    let results = bus.publish(&[event(1), event(2)]).await;
-    let slow = error(&results[0]);
-    assert_eq!((slow.kind(), slow.status()), (ErrorKind::Timeout, ErrorStatus::Transient));
-    assert!(results[1].is_ok());
-    // Alone, it may as well be the endpoint.
-    let results = bus.publish(&[event(1)]).await;
-    assert_eq!(error(&results[0]).status(), ErrorStatus::Unavailable);
+    let (sender, told) = std::sync::mpsc::channel();
+    let take = |results: Vec<_>| sender.send((std::time::Instant::now(), results)).unwrap();
+    bus.publish_each(&[event(1), event(2), event(3)], Outcomes::new(&take)).await;
+    drop(sender);
+    let told: Vec<_> =
+        told.iter().flat_map(|(at, of)| of.into_iter().map(move |o| (at, o))).collect();
+    let positions: Vec<_> = told.iter().map(|(_, (position, _))| *position).collect();
+    assert_eq!(positions[2], 0, "{positions:?}");
+    assert!(told[2].0 - told[1].0 > Duration::from_millis(100), "the others waited for it");
+    let slow = error(&told[2].1.1);
+    assert_eq!((slow.kind(), slow.subject()), (ErrorKind::Timeout, Subject::Destination));
+    assert!(told[..2].iter().all(|(_, (_, result))| result.is_ok()));
 }
 
 #[tokio::test]
-async fn after_a_410_nothing_is_posted_until_the_bus_is_made_anew() {
-    let (server, bus) = answering(ResponseTemplate::new(410)).await;
-    for _ in 0..3 {
-        let results = bus.publish(&[event(1)]).await;
-        let error = error(&results[0]);
-        assert_eq!(error.kind(), ErrorKind::DestinationMissing);
-        assert_eq!(error.status(), ErrorStatus::Unavailable);
+async fn no_more_requests_are_under_way_than_are_set_over_all_calls() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let under_way = std::sync::Arc::new(tokio::sync::Semaphore::new(2));
+    let server = tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let under_way = std::sync::Arc::clone(&under_way);
+            tokio::spawn(async move {
+                let mut bytes = [0; 4096];
+                while socket.read(&mut bytes).await.is_ok_and(|read| read > 0) {
+                    let code = if let Ok(_permit) = under_way.try_acquire() {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        "204 No Content"
+                    } else {
+                        "500 Too Many"
+                    };
+                    let answer = format!("HTTP/1.1 {code}\r\ncontent-length: 0\r\n\r\n");
+                    socket.write_all(answer.as_bytes()).await.unwrap();
+                }
+            });
+        }
+    });
+    let two = WebhookConfig { max_concurrent_requests: 2, ..config(url) };
+    let bus = WebhookBus::open(&two).unwrap();
+    let capabilities = bus.capabilities();
+    assert_eq!((capabilities.batch_events_max, capabilities.in_flight_events_max), (1, Some(2)));
+    let events: Vec<_> = (0..12).map(event).collect();
+    let calls = events.chunks(3).map(|events| bus.publish(events));
+    for results in futures_util::future::join_all(calls).await {
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
     }
-    assert_eq!(posts(&server).await.len(), 1);
-    assert_eq!(bus.check().await.unwrap_err().kind(), ErrorKind::DestinationMissing);
+    server.abort();
+}
+
+/// Many receivers answer a 410 for one object that is gone.
+#[tokio::test]
+async fn a_410_ends_nothing() {
+    let server = MockServer::start().await;
+    Mock::given(body_json(1)).respond_with(ResponseTemplate::new(410)).mount(&server).await;
+    Mock::given(any()).respond_with(ResponseTemplate::new(200)).mount(&server).await;
+    let bus = open(server.uri());
+    let results = bus.publish(&[event(1)]).await;
+    let gone = error(&results[0]);
+    assert_eq!(
+        (gone.kind(), gone.subject()),
+        (ErrorKind::DestinationMissing, Subject::Destination)
+    );
+    assert!(bus.publish(&[event(2)]).await[0].is_ok());
+    bus.check().await.unwrap();
 }
 
 #[tokio::test]
-async fn an_events_own_topic_is_a_path_below_the_url() {
+async fn an_events_own_topic_is_a_path_below_the_url_and_speaks_for_no_other() {
     let server = MockServer::start().await;
-    let here = path("/hook/orders/pl%20aced");
+    let here = path("/hook/orders/placed");
     Mock::given(here).respond_with(ResponseTemplate::new(200)).mount(&server).await;
+    let closed = ResponseTemplate::new(403).insert_header("retry-after", "60");
+    Mock::given(path("/hook/forbidden")).respond_with(closed).mount(&server).await;
     let bus = open(format!("{}/hook", server.uri()));
     let own = |topic: &str| builder().topic(topic).build().unwrap();
-    let results = bus.publish(&[own("orders/pl aced"), own("nowhere")]).await;
+    let results = bus.publish(&[own("orders/placed"), own("nowhere"), own("forbidden")]).await;
     assert!(results[0].is_ok());
-    assert_eq!(error(&results[1]).kind(), ErrorKind::DestinationMissing);
-    assert_eq!(error(&results[1]).status(), ErrorStatus::Transient);
-    for topic in ["..", "a/../../b", "a//b", "/a", "%2e%2E/x", "."] {
-        let results = bus.publish(&[own(topic)]).await;
-        assert_eq!(error(&results[0]).kind(), ErrorKind::Malformed, "{topic}");
+    for (result, kind) in
+        results[1..].iter().zip([ErrorKind::DestinationMissing, ErrorKind::Unauthorized])
+    {
+        assert_eq!((error(result).kind(), error(result).subject()), (kind, Subject::Route));
     }
+    assert_eq!(error(&results[2]).retry_after(), Some(Duration::from_secs(60)));
+    let outside = ["..", "a/../../b", "a//b", "/a", "%2e%2E/x", ".", ".\t./.\t./admin", "..;/a"];
+    for topic in outside {
+        // A row may hold what the builder refuses.
+        let mut row = builder().build().unwrap().record().clone();
+        row.topic = Some(topic.into());
+        let results = bus.publish(&[OutboxEvent::restore(row)]).await;
+        assert_eq!(error(&results[0]).kind(), ErrorKind::Malformed, "{topic:?}");
+    }
+    // A connection that there is not says nothing of a path.
+    let bus = open(format!("http://127.0.0.1:{}/", free_port()));
+    let results = bus.publish(&[own("orders/placed")]).await;
+    assert_eq!(error(&results[0]).subject(), Subject::Connection);
+}
+
+#[tokio::test]
+async fn what_a_receiver_repeats_of_the_request_is_not_in_the_error() {
+    let server = MockServer::start().await;
+    let echo = |request: &Request| {
+        let headers = request.headers.iter().map(|(name, value)| {
+            format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()))
+        });
+        let body = format!("Cannot POST {}\n{}", request.url, headers.collect::<String>());
+        // The end of what is kept of an answer is in the middle of a secret.
+        let body = format!("{body}{}topsecrettoken", "x".repeat(2_039 - body.len()));
+        ResponseTemplate::new(500).set_body_string(body)
+    };
+    Mock::given(any()).respond_with(echo).mount(&server).await;
+    let url = server.uri().replace("http://", "http://joe:hun%40ter2@");
+    let url = format!("{url}/services/T0/SLACKPATH?tok=querysecret");
+    let headers = vec![
+        ("x-api-key".to_owned(), "shrt".into()),
+        ("x-tenant-token".to_owned(), "Bearer topsecrettoken".into()),
+    ];
+    let bus = WebhookBus::open(&WebhookConfig { headers, ..config(url) }).unwrap();
+    let results = bus.publish(&[event(1)]).await;
+    let shown = error(&results[0]).report();
+    assert!(shown.contains("Cannot POST"), "{shown}");
+    let basic = "am9lOmh1bkB0ZXIy";
+    for secret in ["hun@ter2", basic, "shrt", "topsecret", "SLACKPATH", "querysecret"] {
+        assert!(!shown.contains(secret), "{secret}: {shown}");
+    }
+}
+
+/// What a server does that knows the request's size before it has read it.
+#[tokio::test]
+async fn an_answer_that_comes_before_the_body_was_read_counts() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let server = tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let mut bytes = [0; 1024];
+        let _ = socket.read(&mut bytes).await;
+        let answer = b"HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        socket.write_all(answer).await.unwrap();
+    });
+    let results = open(url).publish(&[support::bytes_event(20_000_000)]).await;
+    assert_eq!(error(&results[0]).kind(), ErrorKind::TooLarge, "{results:?}");
+    server.await.unwrap();
+}
+
+#[tokio::test]
+async fn the_status_decides_whatever_becomes_of_the_body() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let server = tokio::spawn(async move {
+        let mut sockets = Vec::new();
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut bytes = [0; 4096];
+            let _ = socket.read(&mut bytes).await;
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nok";
+            socket.write_all(answer).await.unwrap();
+            sockets.push(socket);
+        }
+    });
+    let bus = WebhookBus::open(&WebhookConfig { timeout: Duration::from_secs(60), ..config(url) });
+    let publishing = tokio::time::timeout(Duration::from_secs(30), async {
+        let bus = bus.unwrap();
+        for number in 0..3 {
+            assert!(bus.publish(&[event(number)]).await[0].is_ok());
+        }
+    });
+    publishing.await.expect("it waited for the end of a body");
+    server.abort();
+}
+
+#[tokio::test]
+async fn a_check_tells_what_the_receiver_answered() {
+    let answer = ResponseTemplate::new(400).set_body_string("plain HTTP sent to an HTTPS port");
+    let (_server, bus) = answering(answer).await;
+    assert_eq!(bus.last_answer(), None);
+    bus.check().await.unwrap();
+    let told = bus.last_answer().unwrap();
+    assert!(told.contains("OPTIONS") && told.contains("400 Bad Request: plain HTTP"), "{told}");
 }
 
 #[tokio::test]
@@ -261,7 +385,7 @@ async fn an_endpoint_that_is_down_is_an_outage() {
     for result in &results {
         let error = error(result);
         assert_eq!(error.kind(), ErrorKind::Unreachable);
-        assert_eq!(error.status(), ErrorStatus::Unavailable);
+        assert_eq!(error.subject(), Subject::Connection);
         let report = error.report();
         assert!(!report.contains("hunter2") && !report.contains("secret-path"), "{report}");
     }
@@ -269,7 +393,7 @@ async fn an_endpoint_that_is_down_is_an_outage() {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_after_the_request_is_an_outage() {
+async fn a_connection_that_breaks_after_the_request_is_the_destinations() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     let server = tokio::spawn(async move {
@@ -287,7 +411,8 @@ async fn a_connection_that_breaks_after_the_request_is_an_outage() {
     });
     let bus = open(url);
     let results = bus.publish(&[event(1)]).await;
-    assert_eq!(error(&results[0]).kind(), ErrorKind::Unreachable);
+    let broken = error(&results[0]);
+    assert_eq!((broken.kind(), broken.subject()), (ErrorKind::Unreachable, Subject::Destination));
     // It connects again by itself.
     assert!(bus.publish(&[event(1)]).await[0].is_ok());
     server.await.unwrap();
@@ -301,7 +426,7 @@ async fn a_name_that_resolves_to_a_private_address_is_refused() {
     let bus = WebhookBus::open(&WebhookConfig::new(&url)).unwrap();
     let results = bus.publish(&[event(1)]).await;
     let refused = error(&results[0]);
-    assert_eq!((refused.kind(), refused.status()), (ErrorKind::Config, ErrorStatus::Unavailable));
+    assert_eq!((refused.kind(), refused.subject()), (ErrorKind::Config, Subject::Connection));
     assert!(refused.report().contains("allow_private_addresses"), "{}", refused.report());
     assert!(bus.check().await.is_err());
     assert!(server.received_requests().await.unwrap().is_empty());

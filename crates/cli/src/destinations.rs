@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use posthaste_buses::nats::{NatsAuth, NatsBus, NatsConfig, NatsTls};
 use posthaste_buses::ndjson::{NdjsonBus, NdjsonConfig, NdjsonTarget};
-use posthaste_buses::webhook::{WebhookBus, WebhookConfig};
+use posthaste_buses::webhook::{WebhookBus, WebhookConfig, WebhookTls};
 use posthaste_buses::{EnvelopeFormat, Secret};
 use posthaste_core::{
     BusCapabilities, Error, ErrorKind, EventBus, OutboxEvent, PublishResult, Result,
@@ -260,6 +260,11 @@ fn webhook_config(settings: &DestinationSettings) -> Result<WebhookConfig> {
         max_concurrent_requests: settings
             .count("max_concurrent_requests")
             .unwrap_or(defaults.max_concurrent_requests),
+        tls: WebhookTls {
+            ca_files: text("tls_ca_file").map(Into::into).into_iter().collect(),
+            cert_file: text("tls_cert_file").map(Into::into),
+            key_file: text("tls_key_file").map(Into::into),
+        },
         allow_private_addresses: settings.flag("allow_private_addresses"),
         ..defaults
     })

@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 /// | `cloudevents` | `ce-id`, `ce-type`, `ce-source`, `ce-specversion`, `ce-time`, `ce-subject` (the key), `ce-aggregateid`, `ce-aggregatetype`, `content-type` | the data |
 /// | `cloudevents-structured` | `content-type: application/cloudevents+json` | one JSON object; data that is not JSON as `data_base64` |
 ///
-/// The event's own headers follow as they are. One named `content-type`, or starting with `ph-`
+/// The event's own headers follow. Header values are ASCII: in `ce-` headers space, `"`, `%` and what
+/// is not visible ASCII are percent-encoded, as the CloudEvents bindings have it; in all others, `ph-`
+/// and the event's own, what is not ASCII, and then `%` too. An ASCII value of these stays as it is.
+/// The structured format encodes nothing. An event's header named `content-type`, or starting with `ph-`
 /// (with `ce-` in a CloudEvents format), makes the event malformed: it would say something else
 /// than the event does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

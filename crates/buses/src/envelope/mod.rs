@@ -1,5 +1,6 @@
 //! What an event looks like at a broker: its headers and its body.
 
+mod encoding;
 mod format;
 mod structured;
 
@@ -75,7 +76,7 @@ impl Envelope {
         };
         for (name, value) in event.headers().iter() {
             self.check_user_header(name)?;
-            headers.push((name, Cow::Borrowed(value)));
+            headers.push((name, encoding::text(Cow::Borrowed(value))));
         }
         Ok(Message { headers, body })
     }
@@ -87,13 +88,13 @@ impl Envelope {
     ) {
         headers.push(("ce-specversion", Cow::Borrowed("1.0")));
         headers.push(("ce-id", Cow::Owned(event.id().to_string())));
-        headers.push(("ce-source", Cow::Borrowed(&self.source)));
-        headers.push(("ce-type", Cow::Borrowed(event.event_type())));
+        headers.push(("ce-source", encoding::attribute(Cow::Borrowed(&self.source))));
+        headers.push(("ce-type", encoding::attribute(Cow::Borrowed(event.event_type()))));
         headers.push(("ce-time", Cow::Owned(event.created_at().to_string())));
-        headers.push(("ce-subject", key(event)));
+        headers.push(("ce-subject", encoding::attribute(key(event))));
         headers.push(("ce-aggregateid", Cow::Owned(event.aggregate_id().to_string())));
         if let Some(aggregate_type) = event.aggregate_type() {
-            headers.push(("ce-aggregatetype", Cow::Borrowed(aggregate_type)));
+            headers.push(("ce-aggregatetype", encoding::attribute(aggregate_type.into())));
         }
         headers.push(("content-type", Cow::Borrowed(event.payload().content_type())));
     }
@@ -117,11 +118,11 @@ impl Envelope {
 
 fn push_plain<'a>(headers: &mut Vec<(&'a str, Cow<'a, str>)>, event: &'a OutboxEvent) {
     headers.push(("ph-id", Cow::Owned(event.id().to_string())));
-    headers.push(("ph-type", Cow::Borrowed(event.event_type())));
-    headers.push(("ph-key", key(event)));
+    headers.push(("ph-type", encoding::text(event.event_type().into())));
+    headers.push(("ph-key", encoding::text(key(event))));
     headers.push(("ph-aggregate-id", Cow::Owned(event.aggregate_id().to_string())));
     if let Some(aggregate_type) = event.aggregate_type() {
-        headers.push(("ph-aggregate-type", Cow::Borrowed(aggregate_type)));
+        headers.push(("ph-aggregate-type", encoding::text(aggregate_type.into())));
     }
     headers.push(("ph-created-at", Cow::Owned(event.created_at().to_string())));
     headers.push(("content-type", Cow::Borrowed(event.payload().content_type())));
@@ -235,6 +236,28 @@ mod tests {
         }
         let event = event().header("ce-id", "x").payload(Payload::json(&1).unwrap());
         assert!(envelope(EnvelopeFormat::Plain).message(&event.build().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn what_is_not_ascii_is_percent_encoded_in_headers_and_only_there() {
+        let event =
+            event().order_key("Müller & Söhne").header("tenant", "Grüße").header("b", "a%20b");
+        let event = event.payload(Payload::json(&1).unwrap()).build().unwrap();
+        let get = |format, name: &str| {
+            let envelope = envelope(format);
+            let message = envelope.message(&event).unwrap();
+            let found = message.headers.iter().find(|(n, _)| *n == name).unwrap();
+            found.1.clone().into_owned()
+        };
+        assert_eq!(get(EnvelopeFormat::Plain, "ph-key"), "M%C3%BCller & S%C3%B6hne");
+        assert_eq!(get(EnvelopeFormat::Plain, "tenant"), "Gr%C3%BC%C3%9Fe");
+        assert_eq!(get(EnvelopeFormat::Plain, "b"), "a%20b");
+        let subject = get(EnvelopeFormat::CloudEvents, "ce-subject");
+        assert_eq!(subject, "M%C3%BCller%20&%20S%C3%B6hne");
+        let envelope = envelope(EnvelopeFormat::CloudEventsStructured);
+        let body = envelope.message(&event).unwrap().body;
+        let value: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(value["subject"], "Müller & Söhne");
     }
 
     #[test]

@@ -1,121 +1,112 @@
-//! Posting: a bounded number of requests at once, one result per event.
+//! Posting: one request for each event, and no more at once than are configured.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use posthaste_core::{
-    BusCapabilities, Error, ErrorKind, ErrorStatus, EventBus, KeyPipelining, OutboxEvent,
-    PublishResult, Result, Subject,
+    BusCapabilities, Error, ErrorKind, EventBus, KeyPipelining, OutboxEvent, Outcomes,
+    PublishResult, Result,
 };
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Request, StatusCode, Url};
+use reqwest::{Request, Url};
+use tokio::sync::Semaphore;
 
-use super::address::PublicResolver;
-use super::answer;
+use super::clients::{Clients, Recipe};
 use super::config::{WebhookConfig, is_reserved};
 use super::signature::Signer;
+use super::{answer, path};
 use crate::envelope::Envelope;
+use crate::redact::Redactor;
 use crate::secret::percent_decode;
-
-/// The most events of one call.
-const BATCH_EVENTS_MAX: usize = 64;
 
 /// Posts events to an HTTP endpoint. See the [module](super) for what an answer means.
 #[derive(Debug)]
 pub struct WebhookBus {
-    client: Client,
+    clients: Clients,
     /// Without user and password.
     url: Url,
     /// Of every request; authentication among them.
     headers: HeaderMap,
     envelope: Envelope,
     signer: Signer,
+    redactor: Redactor,
+    /// One permit for each request under way, over all calls.
+    requests: Semaphore,
     max_concurrent_requests: usize,
-    /// The receiver answered 410: nothing is posted any more.
-    gone: AtomicBool,
-}
-
-/// What the requests of one call found out about the destination as a whole.
-#[derive(Default)]
-struct Outage(Mutex<Call>);
-
-#[derive(Default)]
-struct Call {
-    /// An event was accepted.
-    delivered: bool,
-    /// The first failure that concerns all events. Those not yet posted share it.
-    failure: Option<Failure>,
-}
-
-struct Failure {
-    kind: ErrorKind,
-    report: String,
-    retry_after: Option<Duration>,
+    last_answer: Mutex<Option<String>>,
 }
 
 impl WebhookBus {
     /// A bus from settings. Nothing is resolved or connected to before the first event.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for a wrong setting, or where TLS cannot be set up.
+    /// [`ErrorKind::Config`] for a wrong setting or an unreadable file, or where an `https://` URL is
+    /// given and there is no certificate authority to trust.
     pub fn open(config: &WebhookConfig) -> Result<Self> {
         config.validate()?;
         let mut url = config.parsed_url()?;
         let mut headers = config.header_map()?;
-        if let Some(value) = basic_authentication(&url)? {
-            headers.insert(reqwest::header::AUTHORIZATION, value);
+        let basic = basic_authentication(&url)?;
+        let redactor = Redactor::new(secrets(config, &url, basic.as_deref()).iter().map(|s| &**s));
+        if let Some(basic) = basic {
+            headers.insert(reqwest::header::AUTHORIZATION, sensitive(&basic)?);
         }
         // Neither fails for a URL that has a host.
         let _ = url.set_username("");
         let _ = url.set_password(None);
-        let mut builder = Client::builder()
-            .user_agent(concat!("posthaste/", env!("CARGO_PKG_VERSION")))
-            .timeout(config.timeout)
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .no_proxy()
-            .pool_max_idle_per_host(config.max_concurrent_requests);
-        if !config.allow_private_addresses {
-            builder = builder.dns_resolver(PublicResolver);
+        if !headers.is_empty() && url.scheme() == "http" && !WebhookConfig::is_loopback(&url) {
+            let host = url.host_str().unwrap_or_default();
+            tracing::warn!(
+                host,
+                "credentials are sent in the clear: use https:// instead of http://"
+            );
         }
-        let client = builder.build().map_err(|error| {
-            Error::new(ErrorKind::Config, "configure webhook", "cannot set up the HTTP client")
-                .with_source(error.without_url())
-        })?;
         let envelope = Envelope::new(config.envelope, &config.cloudevents_source, is_reserved);
         Ok(Self {
-            client,
+            clients: Clients::new(Recipe {
+                tls: config.tls(&url)?,
+                timeout: config.timeout,
+                idle_connections_max: config.max_concurrent_requests,
+                public_only: !config.allow_private_addresses,
+            })?,
             url,
             headers,
             envelope,
             signer: config.signer()?,
+            redactor,
+            requests: Semaphore::new(config.max_concurrent_requests.min(Semaphore::MAX_PERMITS)),
             max_concurrent_requests: config.max_concurrent_requests,
-            gone: AtomicBool::new(false),
+            last_answer: Mutex::default(),
         })
     }
 
-    async fn post(&self, event: &OutboxEvent, outage: &Outage) -> PublishResult {
+    async fn post(&self, event: &OutboxEvent) -> PublishResult {
         let request = self.request(event)?;
-        outage.check()?;
-        self.check_gone()?;
         let own_path = event.topic().is_some();
-        let answer = self.client.execute(request).await.map_err(answer::no_answer);
-        let result = match answer {
-            Ok(answer) => {
-                if answer.status() == StatusCode::GONE && !own_path {
-                    self.gone.store(true, Ordering::Relaxed);
-                }
-                answer::judge(answer, own_path).await
-            }
-            Err(error) => Err(error),
+        let _permit = self.requests.acquire().await.map_err(|error| {
+            Error::new(ErrorKind::Internal, "post to webhook", "the bus is closed")
+                .with_source(error)
+        })?;
+        let result = match self.execute(request).await {
+            Ok(answer) => answer::judge(answer, own_path, &self.redactor).await,
+            Err(error) => Err(answer::no_answer(error, own_path)),
         };
-        outage.note(result.map_err(|error| self.located(error)))
+        result.map_err(|error| self.located(error))
+    }
+
+    async fn execute(&self, request: Request) -> reqwest::Result<reqwest::Response> {
+        let (client, generation) = self.clients.get();
+        let answer = client.execute(request).await;
+        let timed_out = answer.as_ref().is_err_and(reqwest::Error::is_timeout);
+        if timed_out || answer.is_ok() {
+            self.clients.note(generation, timed_out);
+        }
+        answer
     }
 
     fn located(&self, error: Error) -> Error {
@@ -149,6 +140,13 @@ impl WebhookBus {
         Ok(request)
     }
 
+    fn event_url(&self, event: &OutboxEvent) -> Result<Url> {
+        match event.topic() {
+            Some(topic) => path::below(&self.url, topic),
+            None => Ok(self.url.clone()),
+        }
+    }
+
     fn sign(&self, headers: &mut HeaderMap, event: &OutboxEvent, body: &[u8]) -> Result<()> {
         let id = event.id().to_string();
         // Of this attempt, not of the event: receivers refuse what is some minutes old.
@@ -166,138 +164,91 @@ impl WebhookBus {
         }
         Ok(())
     }
-
-    /// The URL with the event's own topic as further parts of its path.
-    fn event_url(&self, event: &OutboxEvent) -> Result<Url> {
-        let mut url = self.url.clone();
-        let Some(topic) = event.topic() else { return Ok(url) };
-        let malformed = || {
-            Error::new(
-                ErrorKind::Malformed,
-                "choose path",
-                "a topic is a relative path without empty parts, `.` and `..`",
-            )
-            .with_context("topic", topic.escape_debug())
-        };
-        {
-            let mut path = url.path_segments_mut().map_err(|()| malformed())?;
-            path.pop_if_empty();
-            for part in topic.split('/') {
-                // The path must stay below the configured one. `%2e` means a dot to many servers.
-                let plain = part.to_ascii_lowercase().replace("%2e", ".");
-                if matches!(plain.as_str(), "" | "." | "..") {
-                    return Err(malformed());
-                }
-                path.push(part);
-            }
-        }
-        Ok(url)
-    }
-
-    fn check_gone(&self) -> Result<()> {
-        if self.gone.load(Ordering::Relaxed) {
-            return Err(Error::new(
-                ErrorKind::DestinationMissing,
-                "post to webhook",
-                "the receiver answered 410 (gone); nothing is posted until the relay is restarted",
-            )
-            .with_context("host", self.url.host_str().unwrap_or_default()));
-        }
-        Ok(())
-    }
 }
 
 #[async_trait]
 impl EventBus for WebhookBus {
     fn capabilities(&self) -> BusCapabilities {
         BusCapabilities {
-            batch_events_max: BATCH_EVENTS_MAX,
+            batch_events_max: 1,
+            in_flight_events_max: Some(self.max_concurrent_requests),
             key_pipelining: KeyPipelining::OnePerKey,
             ..BusCapabilities::new("webhook")
         }
     }
 
     async fn publish(&self, events: &[OutboxEvent]) -> Vec<PublishResult> {
-        let outage = Outage::default();
-        let posts: Vec<_> = events
-            .iter()
-            .enumerate()
-            .map(|(position, event)| self.post(event, &outage).map(move |done| (position, done)))
-            .collect();
-        // Unordered: a slow answer must not keep a free place from being used.
-        let mut results: Vec<_> = futures_util::stream::iter(posts)
-            .buffer_unordered(self.max_concurrent_requests)
-            .collect()
-            .await;
-        results.sort_unstable_by_key(|(position, _)| *position);
-        results.into_iter().map(|(_, result)| result).collect()
+        futures_util::future::join_all(events.iter().map(|event| self.post(event))).await
+    }
+
+    async fn publish_each(&self, events: &[OutboxEvent], outcomes: Outcomes<'_>) {
+        let post = |(position, event)| async move { (position, self.post(event).await) };
+        let mut posts: FuturesUnordered<_> = events.iter().enumerate().map(post).collect();
+        while let Some(known) = posts.next().await {
+            outcomes.known(vec![known]);
+        }
     }
 
     /// Sends an OPTIONS request. Whatever the answer, the name, the address and TLS are right; more
-    /// cannot be known without posting an event.
+    /// cannot be known without posting an event. [`last_answer`](EventBus::last_answer) tells it.
     async fn check(&self) -> Result<()> {
-        self.check_gone()?;
-        let request = self.client.request(reqwest::Method::OPTIONS, self.url.clone());
-        match request.headers(self.headers.clone()).send().await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.located(answer::no_answer(error))),
+        let mut request = Request::new(reqwest::Method::OPTIONS, self.url.clone());
+        *request.headers_mut() = self.headers.clone();
+        match self.execute(request).await {
+            Ok(answer) => {
+                let words = answer::in_words(answer, &self.redactor).await;
+                let mut last = self.last_answer.lock().unwrap_or_else(PoisonError::into_inner);
+                *last = Some(format!("OPTIONS is answered {words}"));
+                Ok(())
+            }
+            Err(error) => Err(self.located(answer::no_answer(error, false))),
         }
     }
-}
 
-impl Outage {
-    /// Remembers what the result says about the whole destination.
-    fn note(&self, result: PublishResult) -> PublishResult {
-        let mut call = self.lock();
-        match &result {
-            Ok(()) => call.delivered = true,
-            // Others of this call came through: the endpoint is up, and slow on this event only.
-            Err(error) if error.kind() == ErrorKind::Timeout && call.delivered => {
-                return result.map_err(|error| error.about(Subject::Event));
-            }
-            Err(error) if error.status() == ErrorStatus::Unavailable => {
-                call.failure.get_or_insert_with(|| Failure {
-                    kind: error.kind(),
-                    report: error.report(),
-                    retry_after: error.retry_after(),
-                });
-            }
-            Err(_) => {}
-        }
-        result
-    }
-
-    /// # Errors
-    /// The outage, where there was one: the next request would only add to it.
-    fn check(&self) -> Result<()> {
-        let call = self.lock();
-        let Some(failure) = &call.failure else { return Ok(()) };
-        let message = format!("not posted, since: {}", failure.report);
-        let error = Error::new(failure.kind, "post to webhook", message);
-        Err(match failure.retry_after {
-            Some(delay) => error.with_retry_after(delay),
-            None => error,
-        })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Call> {
-        // Plain data: a panic elsewhere leaves nothing half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last_answer(&self) -> Option<String> {
+        self.last_answer.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 /// User and password of a URL as the header they mean. The client would do the same, but would keep
 /// them in the URL that its errors show.
-fn basic_authentication(url: &Url) -> Result<Option<HeaderValue>> {
+fn basic_authentication(url: &Url) -> Result<Option<String>> {
     if url.username().is_empty() && url.password().is_none() {
         return Ok(None);
     }
     let user = percent_decode(url.username());
     let password = percent_decode(url.password().unwrap_or_default());
-    let token = STANDARD.encode(format!("{user}:{password}"));
-    let mut value = HeaderValue::try_from(format!("Basic {token}")).map_err(|_| {
+    Ok(Some(format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))))
+}
+
+fn sensitive(value: &str) -> Result<HeaderValue> {
+    let mut value = HeaderValue::try_from(value).map_err(|_| {
         Error::new(ErrorKind::Config, "configure webhook", "url: user and password are no header")
     })?;
     value.set_sensitive(true);
-    Ok(Some(value))
+    Ok(value)
+}
+
+/// All that a request carries and no answer may bring into an error: many receivers repeat the
+/// request in their error page. Of the URL, too: the path of a webhook often is the secret.
+fn secrets(config: &WebhookConfig, url: &Url, basic: Option<&str>) -> Vec<String> {
+    let headers = config.headers.iter().map(|(_, value)| value.expose());
+    let mut known = Vec::new();
+    for value in headers.chain(basic) {
+        known.push(value.to_owned());
+        // Behind its scheme: `Bearer`, `Basic`.
+        known.extend(value.split_once(' ').map(|(_, credentials)| credentials.trim().to_owned()));
+    }
+    for part in [url.username(), url.password().unwrap_or_default()] {
+        known.extend([part.to_owned(), percent_decode(part)]);
+    }
+    let path = url.path().trim_end_matches('/');
+    known.extend([path.to_owned(), percent_decode(path)]);
+    if let Some(query) = url.query() {
+        known.push(query.to_owned());
+        for (_, value) in url.query_pairs() {
+            known.push(value.into_owned());
+        }
+    }
+    known
 }

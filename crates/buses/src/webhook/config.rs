@@ -1,15 +1,18 @@
 //! Settings of a webhook bus.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use posthaste_core::{Error, ErrorKind, Result};
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use rustls::ClientConfig;
 
 use super::address::is_public;
 use super::signature::Signer;
 use crate::envelope::{Envelope, SOURCE_DEFAULT};
+use crate::tls::{self, TlsFiles};
 use crate::{EnvelopeFormat, Secret};
 
 /// Settings of a [`WebhookBus`](super::WebhookBus).
@@ -28,15 +31,27 @@ pub struct WebhookConfig {
     pub envelope: EnvelopeFormat,
     /// `source` of CloudEvents: a URI reference. Default `/posthaste`.
     pub cloudevents_source: String,
-    /// The longest one request takes, from connecting to the last byte of the answer. Default
-    /// 10 s.
+    /// The longest one request takes, from connecting to the last byte of the answer; connecting
+    /// alone takes half of it at most. Default 10 s.
     pub timeout: Duration,
-    /// The most requests of one call at the same time. Default 16. They are of different keys. A
-    /// call takes at most 64 events, and so lasts at most `64 / max_concurrent_requests` timeouts.
+    /// The most requests at the same time, over all calls. Default 16. They are of different keys.
     pub max_concurrent_requests: usize,
+    /// TLS settings, for `https://` only.
+    pub tls: WebhookTls,
     /// Allow addresses that are not public: needed to post within one's own network. Danger:
     /// whoever can set the URL then reaches what the relay reaches. Default off.
     pub allow_private_addresses: bool,
+}
+
+/// TLS settings of a webhook. All paths name PEM files.
+#[derive(Debug, Clone, Default)]
+pub struct WebhookTls {
+    /// Certificate authorities to trust instead of the machine's own.
+    pub ca_files: Vec<PathBuf>,
+    /// The client's certificate; needs `key_file`.
+    pub cert_file: Option<PathBuf>,
+    /// The key of `cert_file`.
+    pub key_file: Option<PathBuf>,
 }
 
 fn refuse<T>(why: impl Into<String>) -> Result<T> {
@@ -55,6 +70,7 @@ impl WebhookConfig {
             cloudevents_source: SOURCE_DEFAULT.to_owned(),
             timeout: Duration::from_secs(10),
             max_concurrent_requests: 16,
+            tls: WebhookTls::default(),
             allow_private_addresses: false,
         }
     }
@@ -65,7 +81,7 @@ impl WebhookConfig {
     /// [`ErrorKind::Config`], naming the setting. No secret, and nothing of the URL but its host,
     /// is in the text.
     pub fn validate(&self) -> Result<()> {
-        self.parsed_url()?;
+        self.check_tls(&self.parsed_url()?)?;
         self.signer()?;
         self.header_map()?;
         Envelope::check_source(&self.cloudevents_source)?;
@@ -78,7 +94,49 @@ impl WebhookConfig {
         Ok(())
     }
 
+    /// Confirms that what is asked of TLS is done.
+    fn check_tls(&self, url: &Url) -> Result<()> {
+        let WebhookTls { ca_files, cert_file, key_file } = &self.tls;
+        if cert_file.is_some() != key_file.is_some() {
+            return refuse("tls_cert_file and tls_key_file belong together");
+        }
+        if url.scheme() == "http" && (!ca_files.is_empty() || cert_file.is_some()) {
+            return refuse(
+                "tls_ca_file and tls_cert_file have no effect on http://; the url must begin with \
+                 https://",
+            );
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// [`ErrorKind::Config`] where a file cannot be read, or nobody is trusted.
+    pub(super) fn tls(&self, url: &Url) -> Result<ClientConfig> {
+        let operation = "configure webhook";
+        if url.scheme() == "http" {
+            return tls::none(operation);
+        }
+        let WebhookTls { ca_files, cert_file, key_file } = &self.tls;
+        let identity = cert_file.as_deref().zip(key_file.as_deref());
+        let mut config = TlsFiles { ca: ca_files, identity }.client_config(operation)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(config)
+    }
+
+    /// Whether what is sent stays on this machine.
+    pub(super) fn is_loopback(url: &Url) -> bool {
+        let host = url.host_str().unwrap_or_default();
+        let literal = host.trim_matches(['[', ']']).parse::<IpAddr>();
+        host == "localhost" || literal.is_ok_and(|address| address.is_loopback())
+    }
+
     pub(super) fn parsed_url(&self) -> Result<Url> {
+        if self.url.expose().contains(['{', '}']) {
+            return refuse(
+                "url: placeholders such as {event_type} are not filled in here; an event's own topic \
+                 is appended to the path (write %7B and %7D for braces)",
+            );
+        }
         // The parser's own text says what is wrong, never what was given.
         let url = match Url::parse(self.url.expose()) {
             Ok(url) => url,
@@ -164,7 +222,17 @@ mod tests {
             WebhookConfig { headers: vec![("a b".into(), "hunter2".into())], ..base() },
             WebhookConfig { headers: vec![("host".into(), "hunter2".into())], ..base() },
             WebhookConfig { headers: vec![("x".into(), "hunter2\n".into())], ..base() },
+            WebhookConfig { url: "https://joe:hunter2@example.com/{event_type}".into(), ..base() },
             WebhookConfig { timeout: Duration::ZERO, ..base() },
+            WebhookConfig {
+                tls: WebhookTls { key_file: Some("k.pem".into()), ..WebhookTls::default() },
+                ..base()
+            },
+            WebhookConfig {
+                url: "http://joe:hunter2@example.com".into(),
+                tls: WebhookTls { ca_files: vec!["ca.pem".into()], ..WebhookTls::default() },
+                ..base()
+            },
             WebhookConfig { max_concurrent_requests: 0, ..base() },
         ];
         for config in cases {

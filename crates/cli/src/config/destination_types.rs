@@ -139,7 +139,8 @@ const WEBHOOK: &[Key] = &[
         Default::Required,
         "The address that events are posted to. A user and password in it are sent as basic \
          authentication. Only its scheme and host are ever shown: the path of many receivers is a \
-         secret. Proxies are not used, whatever `HTTP_PROXY` and its like say.",
+         secret. Proxies are not used, whatever `HTTP_PROXY` and its like say. \
+         Placeholders are not filled in; an event's own topic is appended to the path.",
     ),
     key(
         "secret",
@@ -161,15 +162,29 @@ const WEBHOOK: &[Key] = &[
         "timeout",
         POSITIVE,
         Default::Value("10s"),
-        "The longest one request takes, from connecting to the last byte of the answer.",
+        "The longest one request takes, from connecting to the last byte of the answer; connecting \
+         alone takes half of it at most.",
     ),
     key(
         "max_concurrent_requests",
         Kind::Integer { min: 1, max: 1_000 },
         Default::Value("16"),
-        "The most requests of one batch at the same time; they are of different keys. \
+        "The most requests to this destination at the same time; they are of different keys. \
          `relay.max_concurrent_events` bounds them, too.",
     ),
+    key(
+        "tls_ca_file",
+        Kind::Text,
+        Default::Absent("the machine's authorities, or those of `SSL_CERT_FILE`"),
+        "Certificate authorities to trust instead of the machine's (PEM); with `https://` only.",
+    ),
+    key(
+        "tls_cert_file",
+        Kind::Text,
+        Default::Absent("none"),
+        "The client's certificate (PEM); needs `tls_key_file`, and `https://`.",
+    ),
+    key("tls_key_file", Kind::Text, Default::Absent("none"), "The key of `tls_cert_file` (PEM)."),
     key(
         "allow_private_addresses",
         Kind::Bool,
