@@ -7,7 +7,7 @@ use clap::builder::TypedValueParser as _;
 use clap::{Args, Parser, Subcommand};
 use jiff::Timestamp;
 use jiff::civil::Date;
-use posthaste_core::EventState;
+use posthaste_core::{EventPlace, EventState};
 use uuid::Uuid;
 
 use crate::config::units;
@@ -222,13 +222,17 @@ pub(crate) enum EventsCommand {
         #[command(flatten)]
         filter: FilterArgs,
         /// The most events to list
-        #[arg(long, value_name = "N", default_value_t = 50)]
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = parse_limit)]
         limit: usize,
+        /// Only events behind this place, which the page before names
+        #[arg(long, value_name = "PLACE", value_parser = parse_place)]
+        after: Option<EventPlace>,
     },
     /// Shows one event with its body
     Show {
-        /// Its id
-        id: Uuid,
+        /// Its id, or enough of its beginning
+        #[arg(value_parser = parse_id)]
+        id: IdPrefix,
     },
     /// Gives dead letters a fresh set of retries, and makes waiting retries due at once
     Retry(ChangeArgs),
@@ -273,7 +277,7 @@ pub(crate) struct FilterArgs {
     /// In this state; pending includes retrying
     #[arg(long, value_parser = parse_state)]
     pub(crate) state: Option<EventState>,
-    /// Of exactly this event type
+    /// Of this event type; * stands for any run of characters, as in routes
     #[arg(long = "type", value_name = "TYPE")]
     pub(crate) event_type: Option<String>,
     /// Of this order key, or of this aggregate
@@ -285,16 +289,16 @@ pub(crate) struct FilterArgs {
     /// Stored before
     #[arg(long, value_name = "TIME", value_parser = parse_when)]
     pub(crate) until: Option<Timestamp>,
-    /// With this id; may be repeated
-    #[arg(long = "id", value_name = "UUID")]
-    pub(crate) ids: Vec<Uuid>,
+    /// With this id, or enough of its beginning; may be repeated
+    #[arg(long = "id", value_name = "UUID", value_parser = parse_id)]
+    pub(crate) ids: Vec<IdPrefix>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ChangeArgs {
-    /// The events with these ids
-    #[arg(value_name = "ID")]
-    pub(crate) event_ids: Vec<Uuid>,
+    /// The events with these ids, or enough of their beginnings
+    #[arg(value_name = "ID", value_parser = parse_id)]
+    pub(crate) event_ids: Vec<IdPrefix>,
     #[command(flatten)]
     pub(crate) filter: FilterArgs,
     /// All events that match the filters (all there are, without filters)
@@ -327,6 +331,35 @@ fn parse_state(text: &str) -> Result<EventState, String> {
         let names: Vec<&str> = EventState::ALL.iter().map(|state| state.as_str()).collect();
         format!("one of: {}", names.join(", "))
     })
+}
+
+/// The ids that begin alike: one, where all of it is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct IdPrefix {
+    pub(crate) first: Uuid,
+    pub(crate) last: Uuid,
+}
+
+/// Fewer signs of an id say nothing.
+const ID_DIGITS_MIN: usize = 4;
+
+fn parse_id(text: &str) -> Result<IdPrefix, String> {
+    if let Ok(id) = text.parse::<Uuid>() {
+        return Ok(IdPrefix { first: id, last: id });
+    }
+    let digits: String = text.chars().filter(|c| *c != '-').collect();
+    let filled = |sign: &str| {
+        let zeros = sign.repeat(32_usize.saturating_sub(digits.len()));
+        Uuid::try_parse(&format!("{digits}{zeros}")).ok()
+    };
+    match (filled("0"), filled("f")) {
+        (Some(first), Some(last)) if digits.len() >= ID_DIGITS_MIN => Ok(IdPrefix { first, last }),
+        _ => Err(format!("an id, or at least the first {ID_DIGITS_MIN} of its hexadecimal digits")),
+    }
+}
+
+fn parse_place(text: &str) -> Result<EventPlace, String> {
+    text.parse().map_err(|_| "the place that `posthaste events list` named last".to_owned())
 }
 
 fn parse_limit(text: &str) -> Result<usize, String> {
@@ -364,6 +397,18 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_beginning_of_an_id_stands_for_all_that_begin_so() {
+        let IdPrefix { first, last } = parse_id("01890a5d-AC").unwrap();
+        assert_eq!(first.to_string(), "01890a5d-ac00-0000-0000-000000000000");
+        assert_eq!(last.to_string(), "01890a5d-acff-ffff-ffff-ffffffffffff");
+        let whole = parse_id("01890a5d-ac96-774b-bcce-b302099a8057").unwrap();
+        assert_eq!(whole.first, whole.last);
+        for bad in ["", "018", "xyzw", "01890a5d-ac96-774b-bcce-b302099a80571"] {
+            assert!(parse_id(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -70,11 +70,12 @@ pub(crate) fn write_text(text: &str) -> anyhow::Result<()> {
 /// An empty table in the house form: as wide as the terminal, unbounded elsewhere.
 pub(crate) fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(header);
+    // Without rules, which take a line of the screen for each row.
+    table.load_style(presets::NOTHING).set_header(header);
     if io::stdout().is_terminal() {
         table.set_content_arrangement(ContentArrangement::Dynamic);
     } else {
-        table.force_no_tty().load_style(presets::NOTHING);
+        table.force_no_tty();
     }
     table
 }

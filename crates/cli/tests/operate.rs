@@ -145,7 +145,7 @@ fn without_retention_nothing_delivered_is_left_and_commands_say_so() {
         let events = cli.json(&["events", "list"])["events"].clone();
         events.as_array().unwrap().iter().map(|event| event["type"].clone()).collect::<Vec<_>>()
     };
-    assert_eq!(all(&cli), ["old", "dead"], "what was kept before, and what is to be acted on");
+    assert_eq!(all(&cli), ["dead", "old"], "what was kept before, and what is to be acted on");
     let backlog = &cli.json(&["status"])["backlog"];
     assert_eq!((&backlog["pending"], &backlog["dead"]), (&json!(0), &json!(1)));
     let running = cli.start(&["run"]);
@@ -253,4 +253,60 @@ fn collect_fields(value: &serde_json::Value, fields: &mut Vec<String>) {
         }
         _ => {}
     }
+}
+
+#[test]
+fn a_list_goes_on_where_its_page_says_and_types_are_patterns() {
+    let cli = Cli::migrated();
+    for event_type in ["order.placed", "order.paid", "user.born"] {
+        cli.publish(event_type, "1");
+    }
+    let types = |list: &serde_json::Value| -> Vec<String> {
+        let events = list["events"].as_array().unwrap().iter();
+        events.map(|event| event["type"].as_str().unwrap().to_owned()).collect()
+    };
+    let orders = cli.json(&["events", "list", "--type", "order.*"]);
+    assert_eq!(types(&orders), ["order.placed", "order.paid"]);
+    assert_eq!(orders["next"], json!(null));
+    let mut seen = Vec::new();
+    let mut arguments = vec!["events".to_owned(), "list".into(), "--limit".into(), "1".into()];
+    loop {
+        let page = cli.json(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        seen.extend(types(&page));
+        let Some(next) = page["next"].as_str() else { break };
+        arguments.truncate(4);
+        arguments.extend(["--after".to_owned(), next.to_owned()]);
+    }
+    assert_eq!(seen, ["order.placed", "order.paid", "user.born"]);
+    let human = cli.run(&["events", "list", "--limit", "1"]).succeeded().stdout;
+    assert!(human.contains("there are more: --after 1"), "{human}");
+    cli.run(&["events", "list", "--after", "nowhere"]).failed(2, &["posthaste events list"]);
+}
+
+#[test]
+fn the_beginning_of_an_id_is_enough_where_it_is_the_only_one() {
+    let cli = Cli::migrated();
+    let id = |end: &str| format!("0189aaaa-bbbb-7ccc-8ddd-{end}");
+    for end in ["000000000001", "00000000ff02"] {
+        let id = id(end);
+        let args = ["publish", "t", "--aggregate-id", AGGREGATE, "--id", &id, "--data", "1"];
+        cli.run(&args).succeeded();
+    }
+    cli.run(&["events", "show", "0189aaaa"])
+        .failed(2, &["several ids begin so", &id("000000000001")]);
+    let short = &id("00000000ff02")[..33];
+    assert_eq!(cli.json(&["events", "show", short])["id"], id("00000000ff02"));
+    assert_eq!(cli.json(&["events", "list", "--id", short])["events"][0]["id"], id("00000000ff02"));
+    assert_eq!(cli.json(&["events", "discard", short]), json!({ "discarded": 1 }));
+    cli.run(&["events", "show", short]).failed(1, &["no event whose id begins so"]);
+    cli.run(&["events", "show", "018"]).failed(2, &["hexadecimal digits"]);
+}
+
+#[test]
+fn what_cannot_be_done_to_delivered_events_is_refused_with_what_does_it() {
+    let cli = Cli::migrated();
+    cli.run(&["events", "retry", "--state", "delivered", "--all-matching", "--yes"])
+        .failed(2, &["it has arrived", "posthaste publish"]);
+    cli.run(&["events", "discard", "--state", "delivered", "--all-matching", "--yes"])
+        .failed(2, &["posthaste cleanup"]);
 }

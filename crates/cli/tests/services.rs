@@ -10,6 +10,7 @@ use common::database::TestDatabase;
 use common::{AGGREGATE, Cli};
 use posthaste_testkit::servers::shared_nats;
 use sqlx::postgres::PgConnectOptions;
+use uuid::Uuid;
 
 #[tokio::test]
 async fn rows_that_plain_sql_inserted_are_delivered() {
@@ -66,7 +67,8 @@ async fn the_schema_is_asked_for_by_name_where_it_may_not_be_created() {
     let newer = "insert into outbox_migrations (version, name) values (999, 'from the future')";
     database.run(newer).await;
     for command in [&["status"][..], &["run", "--once"], &["migrate", "up"]] {
-        cli.run(command).failed(1, &["999"]);
+        let code = if command[0] == "run" { 78 } else { 1 };
+        cli.run(command).failed(code, &["999"]);
     }
 }
 
@@ -196,4 +198,33 @@ async fn a_drain_waits_for_the_leases_of_dead_relays_and_says_what_live_ones_hav
     }
     database.run(insert).await;
     cli.run(&["run", "--drain"]).failed(1, &["due and were not delivered", "another relay"]);
+}
+
+#[tokio::test]
+async fn a_line_that_the_database_refuses_is_named_and_what_came_before_it_is_stored() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let cli = Cli::new().env("DATABASE_URL", &database.url());
+    cli.run(&["migrate", "up"]).succeeded();
+    let line = |number: usize, data: &str, id: Uuid| {
+        format!(
+            "{{\"id\":\"{id}\",\"aggregate_id\":\"{AGGREGATE}\",\"type\":\"t{number}\",\"data\":{data}}}\n"
+        )
+    };
+    let file = |bad: &dyn Fn(usize) -> Option<String>| -> String {
+        (1..=400).map(|n| bad(n).unwrap_or_else(|| line(n, "1", Uuid::now_v7()))).collect()
+    };
+    let twice = Uuid::now_v7();
+    let both = |n| (n == 8 || n == 301).then(|| line(n, "1", twice));
+    cli.write("twice.ndjson", file(&both));
+    let ended = cli.run(&["publish", "--from", "twice.ndjson"]);
+    let ended = ended.failed(1, &["twice.ndjson, line 301", "already exists", "--skip 300"]);
+    assert!(!ended.stderr.contains("at line"), "a line of the server's source: {ended:?}");
+    assert_eq!(cli.pending(), 300);
+    let zero = |n| (n == 301).then(|| line(n, "\"a\\u0000b\"", Uuid::now_v7()));
+    cli.write("zero.ndjson", file(&zero));
+    cli.run(&["publish", "--from", "zero.ndjson"])
+        .failed(1, &["zero.ndjson, line 301", "300 events"]);
+    assert_eq!(cli.pending(), 600);
+    cli.write("marked.ndjson", format!("\u{feff}{}", line(1, "1", Uuid::now_v7())));
+    cli.run(&["publish", "--from", "marked.ndjson"]).succeeded();
 }

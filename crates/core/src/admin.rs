@@ -1,12 +1,17 @@
 //! What an operator does with stored events.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::{OpenTransaction, OutboxEvent, Result, Seq, StuckKeyPage, StuckKeyQuery};
+use crate::{
+    Error, ErrorKind, OpenTransaction, OutboxEvent, Pattern, Result, Seq, StuckKeyPage,
+    StuckKeyQuery,
+};
 
 /// Finds, revives and discards events. Every adapter of
 /// [`OutboxRepository`](crate::OutboxRepository) keeps this too.
@@ -17,6 +22,10 @@ pub trait OutboxAdmin: Send + Sync {
 
     /// Events that match, at most `limit`: pending and dead by place, delivered ones latest first.
     async fn list_events(&self, filter: &EventFilter, limit: usize) -> Result<Vec<OutboxEvent>>;
+
+    /// Where an event stands in the lists of [`list_events`](Self::list_events), for the next page; `None`
+    /// where it is gone.
+    async fn event_place(&self, id: Uuid) -> Result<Option<EventPlace>>;
 
     /// How many match, counting no further than `limit`.
     async fn count_events(&self, filter: &EventFilter, limit: u64) -> Result<u64>;
@@ -94,6 +103,47 @@ impl OutboxEvent {
     }
 }
 
+/// Where an event stands in a list: undelivered ones by the place where they were stored, delivered ones
+/// by when they were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventPlace {
+    /// The place where it was stored.
+    pub seq: Seq,
+    /// When it was delivered.
+    pub delivered_at: Option<Timestamp>,
+}
+
+impl EventPlace {
+    /// The place of an event that is not delivered.
+    #[must_use]
+    pub const fn undelivered(seq: Seq) -> Self {
+        Self { seq, delivered_at: None }
+    }
+}
+
+/// As it is given to the next call: `17`, or `17@2026-01-31T12:00:00Z`.
+impl fmt::Display for EventPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.delivered_at {
+            None => write!(f, "{}", self.seq),
+            Some(at) => write!(f, "{}@{at}", self.seq),
+        }
+    }
+}
+
+impl FromStr for EventPlace {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (seq, at) = text.split_once('@').map_or((text, None), |(seq, at)| (seq, Some(at)));
+        let read = || Some((seq.parse().ok()?, at.map(str::parse).transpose().ok()?));
+        let (seq, delivered_at) = read().ok_or_else(|| {
+            Error::new(ErrorKind::Config, "read place", "not one that a list has given")
+        })?;
+        Ok(Self { seq, delivered_at })
+    }
+}
+
 /// Which events. Every part that is given must match.
 ///
 /// There is no default: every event is asked for by [`all`](Self::all), by that name, and a list
@@ -101,7 +151,8 @@ impl OutboxEvent {
 ///
 /// ```
 /// # use posthaste_core::EventFilter;
-/// let of_type = EventFilter { event_type: Some("order.placed".into()), ..EventFilter::all() };
+/// # use posthaste_core::Pattern;
+/// let of_type = EventFilter { event_type: Some(Pattern::new("order.*")), ..EventFilter::all() };
 /// let none = EventFilter::with_ids([]);
 /// # assert_eq!((of_type.ids, none.ids), (None, Some(vec![])));
 /// ```
@@ -111,16 +162,18 @@ pub struct EventFilter {
     pub state: Option<EventState>,
     /// One of these ids: none of them, and nothing matches. `None` means any.
     pub ids: Option<Vec<Uuid>>,
-    /// Of exactly this event type.
-    pub event_type: Option<String>,
+    /// One of these ids, from the first to the last; for an id of which only the beginning is known.
+    pub ids_between: Option<(Uuid, Uuid)>,
+    /// Of these event types.
+    pub event_type: Option<Pattern>,
     /// Of this order key, or of this aggregate where it has no key of its own.
     pub order_key: Option<String>,
     /// Stored at or after.
     pub created_from: Option<Timestamp>,
     /// Stored before.
     pub created_before: Option<Timestamp>,
-    /// After this place (for paging).
-    pub after: Option<Seq>,
+    /// Behind this place in the order of a list: the next page.
+    pub after: Option<EventPlace>,
 }
 
 impl EventFilter {
@@ -130,6 +183,7 @@ impl EventFilter {
         Self {
             state: None,
             ids: None,
+            ids_between: None,
             event_type: None,
             order_key: None,
             created_from: None,

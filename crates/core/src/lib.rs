@@ -21,6 +21,7 @@ mod lease;
 pub mod memory;
 mod migration;
 mod open_transaction;
+mod pattern;
 mod payload;
 mod repository;
 mod retry;
@@ -28,7 +29,7 @@ mod shard;
 mod stuck_key;
 mod unit_of_work;
 
-pub use admin::{EventFilter, EventState, OutboxAdmin};
+pub use admin::{EventFilter, EventPlace, EventState, OutboxAdmin};
 pub use bus::{BusCapabilities, EventBus, KeyPipelining, Outcomes, PublishResult};
 pub use error::{Error, ErrorKind, ErrorStatus, RETRY_AFTER_MAX, Result, Subject};
 pub use event::{DEFAULT_MAX_RETRIES, EventRecord, OutboxEvent};
@@ -38,6 +39,7 @@ pub use key::{ORDER_KEY_BYTES_MAX, OrderKey};
 pub use lease::{Lease, LeaseRequest, ShardLease, fair_share};
 pub use migration::{Migration, MigrationStatus, OutboxMigrations};
 pub use open_transaction::{OpenTransaction, SessionActivity, TransactionHolder};
+pub use pattern::Pattern;
 pub use payload::{JSON_CONTENT_TYPE, Payload};
 pub use repository::{
     Backlog, DeadHead, OpenWriter, OutboxRepository, PendingEvent, PendingPage, PendingQuery,

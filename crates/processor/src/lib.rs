@@ -20,7 +20,8 @@ mod statistics;
 mod telemetry;
 
 pub use builder::OutboxProcessorBuilder;
+pub use posthaste_core::Pattern;
 pub use processor::OutboxProcessor;
-pub use routes::{DeadHeadPolicy, Destination, Pattern, Route, RouteTable, Routed};
+pub use routes::{DeadHeadPolicy, Destination, Route, RouteTable, Routed};
 pub use settings::ProcessorSettings;
 pub use statistics::{DestinationState, ProcessorStatistics, RelayState, StopReport};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use posthaste_core::{BusCapabilities, Error, ErrorKind, EventBus, OutboxEvent, Result};
+use posthaste_core::{BusCapabilities, Error, ErrorKind, EventBus, OutboxEvent, Pattern, Result};
 
 use crate::telemetry;
 
@@ -60,31 +60,6 @@ pub struct Route {
     /// What happens to a key whose head came this way and is dead; `None` leaves it to the
     /// destination.
     pub dead_head: Option<DeadHeadPolicy>,
-}
-
-/// A text with `*` for any run of characters: `order.*`, `*`, `*.failed`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pattern(String);
-
-impl Pattern {
-    /// Any text is a pattern.
-    pub fn new(pattern: impl Into<String>) -> Self {
-        Self(pattern.into())
-    }
-
-    /// Whether all of `text` matches.
-    #[must_use]
-    pub fn matches(&self, text: &str) -> bool {
-        let mut parts = self.0.split('*');
-        let first = parts.next().unwrap_or_default();
-        let Some(mut rest) = text.strip_prefix(first) else { return false };
-        let Some(last) = parts.next_back() else { return rest.is_empty() };
-        for part in parts {
-            let Some(at) = rest.find(part) else { return false };
-            rest = &rest[at + part.len()..];
-        }
-        rest.ends_with(last)
-    }
 }
 
 /// Where events go, by names alone: for the processor, and for tools that have no buses.
@@ -233,23 +208,6 @@ fn refuse<T>(why: String) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn patterns_match_whole_texts() {
-        for (pattern, text, expected) in [
-            ("*", "", true),
-            ("order.*", "order.placed", true),
-            ("order.*", "preorder.placed", false),
-            ("*.failed", "payment.failed", true),
-            ("a*b*c", "aXbYc", true),
-            ("a*b", "ab", true),
-            ("ab*ba", "aba", false),
-            ("exact", "exact", true),
-            ("exact", "exactly", false),
-        ] {
-            assert_eq!(Pattern::new(pattern).matches(text), expected, "{pattern} {text}");
-        }
-    }
 
     #[test]
     fn a_routes_policy_goes_before_its_destinations_and_only_on_its_way() {

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
-use posthaste_core::{OutboxEvent, Payload};
+use posthaste_core::{ErrorStatus, OutboxEvent, Payload};
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -85,22 +85,23 @@ pub(crate) async fn run(
         if number <= skip {
             continue;
         }
-        match parse(&line) {
+        let line = if number == 1 { without_mark(&line) } else { &line };
+        match parse(line) {
             Ok(None) => batch.last_line = number,
             Ok(Some(event)) => batch.push(event, number),
             Err(why) => {
                 // What came before the bad line is stored: --skip then starts at it.
-                stored.add(batch, store, skip).await?;
+                stored.add(path, batch, store, skip).await?;
                 progress.finish_and_clear();
                 return Err(bad_line(path, number, &why, &stored).into());
             }
         }
         if batch.is_full() {
-            stored.add(std::mem::take(&mut batch), store, skip).await?;
+            stored.add(path, std::mem::take(&mut batch), store, skip).await?;
             progress.set_message(count(stored.events, "event"));
         }
     }
-    stored.add(batch, store, skip).await?;
+    stored.add(path, batch, store, skip).await?;
     progress.finish_and_clear();
     output.write(&json!({ "stored": stored.events }), || {
         format!("stored {}", count(stored.events, "event"))
@@ -138,20 +139,17 @@ fn progress(length: Option<u64>) -> ProgressBar {
 
 #[derive(Default)]
 struct Batch {
-    events: Vec<OutboxEvent>,
+    /// Each with the number of its line.
+    events: Vec<(OutboxEvent, u64)>,
     bytes: usize,
-    first_line: u64,
     last_line: u64,
 }
 
 impl Batch {
     fn push(&mut self, event: OutboxEvent, line: u64) {
-        if self.events.is_empty() {
-            self.first_line = line;
-        }
         self.last_line = line;
         self.bytes += event.payload().body().len();
-        self.events.push(event);
+        self.events.push((event, line));
     }
 
     fn is_full(&self) -> bool {
@@ -167,31 +165,47 @@ struct Stored {
 }
 
 impl Stored {
-    async fn add(&mut self, batch: Batch, store: &dyn Store, skip: u64) -> anyhow::Result<()> {
-        if !batch.events.is_empty() {
-            store.store(&batch.events).await.map_err(|error| Hint {
-                message: format!(
-                    "the batch of lines {} to {} could not be stored: {}",
-                    batch.first_line,
-                    batch.last_line,
-                    error.report()
-                ),
-                hint: self.hint_after_failure(&error, skip),
-            })?;
+    /// Stores a batch in one transaction; where the database refuses it, what comes before the line
+    /// that is to blame.
+    async fn add(
+        &mut self,
+        path: &Path,
+        batch: Batch,
+        store: &dyn Store,
+        skip: u64,
+    ) -> anyhow::Result<()> {
+        let (events, lines): (Vec<_>, Vec<_>) = batch.events.into_iter().unzip();
+        // What is left to store; halved until a single line is refused.
+        let mut parts = vec![0..events.len()];
+        while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
+            let Err(error) = store.store(&events[part.clone()]).await else {
+                self.events += part.len() as u64;
+                self.last_line = lines[part.end - 1];
+                continue;
+            };
+            if error.status() != ErrorStatus::Permanent {
+                let span = format!("{} to {}", lines[part.start], lines[part.end - 1]);
+                return Err(self.failed(&span, &error, skip).into());
+            }
+            if part.len() == 1 {
+                return Err(bad_line(path, lines[part.start], &error.report(), self).into());
+            }
+            let middle = part.start + part.len() / 2;
+            parts.extend([middle..part.end, part.start..middle]);
         }
-        self.events += batch.events.len() as u64;
         self.last_line = self.last_line.max(batch.last_line);
         Ok(())
     }
 
-    fn hint_after_failure(&self, error: &posthaste_core::Error, skip: u64) -> String {
+    /// For what is no line's fault.
+    fn failed(&self, lines: &str, error: &posthaste_core::Error, skip: u64) -> Hint {
         let resume = self.last_line.max(skip);
-        match error.status() {
-            posthaste_core::ErrorStatus::Unavailable => format!(
-                "lines up to {resume} are stored; the answer for this batch may have been lost: \
+        Hint {
+            message: format!("lines {lines} could not be stored: {}", error.report()),
+            hint: format!(
+                "lines up to {resume} are stored; the answer for those behind may have been lost: \
                  look with `posthaste events list`, then go on with --skip {resume}"
             ),
-            _ => format!("lines up to {resume} are stored; go on with --skip {resume}"),
         }
     }
 }
@@ -211,8 +225,18 @@ fn bad_line(path: &Path, number: u64, why: &str, stored: &Stored) -> Hint {
     }
 }
 
+/// A line without the mark that some editors put before UTF-8.
+fn without_mark(line: &[u8]) -> &[u8] {
+    line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line)
+}
+
 /// The event of a line; none for a blank one.
 fn parse(line: &[u8]) -> Result<Option<OutboxEvent>, String> {
+    if line.starts_with(b"\xFF\xFE") || line.starts_with(b"\xFE\xFF") {
+        return Err(
+            "is UTF-16; save the file as UTF-8 (PowerShell: Out-File -Encoding utf8)".into()
+        );
+    }
     if line.len() as u64 >= LINE_BYTES_MAX && !line.ends_with(b"\n") {
         return Err(format!("is over {} MiB long", LINE_BYTES_MAX >> 20));
     }
@@ -336,7 +360,8 @@ mod tests {
             assert!(why.contains(expected), "{rest}: {why}");
         }
         assert!(parse(b"{").unwrap_err().contains("column"));
-        assert!(parse(b"\xff\xfe").is_err());
+        assert!(parse(b"\xff\xfe{\0").unwrap_err().contains("UTF-16"));
+        assert_eq!(without_mark(b"\xef\xbb\xbf{}"), b"{}");
         assert_eq!(parse(b"  \n").unwrap(), None);
     }
 }

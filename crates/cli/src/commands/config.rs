@@ -8,7 +8,8 @@ use crate::arguments::ConfigCommand;
 use crate::config::{Config, Inputs, Problems, reference, secrets};
 use crate::destinations;
 use crate::exit;
-use crate::output::{Output, clean, table, write_text};
+use crate::listing::Listing;
+use crate::output::{Output, clean, write_text};
 
 /// Checks, shows or explains the configuration.
 pub(crate) fn run(
@@ -66,12 +67,12 @@ fn show(config: &Config, output: Output) -> anyhow::Result<()> {
         "values": values,
     });
     output.write(&result, || {
-        let mut table = table(["key", "value", "from"]);
+        let mut listing = Listing::new(["key", "from", "value"], 1);
         for value in &config.values {
             let shown = value.shown.as_deref().unwrap_or("(none)");
-            table.add_row([value.path.clone(), clean(shown), value.origin.to_string()]);
+            listing.add([value.path.clone(), value.origin.to_string(), clean(shown)]);
         }
-        format!("{table}\n\ndatabase: {}", config.database.address())
+        format!("{}\n\ndatabase: {}", listing.for_stdout(), config.database.address())
     })
 }
 

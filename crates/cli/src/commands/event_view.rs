@@ -151,21 +151,29 @@ impl FullEventView {
     }
 }
 
-/// One row of the table of events.
-pub(crate) fn row(event: &OutboxEvent) -> [String; 6] {
-    let note = event.dead_reason().or(event.error_message()).unwrap_or_default();
+/// The columns of a list of events, and how many of them say which event it is.
+pub(crate) const HEADER: ([&str; 8], usize) =
+    (["id", "state", "type", "key", "to", "created", "delivered", "failed"], 3);
+
+/// One row of a list of events.
+pub(crate) fn row(event: &OutboxEvent) -> [String; 8] {
+    let note = event.error_message().unwrap_or_default();
     // The first line is enough to recognise an error; `events show` has all of it.
-    let note: String = note.lines().next().unwrap_or_default().chars().take(60).collect();
+    let note = note.lines().next().unwrap_or_default();
+    let failed = match event.retry_count() {
+        0 => String::new(),
+        count => format!("{count}/{} ", event.max_retries()),
+    };
+    let reason = event.dead_reason().map(|reason| format!("{reason}: ")).unwrap_or_default();
+    let key = event.order_key();
     [
         event.id().to_string(),
         event.state().as_str().to_owned(),
         clean(event.event_type()),
-        clean(&event.order_key().to_string()),
+        clean(&key.to_string()),
+        clean(event.destination().unwrap_or_default()),
         time(event.created_at()),
-        if event.retry_count() > 0 {
-            clean(&format!("{}/{} {note}", event.retry_count(), event.max_retries()))
-        } else {
-            clean(&note)
-        },
+        event.processed_at().map(time).unwrap_or_default(),
+        clean(&format!("{failed}{reason}{note}")).trim_end_matches([':', ' ']).to_owned(),
     ]
 }

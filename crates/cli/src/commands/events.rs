@@ -2,16 +2,17 @@
 
 use std::process::ExitCode;
 
-use posthaste_core::{EventFilter, EventState};
+use posthaste_core::{EventFilter, EventPlace, EventState, Pattern};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::event_view::{EventView, FullEventView, row};
-use crate::arguments::{ChangeArgs, EventsCommand, FilterArgs};
+use super::event_view::{EventView, FullEventView, HEADER, row};
+use crate::arguments::{ChangeArgs, EventsCommand, FilterArgs, IdPrefix};
 use crate::config::Config;
 use crate::exit::{Hint, UsageError};
+use crate::listing::Listing;
 use crate::logs;
-use crate::output::{self, Output, count, table};
+use crate::output::{self, Output, count};
 use crate::store::{self, Store};
 
 /// Counting stops here: the question then says "more than".
@@ -42,6 +43,20 @@ impl Change {
         }
     }
 
+    /// Why it does nothing to delivered events, and what does.
+    const fn refuses_delivered(self) -> &'static str {
+        match self {
+            Self::Retry => {
+                "a delivered event cannot be retried: it has arrived. To send it again, store it \
+                 again: `posthaste events show ID --output json` has all of it for `posthaste publish`"
+            }
+            Self::Discard => {
+                "a delivered event cannot be discarded; `posthaste cleanup --older-than 30d` removes \
+                 old ones"
+            }
+        }
+    }
+
     /// The states it changes.
     const fn states(self) -> [EventState; 2] {
         match self {
@@ -59,7 +74,9 @@ pub(crate) async fn run(
     output: Output,
 ) -> anyhow::Result<ExitCode> {
     match command {
-        EventsCommand::List { filter, limit } => list(filter, limit, config, output).await,
+        EventsCommand::List { filter, limit, after } => {
+            list(filter, limit, after, config, output).await
+        }
         EventsCommand::Show { id } => show(id, config, output).await,
         EventsCommand::Retry(args) => change(Change::Retry, args, config, output).await,
         EventsCommand::Discard(args) => change(Change::Discard, args, config, output).await,
@@ -69,43 +86,90 @@ pub(crate) async fn run(
 async fn list(
     filter: FilterArgs,
     limit: usize,
+    after: Option<EventPlace>,
     config: &Config,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
     let store = store::open_ready(config).await?;
+    let filter = EventFilter { after, ..filter_of(&*store, filter).await? };
     // One more than asked for tells whether there are more.
-    let mut events = store.list_events(&filter_of(filter), limit.saturating_add(1)).await?;
+    let mut events = store.list_events(&filter, limit.saturating_add(1)).await?;
     let more = events.len() > limit;
     events.truncate(limit);
+    let next = match events.last().filter(|_| more) {
+        Some(last) => store.event_place(last.id()).await?.map(|place| place.to_string()),
+        None => None,
+    };
     let views: Vec<EventView> = events.iter().map(EventView::new).collect();
-    output.write(&json!({ "events": views, "more": more }), || {
+    output.write(&json!({ "events": views, "more": more, "next": next }), || {
         if events.is_empty() {
             let why = if config.relay.keeps_delivered() { "" } else { NO_HISTORY };
             return format!("no events match{why}");
         }
-        let mut table = table(["id", "state", "type", "key", "created", "failed"]);
+        let (header, lead) = HEADER;
+        let mut listing = Listing::new(header, lead);
         for event in &events {
-            table.add_row(row(event));
+            listing.add(row(event));
         }
-        let more = if more { "\nthere are more; raise --limit or narrow the filters" } else { "" };
-        format!("{table}{more}")
+        let more = match (more, next) {
+            (true, Some(next)) => format!("\nthere are more: --after {next}"),
+            (true, None) => "\nthere are more; the last one is gone by now: list again".to_owned(),
+            (false, _) => String::new(),
+        };
+        format!("{}{more}", listing.for_stdout())
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn show(id: Uuid, config: &Config, output: Output) -> anyhow::Result<ExitCode> {
-    let event = store::open_ready(config).await?.find_event(id).await?.ok_or_else(|| Hint {
-        message: format!("there is no event {id}"),
-        hint: if config.relay.keeps_delivered() {
-            "it may have been cleaned up or discarded; `posthaste events list` shows what is there"
-                .into()
-        } else {
-            format!("it may have been delivered or discarded{NO_HISTORY}")
-        },
-    })?;
+async fn show(id: IdPrefix, config: &Config, output: Output) -> anyhow::Result<ExitCode> {
+    let store = store::open_ready(config).await?;
+    let id = whole(&*store, id).await?;
+    let event = store
+        .find_event(id)
+        .await?
+        .ok_or_else(|| Hint { message: format!("there is no event {id}"), hint: absent(config) })?;
     let view = FullEventView::new(&event);
     output.write(&view, || view.human(&event))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Why an event may not be there.
+fn absent(config: &Config) -> String {
+    if config.relay.keeps_delivered() {
+        return "it may have been cleaned up or discarded; `posthaste events list` shows what is there"
+            .into();
+    }
+    format!("it may have been delivered or discarded{NO_HISTORY}")
+}
+
+/// The one id that begins so. Of a whole id nobody asks whether it is there.
+async fn whole(store: &dyn Store, id: IdPrefix) -> anyhow::Result<Uuid> {
+    if id.first == id.last {
+        return Ok(id.first);
+    }
+    let between = EventFilter { ids_between: Some((id.first, id.last)), ..EventFilter::all() };
+    let found = store.list_events(&between, 3).await?;
+    match found.as_slice() {
+        [only] => Ok(only.id()),
+        [] => Err(Hint {
+            message: "there is no event whose id begins so".into(),
+            hint: "`posthaste events list` shows what is there".into(),
+        }
+        .into()),
+        some => {
+            let ids: Vec<String> = some.iter().map(|event| event.id().to_string()).collect();
+            Err(UsageError(format!("several ids begin so; give more of one: {}", ids.join(", ")))
+                .into())
+        }
+    }
+}
+
+async fn whole_ids(store: &dyn Store, ids: &[IdPrefix]) -> anyhow::Result<Vec<Uuid>> {
+    let mut whole_ids = Vec::new();
+    for id in ids {
+        whole_ids.push(whole(store, *id).await?);
+    }
+    Ok(whole_ids)
 }
 
 async fn change(
@@ -123,20 +187,16 @@ async fn change(
         .into());
     }
     if args.filter.state == Some(EventState::Delivered) {
-        return Err(UsageError(format!(
-            "a delivered event cannot be {}; `posthaste cleanup` removes old ones",
-            change.done()
-        ))
-        .into());
+        return Err(UsageError(change.refuses_delivered().into()).into());
     }
-    let mut filter = filter_of(args.filter);
+    let store = store::open_ready(config).await?;
+    let mut filter = filter_of(&*store, args.filter).await?;
     if named > 0 {
         let ids = filter.ids.get_or_insert_default();
-        ids.extend(args.event_ids);
+        ids.extend(whole_ids(&*store, &args.event_ids).await?);
         ids.sort_unstable();
         ids.dedup();
     }
-    let store = store::open_ready(config).await?;
     if args.all_matching && !args.yes && !confirm(change, &*store, &filter, config).await? {
         logs::say("nothing was changed");
         return Ok(ExitCode::FAILURE);
@@ -191,15 +251,16 @@ async fn confirm(
     output::ask(&format!("{} {more}{what} in {}?", change.verb(), config.database.address()))
 }
 
-fn filter_of(args: FilterArgs) -> EventFilter {
-    EventFilter {
+async fn filter_of(store: &dyn Store, args: FilterArgs) -> anyhow::Result<EventFilter> {
+    let ids = whole_ids(store, &args.ids).await?;
+    Ok(EventFilter {
         state: args.state,
         // Without ids the other filters decide: what changes events asks for --all-matching then.
-        ids: (!args.ids.is_empty()).then_some(args.ids),
-        event_type: args.event_type,
+        ids: (!ids.is_empty()).then_some(ids),
+        event_type: args.event_type.map(Pattern::new),
         order_key: args.key,
         created_from: args.since,
         created_before: args.until,
-        after: None,
-    }
+        ..EventFilter::all()
+    })
 }

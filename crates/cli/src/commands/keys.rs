@@ -6,7 +6,8 @@ use serde_json::json;
 
 use crate::arguments::{KeysBy, KeysCommand};
 use crate::config::Config;
-use crate::output::{Output, clean, count, table, time};
+use crate::listing::Listing;
+use crate::output::{Output, clean, count, time};
 use crate::store::{self, Store};
 
 impl KeysBy {
@@ -140,13 +141,12 @@ fn human(keys: &[Listed], next: Option<&Next>) -> String {
     let mut text = if keys.is_empty() {
         "no key waits".to_owned()
     } else {
-        let header =
-            ["key", "state", "waiting", "event", "place", "type", "to", "since / next", "why"];
-        let mut table = table(header);
+        let header = ["key", "state", "waiting", "event", "place", "type", "to", "when", "why"];
+        let mut listing = Listing::new(header, 2);
         for listed in keys {
-            table.add_row(row(listed));
+            listing.add(row(listed));
         }
-        table.to_string()
+        listing.for_stdout()
     };
     if let Some(Next { by, after, by_limit }) = next {
         let why = if *by_limit {
@@ -171,7 +171,7 @@ fn row(listed: &Listed) -> [String; 9] {
     };
     let error = key.error_message.as_deref().unwrap_or_default();
     // The first line is enough to recognise an error; `events show` has all of it.
-    let error: String = error.lines().next().unwrap_or_default().chars().take(60).collect();
+    let error = error.lines().next().unwrap_or_default();
     let why = match &key.dead_reason {
         Some(reason) => format!("{reason}: {error}"),
         None => format!("{}: {error}", count(key.retry_count.into(), "failed attempt")),

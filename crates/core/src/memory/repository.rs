@@ -1,3 +1,4 @@
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,10 +9,10 @@ use uuid::Uuid;
 
 use super::{limits, stuck_keys};
 use crate::{
-    Backlog, DeadHead, Error, ErrorKind, EventFilter, EventRecord, EventState, OutboxAdmin,
-    OutboxEvent, OutboxRepository, OutboxTransaction, PendingEvent, PendingPage, PendingQuery,
-    PendingSelection, RepositoryCapabilities, Result, Seq, Settlement, SettlementOutcome, Shard,
-    StuckKeyPage, StuckKeyQuery, UnitOfWork, Watermark,
+    Backlog, DeadHead, Error, ErrorKind, EventFilter, EventPlace, EventRecord, EventState,
+    OutboxAdmin, OutboxEvent, OutboxRepository, OutboxTransaction, PendingEvent, PendingPage,
+    PendingQuery, PendingSelection, RepositoryCapabilities, Result, Seq, Settlement,
+    SettlementOutcome, Shard, StuckKeyPage, StuckKeyQuery, UnitOfWork, Watermark,
 };
 
 /// An outbox in memory. Clones share their events.
@@ -101,10 +102,22 @@ impl State {
         self.events
             .iter()
             .filter(|(seq, event)| {
-                filter.after.is_none_or(|after| **seq > after) && matches(filter, event)
+                filter.after.is_none_or(|after| is_behind(**seq, event, after))
+                    && matches(filter, event)
             })
             .map(|(seq, _)| *seq)
             .collect()
+    }
+}
+
+/// In the order of a list of one kind.
+fn is_behind(seq: Seq, event: &OutboxEvent, place: EventPlace) -> bool {
+    match (event.processed_at(), place.delivered_at) {
+        (None, None) => seq > place.seq,
+        // Delivered ones come behind the others, latest first.
+        (Some(_), None) => true,
+        (None, Some(_)) => false,
+        (Some(at), Some(last)) => (at, seq) < (last, place.seq),
     }
 }
 
@@ -116,7 +129,8 @@ fn matches(filter: &EventFilter, event: &OutboxEvent) -> bool {
     };
     state_matches
         && filter.ids.as_ref().is_none_or(|ids| ids.contains(&event.id()))
-        && filter.event_type.as_deref().is_none_or(|wanted| wanted == event.event_type())
+        && filter.ids_between.is_none_or(|(from, to)| (from..=to).contains(&event.id()))
+        && filter.event_type.as_ref().is_none_or(|wanted| wanted.matches(event.event_type()))
         && filter.order_key.as_deref().is_none_or(|wanted| wanted == event.order_key().to_string())
         && filter.created_from.is_none_or(|from| event.created_at() >= from)
         && filter.created_before.is_none_or(|before| event.created_at() < before)
@@ -322,16 +336,29 @@ impl OutboxAdmin for MemoryRepository {
 
     async fn list_events(&self, filter: &EventFilter, limit: usize) -> Result<Vec<OutboxEvent>> {
         let state = self.lock();
-        let mut events: Vec<OutboxEvent> = state
+        let mut events: Vec<(Seq, OutboxEvent)> = state
             .matching(filter)
-            .iter()
-            .filter_map(|seq| state.events.get(seq).cloned())
+            .into_iter()
+            .filter_map(|seq| Some((seq, state.events.get(&seq)?.clone())))
             .collect();
-        if filter.state == Some(EventState::Delivered) {
-            events.sort_by_key(|event| std::cmp::Reverse(event.processed_at()));
-        }
+        // Delivered ones come behind the others, latest first.
+        events.sort_by_key(|(seq, event)| match event.processed_at() {
+            None => (None, Reverse(-seq)),
+            Some(at) => (Some(Reverse(at)), Reverse(*seq)),
+        });
+        let mut events: Vec<OutboxEvent> = events.into_iter().map(|(_, event)| event).collect();
         events.truncate(limit);
         Ok(events)
+    }
+
+    async fn event_place(&self, id: Uuid) -> Result<Option<EventPlace>> {
+        let state = self.lock();
+        let found = state.events.iter().find(|(_, event)| event.id() == id);
+        let place = |(seq, event): (&Seq, &OutboxEvent)| EventPlace {
+            seq: *seq,
+            delivered_at: event.processed_at(),
+        };
+        Ok(found.map(place))
     }
 
     async fn count_events(&self, filter: &EventFilter, limit: u64) -> Result<u64> {

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use posthaste_core::{
-    EventFilter, EventState, OpenTransaction, OutboxAdmin, OutboxEvent, Result, StuckKeyPage,
-    StuckKeyQuery,
+    EventFilter, EventPlace, EventState, OpenTransaction, OutboxAdmin, OutboxEvent, Result,
+    StuckKeyPage, StuckKeyQuery,
 };
-use sqlx::postgres::PgArguments;
+use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{Postgres, QueryBuilder, Row};
 use uuid::Uuid;
@@ -32,6 +32,8 @@ const CONFLICTS_MAX: usize = 10;
 
 const FIND_BY_ID: &str = concat!("select ", columns!(), " from outbox_events where id = $1");
 
+const PLACE_BY_ID: &str = "select seq, processed_at from outbox_events where id = $1";
+
 #[async_trait]
 impl OutboxAdmin for PostgresOutbox {
     async fn find_event(&self, id: Uuid) -> Result<Option<OutboxEvent>> {
@@ -48,6 +50,21 @@ impl OutboxAdmin for PostgresOutbox {
 
     async fn list_events(&self, filter: &EventFilter, limit: usize) -> Result<Vec<OutboxEvent>> {
         self.bounded(LIST, list(self, filter, limit)).await
+    }
+
+    async fn event_place(&self, id: Uuid) -> Result<Option<EventPlace>> {
+        self.bounded(FIND, async {
+            let mut session = self.session(FIND).await?;
+            let statement = session.statement(PLACE_BY_ID).bind(id);
+            let row = statement.fetch_optional(session.connection()).await.map_err(failed(FIND))?;
+            session.finish().await?;
+            let place = |row: PgRow| {
+                let delivered_at: Option<Instant> = row.try_get(1)?;
+                Ok(EventPlace { seq: row.try_get(0)?, delivered_at: delivered_at.map(|at| at.0) })
+            };
+            row.map(place).transpose().map_err(failed(FIND))
+        })
+        .await
     }
 
     async fn count_events(&self, filter: &EventFilter, limit: u64) -> Result<u64> {
@@ -90,8 +107,14 @@ async fn list(
 ) -> Result<Vec<OutboxEvent>> {
     let mut session = outbox.session(LIST).await?;
     let mut events = Vec::new();
-    if filter.state != Some(EventState::Delivered) {
+    let after = filter.after;
+    let among_delivered = after.is_some_and(|after| after.delivered_at.is_some());
+    if filter.state != Some(EventState::Delivered) && !among_delivered {
         let mut query = select("outbox_events where processed_at is null");
+        if let Some(after) = after {
+            // Said in so many words for the index.
+            query.push(" and seq > ").push_bind(after.seq);
+        }
         push_filter(&mut query, filter);
         query.push(" order by seq limit ").push_bind(sql_limit(limit));
         read_into(&mut events, &mut session, query).await?;
@@ -205,8 +228,14 @@ fn push_filter(query: &mut QueryBuilder<Postgres>, filter: &EventFilter) {
     if let Some(ids) = &filter.ids {
         query.push(" and id = any(").push_bind(ids.clone()).push(")");
     }
+    if let Some((from, to)) = filter.ids_between {
+        query.push(" and id between ").push_bind(from).push(" and ").push_bind(to);
+    }
     if let Some(event_type) = &filter.event_type {
-        query.push(" and event_type = ").push_bind(event_type.clone());
+        let escaped =
+            |text: &str| text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+        let like = event_type.literals().map(escaped).collect::<Vec<_>>().join("%");
+        query.push(" and event_type like ").push_bind(like);
     }
     if let Some(key) = &filter.order_key {
         query.push(" and coalesce(partition_key, aggregate_id::text) = ").push_bind(key.clone());
@@ -217,7 +246,14 @@ fn push_filter(query: &mut QueryBuilder<Postgres>, filter: &EventFilter) {
     if let Some(before) = filter.created_before {
         query.push(" and created_at < ").push_bind(Instant(before));
     }
-    if let Some(after) = filter.after {
-        query.push(" and seq > ").push_bind(after);
+    match filter.after {
+        Some(EventPlace { seq, delivered_at: None }) => {
+            query.push(" and (processed_at is not null or seq > ").push_bind(seq).push(")");
+        }
+        Some(EventPlace { seq, delivered_at: Some(at) }) => {
+            query.push(" and (processed_at, seq) < (").push_bind(Instant(at));
+            query.push(", ").push_bind(seq).push(")");
+        }
+        None => {}
     }
 }

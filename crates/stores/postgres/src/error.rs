@@ -4,6 +4,8 @@ use posthaste_core::{Error, ErrorKind};
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
+use crate::server_error::ServerError;
+
 /// Turns sqlx's error into ours. For `map_err`.
 pub(crate) fn failed(operation: &'static str) -> impl Fn(sqlx::Error) -> Error {
     move |error| classify(operation, error)
@@ -40,7 +42,7 @@ fn classify(operation: &'static str, error: sqlx::Error) -> Error {
         }
         _ => (ErrorKind::Internal, "an unexpected failure of the database client".into()),
     };
-    Error::new(kind, operation, message).with_source(error)
+    Error::new(kind, operation, message).with_source(ServerError(error))
 }
 
 /// By SQLSTATE (PostgreSQL, appendix A): the text of a message depends on the server's language.

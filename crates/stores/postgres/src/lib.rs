@@ -39,6 +39,7 @@ mod outbox;
 mod plans;
 mod repository;
 mod row;
+mod server_error;
 mod servers;
 mod session;
 mod settle;

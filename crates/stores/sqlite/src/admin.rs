@@ -2,7 +2,8 @@
 
 use async_trait::async_trait;
 use posthaste_core::{
-    EventFilter, EventState, OutboxAdmin, OutboxEvent, Result, StuckKeyPage, StuckKeyQuery,
+    EventFilter, EventPlace, EventState, OutboxAdmin, OutboxEvent, Result, StuckKeyPage,
+    StuckKeyQuery,
 };
 use sqlx::{QueryBuilder, Sqlite};
 use uuid::Uuid;
@@ -19,17 +20,39 @@ impl OutboxAdmin for SqliteOutbox {
     }
 
     async fn list_events(&self, filter: &EventFilter, limit: usize) -> Result<Vec<OutboxEvent>> {
-        let mut sql = QueryBuilder::new("select ");
-        sql.push(row::COLUMNS).push(" from outbox_events where ");
-        push_filter(&mut sql, filter);
-        sql.push(match filter.state {
-            Some(EventState::Delivered) => " order by processed_at desc, seq desc limit ",
-            _ => " order by seq limit ",
-        });
-        sql.push_bind(to_i64(limit));
-        let rows = sql.build().persistent(false).fetch_all(&self.readers).await;
-        let rows = rows.map_err(|error| database("list events", error))?;
-        rows.iter().map(row::shown).collect()
+        let among_delivered = filter.after.is_some_and(|after| after.delivered_at.is_some());
+        let mut events = Vec::new();
+        if filter.state != Some(EventState::Delivered) && !among_delivered {
+            let mut sql = select_matching(filter);
+            sql.push(" and processed_at is null");
+            if let Some(after) = filter.after {
+                // Said in so many words for the index.
+                sql.push(" and seq > ").push_bind(after.seq);
+            }
+            sql.push(" order by seq limit ").push_bind(to_i64(limit));
+            self.read_into(&mut events, sql).await?;
+        }
+        let left = limit - events.len();
+        if matches!(filter.state, None | Some(EventState::Delivered)) && left > 0 {
+            let mut sql = select_matching(filter);
+            sql.push(" and processed_at is not null");
+            sql.push(" order by processed_at desc, seq desc limit ").push_bind(to_i64(left));
+            self.read_into(&mut events, sql).await?;
+        }
+        Ok(events)
+    }
+
+    async fn event_place(&self, id: Uuid) -> Result<Option<EventPlace>> {
+        let mut sql = QueryBuilder::new("select seq from outbox_events where true");
+        push_ids(&mut sql, &[id]);
+        let seq: Option<i64> = sql
+            .build_query_scalar()
+            .persistent(false)
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(|error| database("find event", error))?;
+        let (Some(seq), Some(event)) = (seq, self.find_event(id).await?) else { return Ok(None) };
+        Ok(Some(EventPlace { seq, delivered_at: event.processed_at() }))
     }
 
     async fn count_events(&self, filter: &EventFilter, limit: u64) -> Result<u64> {
@@ -67,7 +90,27 @@ impl OutboxAdmin for SqliteOutbox {
     }
 }
 
+fn select_matching(filter: &EventFilter) -> QueryBuilder<Sqlite> {
+    let mut sql = QueryBuilder::new("select ");
+    sql.push(row::COLUMNS).push(" from outbox_events where ");
+    push_filter(&mut sql, filter);
+    sql
+}
+
 impl SqliteOutbox {
+    async fn read_into(
+        &self,
+        events: &mut Vec<OutboxEvent>,
+        mut sql: QueryBuilder<Sqlite>,
+    ) -> Result<()> {
+        let rows = sql.build().persistent(false).fetch_all(&self.readers).await;
+        let rows = rows.map_err(|error| database("list events", error))?;
+        for row in &rows {
+            events.push(row::shown(row)?);
+        }
+        Ok(())
+    }
+
     /// Runs an operator's change, and tells running relays of every process.
     async fn change(&self, operation: &'static str, mut sql: QueryBuilder<Sqlite>) -> Result<u64> {
         let fail = |error| database(operation, error);
@@ -100,8 +143,13 @@ fn push_filter(sql: &mut QueryBuilder<Sqlite>, filter: &EventFilter) {
     if let Some(ids) = &filter.ids {
         push_ids(sql, ids);
     }
+    if let Some((from, to)) = filter.ids_between {
+        push_range(sql, from, to);
+    }
     if let Some(event_type) = &filter.event_type {
-        sql.push(" and event_type = ").push_bind(event_type.clone());
+        let escaped = |text: &str| text.replace('[', "[[]").replace('?', "[?]");
+        let glob = event_type.literals().map(escaped).collect::<Vec<_>>().join("*");
+        sql.push(" and event_type glob ").push_bind(glob);
     }
     if let Some(key) = &filter.order_key {
         let aggregate = Uuid::try_parse(key).map(|id| id.simple().to_string());
@@ -116,9 +164,32 @@ fn push_filter(sql: &mut QueryBuilder<Sqlite>, filter: &EventFilter) {
     if let Some(before) = filter.created_before {
         sql.push(" and julianday(created_at) < julianday(").push_bind(before.to_string()).push(")");
     }
-    if let Some(after) = filter.after {
-        sql.push(" and seq > ").push_bind(after);
+    match filter.after {
+        Some(EventPlace { seq, delivered_at: None }) => {
+            sql.push(" and (processed_at is not null or seq > ").push_bind(seq).push(")");
+        }
+        Some(EventPlace { seq, delivered_at: Some(_) }) => {
+            // As it is written there: the texts decide the order.
+            sql.push(" and (processed_at, seq) < (select processed_at, seq from outbox_events");
+            sql.push(" where seq = ").push_bind(seq).push(")");
+        }
+        None => {}
     }
+}
+
+/// As below, one range for each form.
+fn push_range(sql: &mut QueryBuilder<Sqlite>, from: Uuid, to: Uuid) {
+    let forms: [fn(Uuid) -> String; 2] =
+        [|id| id.hyphenated().to_string(), |id| id.simple().to_string()];
+    sql.push(" and (id between ").push_bind(from.as_bytes().to_vec());
+    sql.push(" and ").push_bind(to.as_bytes().to_vec());
+    for form in forms {
+        let (from, to) = (form(from), form(to));
+        sql.push(" or id between ").push_bind(from.to_uppercase());
+        sql.push(" and ").push_bind(to.to_uppercase());
+        sql.push(" or id between ").push_bind(from).push(" and ").push_bind(to);
+    }
+    sql.push(")");
 }
 
 /// In every form in which a writer may have stored them, so that the index on `id` serves.

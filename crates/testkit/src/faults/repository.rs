@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use posthaste_core::{
-    Backlog, DeadHead, Error, ErrorKind, EventFilter, Lease, LeaseRequest, OpenTransaction,
-    OutboxAdmin, OutboxEvent, OutboxRepository, PendingPage, PendingQuery, RepositoryCapabilities,
-    Result, Seq, Settlement, StuckKeyPage, StuckKeyQuery, Watermark,
+    Backlog, DeadHead, Error, ErrorKind, EventFilter, EventPlace, Lease, LeaseRequest,
+    OpenTransaction, OutboxAdmin, OutboxEvent, OutboxRepository, PendingPage, PendingQuery,
+    RepositoryCapabilities, Result, Seq, Settlement, StuckKeyPage, StuckKeyQuery, Watermark,
 };
 use uuid::Uuid;
 
@@ -266,6 +266,10 @@ impl<R: OutboxAdmin> OutboxAdmin for FaultyRepository<R> {
 
     async fn list_events(&self, filter: &EventFilter, limit: usize) -> Result<Vec<OutboxEvent>> {
         self.inner.list_events(filter, limit).await
+    }
+
+    async fn event_place(&self, id: Uuid) -> Result<Option<EventPlace>> {
+        self.inner.event_place(id).await
     }
 
     async fn count_events(&self, filter: &EventFilter, limit: u64) -> Result<u64> {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use jiff::SignedDuration;
 use posthaste_core::{
-    EventFilter, EventState, OutboxAdmin, OutboxEvent, OutboxRepository, PendingEvent,
-    SettlementOutcome,
+    EventFilter, EventPlace, EventState, OutboxAdmin, OutboxEvent, OutboxRepository, Pattern,
+    PendingEvent, SettlementOutcome,
 };
 use uuid::Uuid;
 
@@ -86,8 +86,14 @@ pub(super) async fn list_filters_by_type_key_and_ids<H: RepositoryHarness>(
     let keyed = samples::builder()?.order_key("a key").build()?;
     let plain = samples::event()?;
     repository.store(&[typed.clone(), keyed.clone(), plain.clone()]).await?;
-    let by_type = EventFilter { event_type: Some("rare'type".to_owned()), ..EventFilter::all() };
-    expect(&repository, &by_type, &[typed.id()]).await?;
+    let by_type =
+        |pattern| EventFilter { event_type: Some(Pattern::new(pattern)), ..EventFilter::all() };
+    expect(&repository, &by_type("rare'type"), &[typed.id()]).await?;
+    expect(&repository, &by_type("r*'t*e"), &[typed.id()]).await?;
+    // Signs that databases give a meaning of their own have none.
+    for pattern in ["rare_type", "rare%", "rare?type", "[r]are'type", "rare\\'type", "*'"] {
+        expect(&repository, &by_type(pattern), &[]).await.context(pattern)?;
+    }
     let by_key = |key: String| EventFilter { order_key: Some(key), ..EventFilter::all() };
     expect(&repository, &by_key("a key".to_owned()), &[keyed.id()]).await?;
     expect(&repository, &by_key(plain.aggregate_id().to_string()), &[plain.id()]).await?;
@@ -95,7 +101,13 @@ pub(super) async fn list_filters_by_type_key_and_ids<H: RepositoryHarness>(
     expect(&repository, &by_key(keyed.aggregate_id().to_string()), &[]).await?;
     let ids = EventFilter::with_ids([plain.id(), typed.id(), Uuid::now_v7()]);
     expect(&repository, &ids, &[typed.id(), plain.id()]).await?;
-    let both = EventFilter { event_type: Some("rare'type".to_owned()), ..by_key("a key".into()) };
+    let mut near = *typed.id().as_bytes();
+    near[15] = !near[15];
+    let near = Uuid::from_bytes(near);
+    let range = Some((typed.id().min(near), typed.id().max(near)));
+    let between = EventFilter { ids_between: range, ..EventFilter::all() };
+    expect(&repository, &between, &[typed.id()]).await?;
+    let both = EventFilter { order_key: Some("a key".into()), ..by_type("rare'type") };
     expect(&repository, &both, &[]).await
 }
 
@@ -114,8 +126,30 @@ pub(super) async fn list_filters_by_time_and_place<H: RepositoryHarness>(
     expect(&repository, &from(later), &[]).await?;
     expect(&repository, &before(time), &[]).await.context("before is exclusive")?;
     expect(&repository, &before(later), &all).await?;
-    let after = EventFilter { after: Some(found[0].seq), ..EventFilter::all() };
+    let place = repository.event_place(all[0]).await?;
+    ensure!(place == Some(EventPlace::undelivered(found[0].seq)), "{place:?}");
+    ensure!(repository.event_place(Uuid::now_v7()).await?.is_none(), "a place of nothing");
+    let after = EventFilter { after: place, ..EventFilter::all() };
     expect(&repository, &after, &all[1..]).await
+}
+
+pub(super) async fn pages_go_on_through_what_is_delivered<H: RepositoryHarness>(
+    harness: &H,
+) -> anyhow::Result<()> {
+    let repository = harness.fresh().await?;
+    each_state(&repository).await?;
+    let all = samples::ids(&repository.list_events(&EventFilter::all(), 10).await?);
+    let mut seen = Vec::new();
+    let mut filter = EventFilter::all();
+    loop {
+        let page = samples::ids(&repository.list_events(&filter, 1).await?);
+        let Some(last) = page.last() else { break };
+        ensure!(seen.len() < all.len(), "the pages do not end: {seen:?}");
+        filter.after = repository.event_place(*last).await?;
+        seen.extend(page);
+    }
+    ensure!(seen == all, "one list has {all:?}, its pages {seen:?}");
+    Ok(())
 }
 
 pub(super) async fn list_and_count_keep_to_their_limit<H: RepositoryHarness>(

@@ -105,6 +105,7 @@ pub async fn repository_suite<H: RepositoryHarness>(harness: &H) -> Report {
         admin::list_filters_by_state,
         admin::list_filters_by_type_key_and_ids,
         admin::list_filters_by_time_and_place,
+        admin::pages_go_on_through_what_is_delivered,
         admin::list_and_count_keep_to_their_limit,
         admin::retry_revives_a_dead_letter_at_its_old_place,
         admin::retry_makes_a_waiting_retry_due_at_once,

@@ -8,9 +8,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use posthaste_core::memory::MemoryRepository;
 use posthaste_core::{
-    Backlog, DeadHead, EventFilter, EventRecord, EventState, Headers, OutboxAdmin, OutboxEvent,
-    OutboxRepository, Payload, PendingPage, PendingQuery, PendingSelection, RepositoryCapabilities,
-    Result, Seq, Settlement, SettlementOutcome, StuckKeyPage, StuckKeyQuery, Watermark,
+    Backlog, DeadHead, EventFilter, EventPlace, EventRecord, EventState, Headers, OutboxAdmin,
+    OutboxEvent, OutboxRepository, Payload, PendingPage, PendingQuery, PendingSelection,
+    RepositoryCapabilities, Result, Seq, Settlement, SettlementOutcome, StuckKeyPage,
+    StuckKeyQuery, Watermark,
 };
 use posthaste_testkit::RepositoryHarness;
 use uuid::Uuid;
@@ -235,6 +236,10 @@ impl OutboxAdmin for Defective {
             filter = EventFilter { created_from: None, created_before: None, ..filter };
         }
         self.inner.list_events(&filter, limit).await
+    }
+
+    async fn event_place(&self, id: Uuid) -> Result<Option<EventPlace>> {
+        self.inner.event_place(id).await
     }
 
     async fn count_events(&self, filter: &EventFilter, limit: u64) -> Result<u64> {
