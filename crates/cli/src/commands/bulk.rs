@@ -176,8 +176,9 @@ impl Stored {
     ) -> anyhow::Result<()> {
         let (events, lines): (Vec<_>, Vec<_>) = batch.events.into_iter().unzip();
         // What is left to store; halved until a single line is refused.
-        let mut parts = vec![0..events.len()];
-        while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
+        let mut parts = Vec::new();
+        let mut next = Some(0..events.len());
+        while let Some(part) = next.take().or_else(|| parts.pop()).filter(|part| !part.is_empty()) {
             let Err(error) = store.store(&events[part.clone()]).await else {
                 self.events += part.len() as u64;
                 self.last_line = lines[part.end - 1];
