@@ -1,10 +1,11 @@
 //! Developer commands: `cargo xtask services`, `test`, `postgres-versions`, `promises`, `faults`, `sim`,
-//! `mutants`, `bench`, `deny`, `tidy`.
+//! `odd-rows`, `mutants`, `bench`, `deny`, `tidy`.
 
 mod bench;
 mod deny;
 mod faults;
 mod mutants;
+mod odd_rows;
 mod postgres_versions;
 mod process;
 mod promises;
@@ -43,6 +44,8 @@ enum Command {
     Faults(faults::FaultsArguments),
     /// Runs the simulator over many seeds, or one seed again.
     Sim(sim::SimArguments),
+    /// Plays odd rows, edits and locks beside a relay on PostgreSQL and SQLite.
+    OddRows(odd_rows::OddRowsArguments),
     /// Takes one mechanism after the other out and shows which test misses it.
     Mutants(mutants::MutantsArguments),
     /// Measures the released program beside the limits of database and broker.
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Command::Promises(arguments) => promises::run(&arguments),
         Command::Faults(arguments) => faults::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
+        Command::OddRows(arguments) => odd_rows::run(&arguments),
         Command::Mutants(arguments) => mutants::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Deny(arguments) => deny::run(&arguments),
