@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use posthaste_testkit::servers::{NatsServer, PgBouncer, PostgresServer};
+use posthaste_testkit::servers::{NatsCluster, NatsServer, PgBouncer, PostgresServer, SmallDisk};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -119,4 +119,41 @@ async fn a_standby_and_a_pooler_answer_beside_their_server() {
     let url = pooler.url("postgres");
     let port = url.strip_prefix("postgres://root@127.0.0.1:").unwrap().split('/').next().unwrap();
     assert_eq!(answer(port.parse().unwrap()).await, Some(b'R'));
+}
+
+#[test]
+fn a_disk_that_is_full_refuses_until_there_is_room() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let file = disk.path().join("file");
+    std::fs::write(&file, [0; 10_000]).unwrap();
+    disk.fill(64);
+    let refused = std::fs::write(disk.path().join("other"), vec![0; 1_000_000]).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::StorageFull);
+    disk.make_room();
+    std::fs::write(disk.path().join("other"), vec![0; 1_000_000]).unwrap();
+    assert_eq!(std::fs::read(&file).unwrap().len(), 10_000, "what was there stays");
+}
+
+#[tokio::test]
+async fn a_data_folder_on_a_disk_of_its_own_and_a_standby_that_is_promoted_are_servers() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let Some(mut server) = PostgresServer::start_on(&disk, &[]).await else { return };
+    assert!(disk.path().join("data/base").exists());
+    let mut standby = server.standby().await;
+    let address = server.port();
+    server.kill();
+    standby.restart_at(address).await;
+    standby.promote();
+    assert_eq!(answer(address).await, Some(b'R'));
+}
+
+#[tokio::test]
+async fn a_server_that_is_cut_off_from_its_cluster_still_answers_its_clients() {
+    let Some(cluster) = NatsCluster::start_recent(3).await else { return };
+    let first = cluster.urls(1).split(',').next().unwrap().replace("nats://", "");
+    cluster.cut_off(1);
+    let mut client = TcpStream::connect(&first).await.unwrap();
+    assert_eq!(greeting(&mut client, Duration::from_secs(10)).await.unwrap(), "INFO ");
+    cluster.heal();
+    assert_eq!(cluster.urls(0).split(',').count(), 3);
 }

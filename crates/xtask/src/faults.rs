@@ -127,9 +127,9 @@ const TEMPLATE: &str = "\
 
     cargo xtask faults{option}
 
-{faults} faults, {events} committed events, {relays} relays of one outbox at the same time, {minutes}
-minutes: the released program between PostgreSQL and NATS JetStream, all on one machine. Each fault
-happens to an outbox of its own while writers commit; when it has ended, all that waits is delivered,
+{faults} faults, {events} committed events, {relays} relays of one outbox at the same time (on SQLite
+one), {minutes} minutes: the released program between a database and NATS JetStream, all on one
+machine. Each fault happens to an outbox of its own while writers commit; when it has ended, all that waits is delivered,
 the relays stop, the stream is read back as a whole and compared with what the database holds.
 
 {table}
@@ -138,7 +138,8 @@ the relays stop, the stream is read back as a whole and compared with what the d
   JetStream dropped them by their id or not; without those that it refused since a message of another
   relay came between two of a key, which nobody gets and which go again. **Allowed**: each
   time a relay is interrupted, it may deliver again what it holds: `2 * batch_size +
-  2 * max_concurrent_events` events at most, 400 here.
+  2 * max_concurrent_events` events at most, 400 here; and a database that takes over from one that it
+  was behind has forgotten of some events that they were delivered.
 - **order violations**: first deliveries of a key after a later event of the key.
 - **s to recover**: the longest time from the end of a fault, or from its begin where other relays
   make up for it, until every event that waited at that moment was delivered.
@@ -147,7 +148,8 @@ The writers lock a few of 200 accounts, a fifth of the transactions the same one
 events for each as their last act; roll back one transaction in six, and some by a savepoint after
 events were stored; lose some connections at COMMIT ({unknown} transactions failed, so that only the
 database knows their outcome); and hold some transactions open for seconds, with events stored early
-and late. What a repeated delivery carries is compared with the first, byte for byte.
+and late. What a repeated delivery carries is compared with the first, byte for byte. Events that only a
+lost database had are left out: their data is gone with it, whether they were delivered or not.
 
 Further figures:
 
