@@ -54,6 +54,7 @@ pub trait EventBus: Send + Sync + 'static {
     /// Default: [`publish`](Self::publish), and all outcomes at its end. A bus whose events are
     /// answered one by one overrides it, for no call may hold back what others answered. An event
     /// that is not reported when the future ends has failed; a second report of one is ignored.
+    /// Events of one key are reported in their order.
     async fn publish_each(&self, events: &[OutboxEvent], outcomes: Outcomes<'_>) {
         outcomes.known(self.publish(events).await.into_iter().enumerate().collect());
     }

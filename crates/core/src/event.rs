@@ -223,8 +223,20 @@ impl OutboxEvent {
     /// What one more failed attempt means. `random` as in [`RetryPolicy::delay`].
     #[must_use]
     pub fn decide_retry(&self, policy: &RetryPolicy, random: f64) -> RetryDecision {
+        self.decide_retry_within(self.0.max_retries, policy, random)
+    }
+
+    /// The same with `attempts_max` in place of the event's own `max_retries`: for a destination whose
+    /// operator decides.
+    #[must_use]
+    pub fn decide_retry_within(
+        &self,
+        attempts_max: u32,
+        policy: &RetryPolicy,
+        random: f64,
+    ) -> RetryDecision {
         let retry_count = self.0.retry_count.saturating_add(1);
-        if retry_count >= self.0.max_retries {
+        if retry_count >= attempts_max {
             RetryDecision::Exhausted { retry_count }
         } else {
             RetryDecision::Retry { retry_count, delay: policy.delay(retry_count, random) }

@@ -22,6 +22,6 @@ mod telemetry;
 pub use builder::OutboxProcessorBuilder;
 pub use posthaste_core::Pattern;
 pub use processor::OutboxProcessor;
-pub use routes::{DeadHeadPolicy, Destination, Route, RouteTable, Routed};
+pub use routes::{DeadHeadPolicy, Destination, Route, RouteTable, Routed, UnknownDestination};
 pub use settings::ProcessorSettings;
 pub use statistics::{DestinationState, ProcessorStatistics, RelayState, StopReport};

@@ -4,7 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use posthaste_core::{BusCapabilities, Error, ErrorKind, EventBus, OutboxEvent, Pattern, Result};
+use posthaste_core::{
+    BusCapabilities, Error, ErrorKind, EventBus, OutboxEvent, Pattern, Result, RetryPolicy,
+};
 
 use crate::telemetry;
 
@@ -14,18 +16,38 @@ pub struct Destination {
     pub(crate) name: Arc<str>,
     pub(crate) bus: Arc<dyn EventBus>,
     pub(crate) dead_head: DeadHeadPolicy,
+    pub(crate) retry_policy: Option<RetryPolicy>,
+    pub(crate) max_attempts: Option<u32>,
 }
 
 impl Destination {
     /// A destination; the name is what routes, the `destination` column and metric labels use.
     pub fn new(name: &str, bus: Arc<dyn EventBus>) -> Self {
-        Self { name: name.into(), bus, dead_head: DeadHeadPolicy::default() }
+        let dead_head = DeadHeadPolicy::default();
+        Self { name: name.into(), bus, dead_head, retry_policy: None, max_attempts: None }
     }
 
     /// What happens to a key whose head is dead. Default: block.
     #[must_use]
     pub const fn dead_head(mut self, policy: DeadHeadPolicy) -> Self {
         self.dead_head = policy;
+        self
+    }
+}
+
+impl Destination {
+    /// When an event that failed here is tried again. Default: as the processor's settings say.
+    #[must_use]
+    pub const fn retry_policy(mut self, policy: RetryPolicy) -> Self {
+        self.retry_policy = Some(policy);
+        self
+    }
+
+    /// How many attempts an event has here, whatever its row says; at least 1. Default: the
+    /// `max_retries` of each row, which is the writer's to say.
+    #[must_use]
+    pub const fn max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts = Some(attempts);
         self
     }
 }
@@ -37,6 +59,17 @@ impl fmt::Debug for Destination {
             .field("dead_head", &self.dead_head)
             .finish_non_exhaustive()
     }
+}
+
+/// What happens to an event whose `destination` column names one that is not configured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UnknownDestination {
+    /// It waits in the store, and its key with it, until a relay knows the name: writers may be
+    /// deployed before the relay's configuration. Operators are told.
+    #[default]
+    Hold,
+    /// It is a dead letter at once.
+    Dead,
 }
 
 /// What happens to the later events of a key when its first one is a dead letter.
@@ -165,6 +198,10 @@ impl Routes {
 
     pub(crate) fn destinations(&self) -> &[Destination] {
         &self.destinations
+    }
+
+    pub(crate) fn destination(&self, index: usize) -> &Destination {
+        &self.destinations[index]
     }
 
     /// What the destination's bus can do now. One that panics instead of saying so is used with

@@ -3,6 +3,8 @@ use std::time::Duration;
 
 use posthaste_core::{Error, ErrorKind, Result, RetryPolicy};
 
+use crate::UnknownDestination;
+
 /// How a processor works. Every field has a default that suits a service of moderate load.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProcessorSettings {
@@ -21,6 +23,14 @@ pub struct ProcessorSettings {
     pub max_concurrent_events: usize,
     /// When a failed event is tried again.
     pub retry_policy: RetryPolicy,
+    /// How long failures count no attempt that nothing proves to be their events' own: because nothing
+    /// else is there to send, or because others fail as well. An outage of a quiet destination shorter
+    /// than this costs no attempt; a lone poison event is tried for so long before its first attempt
+    /// counts. Default 2 min: as long as a rolling deployment may take. A run that ends by itself
+    /// (`process_events`, `drain`) has no patience.
+    pub outage_patience: Duration,
+    /// What happens to events for a destination that is not configured. Default: they wait.
+    pub unknown_destination: UnknownDestination,
     /// The most events published in a second, over all destinations. Default: no limit.
     pub rate_limit_events_per_second: Option<NonZeroU32>,
     /// The most payload bytes held in memory. One event may exceed it alone. Default 64 MiB.
@@ -45,6 +55,8 @@ impl Default for ProcessorSettings {
             poll_interval: Duration::from_millis(100),
             max_concurrent_events: 1_000,
             retry_policy: RetryPolicy::default(),
+            outage_patience: Duration::from_secs(120),
+            unknown_destination: UnknownDestination::default(),
             rate_limit_events_per_second: None,
             buffer_bytes_max: 64 * 1024 * 1024,
             shutdown_timeout: Duration::from_secs(30),

@@ -53,13 +53,17 @@ impl Shared {
         state.counts = Counts::default();
         state.database_error = None;
         state.failure = None;
-        state.destinations =
-            destinations.map(|name| DestinationState { name, paused_for: None }).collect();
+        state.destinations = destinations
+            .map(|name| DestinationState { name, paused_for: None, failing_keys: 0 })
+            .collect();
     }
 
     pub(crate) fn observe(&self, machine: &Machine) {
         let mut state = self.lock();
         let counts = machine.counts();
+        for (destination, keys) in state.destinations.iter_mut().zip(machine.failing_keys()) {
+            destination.failing_keys = keys;
+        }
         if counts.delivered > state.counts.delivered {
             state.last_acknowledged = Some(Instant::now());
         }
@@ -128,6 +132,7 @@ impl Shared {
             retried: counts.retried,
             dead_lettered: counts.dead_lettered,
             interrupted: counts.interrupted,
+            lost_as_repeat: counts.lost_as_repeat,
             in_flight: state.in_flight,
             buffered: state.buffered,
             unsettled: state.unsettled,
@@ -151,5 +156,6 @@ const fn sum(a: Counts, b: Counts) -> Counts {
         retried: a.retried + b.retried,
         dead_lettered: a.dead_lettered + b.dead_lettered,
         interrupted: a.interrupted + b.interrupted,
+        lost_as_repeat: a.lost_as_repeat + b.lost_as_repeat,
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use posthaste_core::{Error, ErrorKind, LeaseRequest, OutboxRepository, Result};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -56,10 +56,15 @@ impl Shell {
         let shares = self.repository.capabilities().leases;
         let mut machine =
             Machine::new(Arc::clone(&self.routes), self.settings.clone(), shares, seed);
+        if !matches!(until, Until::Stopped) {
+            machine = machine.without_patience();
+        }
         let mut answers: JoinSet<Input> = JoinSet::new();
+        let (outcomes, mut outcomes_known) = mpsc::unbounded_channel();
         let clock = Clock::start();
         let send_until = watch::Sender::new(Duration::ZERO);
-        let relay = Relay { id: Uuid::new_v4(), name: name_of_process(), clock, send_until };
+        let name = name_of_process();
+        let relay = Relay { id: Uuid::new_v4(), name, clock, send_until, outcomes };
         let woken = Arc::new(Notify::new());
         let mut chores = JoinSet::new();
         chores.spawn(forward_wakes(
@@ -67,6 +72,11 @@ impl Shell {
             self.telemetry.clone(),
             Arc::clone(&woken),
         ));
+        for destination in 0..self.routes.destinations().len() {
+            let routes = Arc::clone(&self.routes);
+            let outcomes = relay.outcomes.clone();
+            chores.spawn(forward_recoveries(routes, self.telemetry.clone(), destination, outcomes));
+        }
         let mut fine_timer = FineTimer::new();
         let mut stop_by: Option<Duration> = None;
         let mut error = None;
@@ -97,7 +107,17 @@ impl Shell {
             self.shared.rests_for(deadline.map(|deadline| deadline.saturating_sub(now)));
             tokio::select! {
                 biased;
+                Some(known) = outcomes_known.recv() => {
+                    machine.handle(known, clock.now());
+                    while let Ok(known) = outcomes_known.try_recv() {
+                        machine.handle(known, clock.now());
+                    }
+                }
                 Some(answer) = answers.join_next(), if !answers.is_empty() => {
+                    // The end of a call comes after all that it told.
+                    while let Ok(known) = outcomes_known.try_recv() {
+                        machine.handle(known, clock.now());
+                    }
                     take_in(&mut machine, answer, clock);
                     while let Some(answer) = answers.try_join_next() {
                         take_in(&mut machine, answer, clock);
@@ -200,24 +220,28 @@ impl Shell {
                     Input::Settled { settlements, result }
                 });
             }
-            Command::Publish { destination, batch, not_after } => {
+            Command::Publish { call, events, not_after } => {
                 let routes = Arc::clone(&self.routes);
+                let outcomes = relay.outcomes.clone();
                 let (clock, renewals) = (relay.clock, relay.send_until.subscribe());
                 answers.spawn(async move {
                     // The process may have been stopped since the machine decided.
                     if clock.now() >= not_after {
-                        return Input::NotSent { destination, batch };
+                        return Input::CallEnded { call, given_up: true };
                     }
-                    let to = &routes.destinations()[destination];
-                    let results = tokio::select! {
-                        biased;
-                        results = telemetry.publish(to, &batch.events) => results,
-                        // A call may go on sending for long; not past the lease.
-                        () = lease_ends(clock, not_after, renewals) => {
-                            return Input::NotSent { destination, batch };
-                        }
+                    let report = |known, repeated| {
+                        // The run may be over: then nobody asks any more.
+                        let known = Input::Published { call, outcomes: known, repeated };
+                        let _ = outcomes.send(known);
                     };
-                    Input::Published { destination, batch, results }
+                    let to = routes.destination(call.0);
+                    let given_up = tokio::select! {
+                        biased;
+                        () = telemetry.publish(to, &events, report) => false,
+                        // A call may go on sending for long; not past the lease.
+                        () = lease_ends(clock, not_after, renewals) => true,
+                    };
+                    Input::CallEnded { call, given_up }
                 });
             }
             Command::Report(report) => {
@@ -243,6 +267,29 @@ impl Shell {
                     destination = name(*destination), ?delay, error, "event failed; it is tried again"
                 );
             }
+            Report::TriedAgain { destination, event, pause, error } => {
+                tracing::warn!(
+                    id = %event.id, event_type = &*event.event_type, key = event.key,
+                    destination = name(*destination), ?pause, error,
+                    "event failed, and nothing tells yet whose fault that is; it is tried again and \
+                     no attempt is counted"
+                );
+            }
+            Report::LostAsRepeat { destination, event } => {
+                self.telemetry.lost_as_repeat(name(*destination));
+                tracing::error!(
+                    id = %event.id, event_type = &*event.event_type, key = event.key,
+                    destination = name(*destination),
+                    "the broker dropped an event that was never sent before, since it holds another \
+                     of the same id: it is recorded as delivered and it is not; give each event an id \
+                     of its own"
+                );
+            }
+            Report::UnknownDestination { name } => tracing::error!(
+                destination = &**name,
+                "events name a destination that is not configured; they and their keys wait until a \
+                 relay knows it, or they are sent elsewhere"
+            ),
             Report::DeadLettered { event, reason, error, blocks_key } => {
                 self.telemetry.dead_lettered(reason, 1);
                 tracing::error!(
@@ -291,6 +338,8 @@ struct Relay {
     clock: Clock,
     /// Nothing may be sent from then on; it moves on with every renewal of the lease.
     send_until: watch::Sender<Duration>,
+    /// Where calls tell what they know before they end.
+    outcomes: mpsc::UnboundedSender<Input>,
 }
 
 /// Completes when the lease is over under which something is sent: at `until`, unless it is renewed
@@ -335,6 +384,30 @@ fn take_in(machine: &mut Machine, answer: Result<Input, tokio::task::JoinError>,
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     // An error means that every handle of the processor is gone: stop as well.
     let _ = stop.wait_for(|stopped| *stopped).await;
+}
+
+/// Tells the machine each time that a destination's client is connected again.
+async fn forward_recoveries(
+    routes: Arc<Routes>,
+    telemetry: Telemetry,
+    destination: usize,
+    told: mpsc::UnboundedSender<Input>,
+) {
+    let to = routes.destination(destination);
+    loop {
+        if let Err(error) = telemetry.recovered(to).await {
+            tracing::error!(
+                destination = &*to.name,
+                error = error.report(),
+                "no more is heard of it"
+            );
+            return;
+        }
+        if told.send(Input::Recovered { destination }).is_err() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// Turns the repository's hints into at most one wake-up each millisecond.

@@ -20,8 +20,10 @@ pub struct ProcessorStatistics {
     pub retried: u64,
     /// Events dead-lettered since start.
     pub dead_lettered: u64,
-    /// Attempts that met an outage and counted nothing, since start.
+    /// Attempts that counted nothing, since start: an outage, or nothing told whose fault it was.
     pub interrupted: u64,
+    /// Events that a broker dropped, since it held another of their id: recorded as delivered, and lost.
+    pub lost_as_repeat: u64,
     /// Published and not yet acknowledged.
     pub in_flight: usize,
     /// Fetched and waiting in memory, those in flight not counted.
@@ -58,6 +60,8 @@ pub struct DestinationState {
     pub name: String,
     /// The error it is paused for; `None` while it works.
     pub paused_for: Option<String>,
+    /// Keys whose first event failed here and was not taken since, up to about a thousand.
+    pub failing_keys: usize,
 }
 
 /// What a processor is doing.

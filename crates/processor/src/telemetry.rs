@@ -6,7 +6,7 @@
 use std::any::Any;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -16,7 +16,7 @@ use metrics::{
     describe_gauge, describe_histogram, gauge, histogram,
 };
 use posthaste_core::{
-    Backlog, BusCapabilities, Error, ErrorKind, EventBus, OutboxEvent, OutboxRepository,
+    Backlog, BusCapabilities, Error, ErrorKind, EventBus, OutboxEvent, OutboxRepository, Outcomes,
     PublishResult, Result, RetryDecision,
 };
 use tracing::{Instrument, Span};
@@ -79,12 +79,15 @@ impl Telemetry {
         result
     }
 
-    /// Publishes in a span, times and counts, and turns a panic into errors.
+    /// Publishes in a span, times and counts, and turns a panic into errors. Outcomes go to `report` as
+    /// they become known, with the positions of those that the broker dropped as repeats; after a panic
+    /// those of all events, of which the ones known before stand.
     pub(crate) async fn publish(
         &self,
         destination: &Destination,
         events: &[OutboxEvent],
-    ) -> Vec<PublishResult> {
+        report: impl Fn(Vec<(usize, PublishResult)>, Vec<usize>) + Sync,
+    ) {
         let name = &destination.name;
         let started = Instant::now();
         let span = tracing::debug_span!(
@@ -93,16 +96,29 @@ impl Telemetry {
             destination = &**name,
             events = events.len()
         );
+        let repeated: Mutex<Vec<usize>> = Mutex::default();
+        let of_repeated = || repeated.lock().unwrap_or_else(PoisonError::into_inner);
+        let repeats = |position| of_repeated().push(position);
+        let known = |results: Vec<(usize, PublishResult)>| {
+            self.observe_results(name, events, &results);
+            report(results, std::mem::take(&mut *of_repeated()));
+        };
+        let outcomes = Outcomes::new(&known).with_repeated(&repeats);
         // Within a future of ours, so that a bus may panic before it gives one as well.
-        let call = async { destination.bus.publish(events).await };
-        let call = AssertUnwindSafe(call.instrument(span)).catch_unwind().await;
-        let results = call.unwrap_or_else(|panic| {
-            events.iter().map(|_| Err(panicked("publish", "the bus", &*panic))).collect()
-        });
+        let call = async { destination.bus.publish_each(events, outcomes).await };
+        if let Err(panic) = AssertUnwindSafe(call.instrument(span)).catch_unwind().await {
+            let failed = |number| (number, Err(panicked("publish", "the bus", &*panic)));
+            report((0..events.len()).map(failed).collect(), Vec::new());
+        }
         self.histogram("outbox_publish_duration_seconds", [to(name)]).record(started.elapsed());
         self.histogram("outbox_batch_size_events", []).record(events.len() as f64);
-        self.observe_results(name, events, &results);
-        results
+    }
+
+    /// Waits until a bus has connected again; `Err` when it panics.
+    pub(crate) async fn recovered(&self, destination: &Destination) -> Result<()> {
+        let call = async { destination.bus.recovered().await };
+        let recovered = AssertUnwindSafe(call).catch_unwind().await;
+        recovered.map_err(|panic| panicked("wait for a connection", "the bus", &*panic))
     }
 
     /// Closes a bus in a span, and turns a panic into an error.
@@ -124,11 +140,17 @@ impl Telemetry {
         woken.map_err(|panic| panicked("wait for events", "the repository", &*panic))
     }
 
-    fn observe_results(&self, name: &Arc<str>, events: &[OutboxEvent], results: &[PublishResult]) {
+    fn observe_results(
+        &self,
+        name: &Arc<str>,
+        events: &[OutboxEvent],
+        results: &[(usize, PublishResult)],
+    ) {
         let latency = self.histogram("outbox_delivery_latency_seconds", []);
         let now = Timestamp::now();
         let mut published = 0;
-        for (event, result) in events.iter().zip(results) {
+        for (number, result) in results {
+            let Some(event) = events.get(*number) else { continue };
             match result {
                 Ok(()) => {
                     published += 1;
@@ -148,6 +170,11 @@ impl Telemetry {
 
     pub(crate) fn retry_scheduled(&self) {
         self.counter("outbox_retries_total", []).increment(1);
+    }
+
+    pub(crate) fn lost_as_repeat(&self, destination: &str) {
+        let to = ("destination", destination.to_owned().into());
+        self.counter("outbox_lost_as_repeat_total", [to]).increment(1);
     }
 
     pub(crate) fn dead_lettered(&self, reason: &'static str, events: u64) {
@@ -263,6 +290,11 @@ fn describe_all() {
         "Attempts that failed, by kind of error"
     );
     describe_counter!("outbox_retries_total", Unit::Count, "Failed attempts that lead to a retry");
+    describe_counter!(
+        "outbox_lost_as_repeat_total",
+        Unit::Count,
+        "Events that the broker dropped since it held another of their id"
+    );
     describe_counter!(
         "outbox_dead_lettered_total",
         Unit::Count,

@@ -4,38 +4,43 @@
 use std::time::Duration;
 
 use governor::clock::Clock;
+use std::sync::Arc;
+
 use posthaste_core::{BusCapabilities, Error, ErrorKind, KeyPipelining};
 
+use super::in_flight::Place;
 use super::outage::Permit;
-use super::{Batch, CALLS_IN_FLIGHT, Command, Machine, Place};
+use super::{CALLS_IN_FLIGHT, Command, Machine, Report};
+use crate::UnknownDestination;
+
+/// The most unknown names of destinations that are told and remembered.
+const UNKNOWN_NAMES_MAX: usize = 100;
 
 impl Machine {
     pub(super) fn dispatch(&mut self, now: Duration, commands: &mut Vec<Command>) {
         self.limited_until = None;
-        self.dead_letter_unroutable(now);
+        self.see_to_unroutable(now);
         for destination in 0..self.outages.len() {
-            while let Some(batch) = self.next_batch(destination, now) {
-                let not_after = self.leases.send_until();
-                commands.push(Command::Publish { destination, batch, not_after });
-            }
+            commands.extend(std::iter::from_fn(|| self.next_call(destination, now)));
         }
     }
 
     /// The next events for a destination, unless it is paused or enough is in flight.
-    fn next_batch(&mut self, destination: usize, now: Duration) -> Option<Batch> {
+    fn next_call(&mut self, destination: usize, now: Duration) -> Option<Command> {
         let ready = self.keys.ready_count(destination);
         if ready == 0 {
             self.find_probe(destination, now);
             return None;
         }
-        let BusCapabilities { batch_events_max, key_pipelining, .. } =
+        let BusCapabilities { batch_events_max, key_pipelining, in_flight_events_max, .. } =
             self.routes.capabilities(destination);
         let batch_events_max = batch_events_max.max(1);
-        let in_flight_max = self.settings.max_concurrent_events;
-        let free = self.free_for(destination);
+        let in_flight_max = self.in_flight_max(destination, in_flight_events_max);
+        let free = self.free_for(destination, in_flight_max);
         let permit = self.outages[destination].permit(now);
         let wanted = match permit {
             Permit::Nothing => return None,
+            Permit::Fresh => 1,
             Permit::Probe(probes) => probes.min(batch_events_max).min(free),
             Permit::All => in_flight_max.div_ceil(CALLS_IN_FLIGHT).min(batch_events_max),
         };
@@ -43,13 +48,17 @@ impl Machine {
         if free == 0 || free < wanted.min(ready) {
             return None;
         }
-        let wanted = self.limit_rate(wanted.min(free), ready, now)?;
+        let suspicion = &self.outages[destination].suspicion;
+        let is_suspect = |id| suspicion.is_suspect(id);
+        if permit == Permit::Fresh && !self.keys.put_first(destination, |id| !is_suspect(id)) {
+            return None;
+        }
         if let Permit::Probe(probes) = permit
             && self.outages[destination].begins_to_probe()
         {
-            let suspects = self.outages[destination].suspicion.suspects();
-            self.keys.order_probes(destination, probes, suspects);
+            self.keys.order_probes(destination, probes, is_suspect);
         }
+        let wanted = self.limit_rate(wanted.min(free), ready, now)?;
         let per_key = match (permit, key_pipelining) {
             (Permit::All, KeyPipelining::SuffixFails) => wanted,
             _ => 1,
@@ -58,33 +67,36 @@ impl Machine {
         if taken.is_empty() {
             return None;
         }
-        let call = self.outages[destination].sent(taken.len());
-        self.in_flight[destination] += taken.len();
-        let mut batch = Batch {
-            call,
-            events: Vec::with_capacity(taken.len()),
-            places: Vec::with_capacity(taken.len()),
-        };
+        let call = (destination, self.outages[destination].sent(taken.len()));
+        let (mut events, mut places) =
+            (Vec::with_capacity(taken.len()), Vec::with_capacity(taken.len()));
         for (id, held) in taken {
-            self.in_flight_bytes += held.event.payload().body().len();
             self.leases.sent(id.shard());
             // Of a shard that is not held, nothing waits to be sent.
             let generation = self.leases.generation(id.shard()).unwrap_or_default();
-            batch.places.push(Place { seq: held.seq, key: id, generation });
-            batch.events.push(held.event);
+            places.push(Place { seq: held.seq, key: id, generation });
+            events.push(held.event);
         }
-        Some(batch)
+        let events = Arc::new(events);
+        self.in_flight.sent(call, Arc::clone(&events), places);
+        Some(Command::Publish { call, events, not_after: self.leases.send_until() })
+    }
+
+    /// The most events in flight to a destination: what the settings, its bus and its time-outs leave.
+    fn in_flight_max(&self, destination: usize, of_bus: Option<usize>) -> usize {
+        let settings = self.settings.max_concurrent_events;
+        self.outages[destination].window.limit(of_bus.map_or(settings, |max| max.min(settings)))
     }
 
     /// How many more events may be in flight to a destination. Each of several keeps a share of its
     /// own, so that one that hangs cannot take all there is.
-    fn free_for(&self, destination: usize) -> usize {
-        let in_flight_max = self.settings.max_concurrent_events;
+    fn free_for(&self, destination: usize, in_flight_max: usize) -> usize {
+        let of_all = self.settings.max_concurrent_events;
         let others = self.outages.len() - 1;
-        let share = in_flight_max / (2 * self.outages.len());
-        let own_max = (in_flight_max - others * share).max(1);
-        let free = in_flight_max.saturating_sub(self.in_flight());
-        free.min(own_max.saturating_sub(self.in_flight[destination]))
+        let share = of_all / (2 * self.outages.len());
+        let own_max = (of_all - others * share).max(1).min(in_flight_max);
+        let free = of_all.saturating_sub(self.in_flight());
+        free.min(own_max.saturating_sub(self.in_flight.to(destination)))
     }
 
     /// A destination may be probed, and all its keys are shelved: fetches some of them again.
@@ -113,9 +125,16 @@ impl Machine {
         Some(wanted)
     }
 
-    fn dead_letter_unroutable(&mut self, now: Duration) {
+    /// Events whose `destination` column names none that is configured: left in the store, where they
+    /// wait for a relay that knows the name, or dead letters, as the settings say.
+    fn see_to_unroutable(&mut self, now: Duration) {
         let unroutable = self.outages.len();
+        let holds = self.settings.unknown_destination == UnknownDestination::Hold;
         while self.keys.ready_count(unroutable) > 0 {
+            if holds {
+                self.hold_unroutable(unroutable);
+                continue;
+            }
             for (id, held) in self.keys.take(unroutable, usize::MAX, 1, now) {
                 let name = held.event.destination().unwrap_or_default().to_owned();
                 let error = Error::new(
@@ -127,6 +146,19 @@ impl Machine {
                 self.dead_letter(id, held, ErrorKind::DestinationMissing.as_str(), 0, &error);
                 self.keys.release(id, now);
             }
+        }
+    }
+
+    fn hold_unroutable(&mut self, unroutable: usize) {
+        for name in self.keys.destinations_named(unroutable) {
+            if self.unknown_names.len() < UNKNOWN_NAMES_MAX
+                && self.unknown_names.insert(name.clone())
+            {
+                self.reports.push(Report::UnknownDestination { name });
+            }
+        }
+        for seq in self.keys.shelve(unroutable, 0) {
+            self.reader.forget(seq);
         }
     }
 }

@@ -17,7 +17,7 @@ impl Machine {
         let (undecided, undecided_bytes) = self.undecided();
         let under_way = self.in_flight() + undecided + self.settling.unrecorded();
         let used = self.keys.held_events() + under_way;
-        let bytes_held = self.keys.held_bytes() + self.in_flight_bytes + undecided_bytes;
+        let bytes_held = self.keys.held_bytes() + self.in_flight.bytes() + undecided_bytes;
         let bytes = self.settings.buffer_bytes_max.saturating_sub(bytes_held);
         let fitting = bytes / self.payload_bytes_mean.max(1);
         let events = capacity.saturating_sub(used).min(self.settings.batch_size);

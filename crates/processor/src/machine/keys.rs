@@ -12,11 +12,11 @@
 //!    shelved one, whose destination is down, holds nothing.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use posthaste_core::{OrderKey, Seq, ShardSet};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
 use super::key::{Admission, Held, Key, KeyId, Unheld};
 
@@ -246,17 +246,32 @@ impl Keys {
         &mut self,
         destination: usize,
         probes: usize,
-        suspects: &FxHashSet<KeyId>,
+        is_suspect: impl Fn(KeyId) -> bool,
     ) {
         let ready = &mut self.ready[destination];
         let (mut suspected, mut others): (VecDeque<KeyId>, VecDeque<KeyId>) =
-            std::mem::take(ready).into_iter().partition(|id| suspects.contains(id));
+            std::mem::take(ready).into_iter().partition(|id| is_suspect(*id));
         let others_first = others.len().min(probes - suspected.len().min(probes / 2));
         let others_later = others.split_off(others_first);
         let suspected_later = suspected.split_off(suspected.len().min(probes - others_first));
         for part in [others, suspected, others_later, suspected_later] {
             ready.extend(part);
         }
+    }
+
+    /// Puts a ready key of this kind before all others, if there is one.
+    pub(super) fn put_first(&mut self, destination: usize, which: impl Fn(KeyId) -> bool) -> bool {
+        let ready = &mut self.ready[destination];
+        let found = ready.iter().position(|id| which(*id)).and_then(|at| ready.remove(at));
+        found.map(|id| ready.push_front(id)).is_some()
+    }
+
+    /// The destinations that the heads of a destination's ready keys name.
+    pub(super) fn destinations_named(&self, destination: usize) -> BTreeSet<Box<str>> {
+        self.ready[destination]
+            .iter()
+            .filter_map(|id| self.keys.get(id)?.front()?.event.destination().map(Into::into))
+            .collect()
     }
 
     /// Leaves what waits for a destination in the store, but for the heads of `keep` keys to probe with:
@@ -505,6 +520,7 @@ impl Keys {
 mod tests {
     use super::*;
     use posthaste_core::{OutboxEvent, Payload, Shard};
+    use rustc_hash::FxHashSet;
     use uuid::Uuid;
 
     const NOW: Duration = Duration::from_secs(100);
@@ -643,7 +659,7 @@ mod tests {
             keys.admit(id(key), held(seq, key), NOW);
         }
         let suspects: FxHashSet<KeyId> = ["a", "b", "c", "d"].map(id).into_iter().collect();
-        keys.order_probes(0, 4, &suspects);
+        keys.order_probes(0, 4, |id| suspects.contains(&id));
         assert_eq!(take(&mut keys, 6), [5, 6, 1, 2, 3, 4]);
 
         let mut keys = Keys::new(1);
@@ -651,7 +667,7 @@ mod tests {
             keys.admit(id(key), held(seq, key), NOW);
         }
         let suspects: FxHashSet<KeyId> = ["a"].map(id).into_iter().collect();
-        keys.order_probes(0, 4, &suspects);
+        keys.order_probes(0, 4, |id| suspects.contains(&id));
         assert_eq!(take(&mut keys, 6), [2, 3, 4, 1, 5, 6]);
     }
 

@@ -277,6 +277,8 @@ impl Machine {
             self.database_answered(Work::Reading);
         }
         if !changes.gained.is_empty() {
+            // Their former owner may have sent what is there by the next watermark.
+            self.unsent_above = None;
             self.reader.shards_gained();
         }
         let (shards, relays) = (self.leases.active().len(), self.leases.relays);

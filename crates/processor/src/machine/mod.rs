@@ -7,6 +7,7 @@ mod database;
 mod dead_letters;
 mod dispatch;
 mod gaps;
+mod in_flight;
 mod intake;
 mod key;
 mod keys;
@@ -18,7 +19,9 @@ mod settling;
 #[cfg(test)]
 mod simulation;
 mod suspicion;
+mod window;
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +38,8 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use self::database::{Database, Work};
+pub(crate) use self::in_flight::CallId;
+use self::in_flight::InFlight;
 use self::intake::ids_of;
 use self::key::KeyId;
 use self::keys::Keys;
@@ -59,9 +64,9 @@ pub(crate) enum Command {
     ReadDeadHeads { after: Seq, limit: usize },
     /// Fetch; answer with [`Input::Fetched`].
     Fetch { query: PendingQuery, ticket: FetchTicket },
-    /// Publish to a destination; answer with [`Input::Published`]. From `not_after` on nothing may be
-    /// sent: then answer with [`Input::NotSent`].
-    Publish { destination: usize, batch: Batch, not_after: Duration },
+    /// Publish to the call's destination; answer with [`Input::Published`] as outcomes become known, and
+    /// with [`Input::CallEnded`]. From `not_after` on nothing may be sent: then give it up.
+    Publish { call: CallId, events: Arc<Vec<OutboxEvent>>, not_after: Duration },
     /// Settle; answer with [`Input::Settled`].
     Settle(Vec<Settlement>),
     /// Tell operators.
@@ -80,14 +85,22 @@ pub(crate) enum Input {
         ticket: FetchTicket,
         page: Result<PendingPage>,
     },
+    /// Outcomes are known, each with the position of its event in the call.
     Published {
-        destination: usize,
-        batch: Batch,
-        results: Vec<PublishResult>,
+        call: CallId,
+        outcomes: Vec<(usize, PublishResult)>,
+        /// Which of them the broker dropped, since it holds an event of this id.
+        repeated: Vec<usize>,
     },
-    NotSent {
+    /// No more outcomes of this call come. `given_up`: its lease was over, and what is unanswered may
+    /// not have been sent.
+    CallEnded {
+        call: CallId,
+        given_up: bool,
+    },
+    /// A destination's client is connected again.
+    Recovered {
         destination: usize,
-        batch: Batch,
     },
     Settled {
         settlements: Vec<Settlement>,
@@ -101,29 +114,18 @@ pub(crate) enum Input {
 #[derive(Debug)]
 pub(crate) struct FetchTicket(Purpose);
 
-/// Events that are published in one call, and what the machine needs to take them back.
-#[derive(Debug)]
-pub(crate) struct Batch {
-    pub(crate) events: Vec<OutboxEvent>,
-    places: Vec<Place>,
-    /// The number of the call at its destination.
-    call: u64,
-}
-
-/// Where an event that was sent came from.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    seq: Seq,
-    key: KeyId,
-    /// Of its shard, when it was sent.
-    generation: i64,
-}
-
 /// Something operators want to know.
 #[derive(Debug)]
 pub(crate) enum Report {
     /// An attempt failed; the event waits for `delay`.
     RetryScheduled { destination: usize, event: Summary, delay: Duration, error: String },
+    /// An event failed, and nothing tells whose fault it is; it is tried again after `pause` and counts
+    /// no attempt.
+    TriedAgain { destination: usize, event: Summary, pause: Duration, error: String },
+    /// The broker dropped an event that nobody can have sent before: another had its id.
+    LostAsRepeat { destination: usize, event: Summary },
+    /// Events name a destination that is not configured; they wait in the store.
+    UnknownDestination { name: Box<str> },
     /// An event is a dead letter now.
     DeadLettered { event: Summary, reason: &'static str, error: String, blocks_key: bool },
     /// The store made rows that it cannot read dead letters, and has logged each.
@@ -159,6 +161,8 @@ pub(crate) struct Counts {
     pub(crate) retried: u64,
     pub(crate) dead_lettered: u64,
     pub(crate) interrupted: u64,
+    /// Events that the broker dropped as repeats of others with their ids.
+    pub(crate) lost_as_repeat: u64,
 }
 
 type Limiter = RateLimiter<
@@ -181,10 +185,15 @@ pub(crate) struct Machine {
     limiter: Option<(Limiter, FakeRelativeClock, Duration)>,
     limited_until: Option<Duration>,
     random: SmallRng,
-    /// Events published and not yet answered, per destination.
-    in_flight: Vec<usize>,
-    /// Payload bytes of the events in flight: they are in memory like those that wait.
-    in_flight_bytes: usize,
+    in_flight: InFlight,
+    /// How long a failure that nothing proves to be the event's own counts nothing. None in a run that
+    /// ends by itself: it cannot wait for others to tell.
+    patience: Duration,
+    /// Nobody can have sent an event above this place, unless it is in flight: this relay has not, and
+    /// those before it had nothing of it to read.
+    unsent_above: Option<Seq>,
+    /// Destinations that events name and nobody configured.
+    unknown_names: BTreeSet<Box<str>>,
     stopping: bool,
     /// Mean payload size of what was fetched, in bytes: keeps a page of large events small.
     payload_bytes_mean: usize,
@@ -219,8 +228,10 @@ impl Machine {
             limiter,
             limited_until: None,
             random: SmallRng::seed_from_u64(seed),
-            in_flight: vec![0; destinations],
-            in_flight_bytes: 0,
+            in_flight: InFlight::new(destinations),
+            patience: settings.outage_patience,
+            unsent_above: None,
+            unknown_names: BTreeSet::new(),
             stopping: false,
             payload_bytes_mean: 0,
             reports: Vec::new(),
@@ -249,6 +260,7 @@ impl Machine {
             }
             Input::Watermark(Ok(watermark)) => {
                 self.database_answered(Work::Reading);
+                self.unsent_above.get_or_insert(watermark.high);
                 self.reader.watermark_read(&watermark, now);
             }
             Input::DeadHeads(Ok(heads)) => {
@@ -270,10 +282,12 @@ impl Machine {
                 }
                 self.database_failed(Work::Reading, &error, now);
             }
-            Input::Published { destination, batch, results } => {
-                self.published(destination, batch, results, now);
+            Input::Published { call, outcomes, repeated } => {
+                self.repeats_seen(call, &repeated);
+                self.published(call, outcomes, now);
             }
-            Input::NotSent { destination, batch } => self.not_sent(destination, batch, now),
+            Input::CallEnded { call, given_up } => self.call_ended(call, given_up, now),
+            Input::Recovered { destination } => self.outages[destination].recovered(now),
             Input::Settled { settlements, result: Ok(_) } => {
                 self.database_answered(Work::Recording);
                 self.settling.recorded(&settlements);
@@ -331,6 +345,7 @@ impl Machine {
             times.extend([self.keys.next_wake(), self.limited_until].into_iter().flatten());
             times.extend(self.reader.due().into_iter().flatten());
             times.extend(self.outages.iter().filter_map(Outage::pause_ends));
+            times.extend(self.outages.iter().filter_map(Outage::fresh_from));
             times.extend(self.verdicts_due());
         }
         times.into_iter().filter(|at| *at > now).min()
@@ -366,8 +381,10 @@ impl Machine {
     pub(crate) fn is_drained(&mut self, now: Duration, patience: Duration) -> bool {
         let waits =
             self.keys.next_wake().is_some_and(|until| until <= now.saturating_add(patience));
-        let ready = (0..=self.outages.len())
-            .any(|index| self.keys.ready_count(index) + self.keys.shelved_count(index) > 0);
+        let unroutable = self.outages.len();
+        let ready = (0..unroutable)
+            .any(|index| self.keys.ready_count(index) + self.keys.shelved_count(index) > 0)
+            || self.keys.ready_count(unroutable) > 0;
         let under_way = self.keys.catch_up_count() > 0 || !self.is_settled();
         if waits || ready || under_way || !self.leases.is_complete() {
             return false;
@@ -382,7 +399,7 @@ impl Machine {
     }
 
     pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight.iter().sum()
+        self.in_flight.events()
     }
 
     pub(crate) const fn buffered(&self) -> usize {
@@ -397,12 +414,23 @@ impl Machine {
         self.keys.stuck()
     }
 
+    /// Keys of each destination whose heads failed and have not succeeded since.
+    pub(crate) fn failing_keys(&self) -> impl Iterator<Item = usize> {
+        self.outages.iter().map(|outage| outage.suspicion.suspects_count())
+    }
+
     pub(crate) const fn counts(&self) -> Counts {
         self.counts
     }
 
     pub(crate) fn hint(&self) -> Seq {
         self.reader.hint()
+    }
+
+    /// For a run that ends by itself: a failure that nothing tells about is decided at once.
+    pub(crate) const fn without_patience(mut self) -> Self {
+        self.patience = Duration::ZERO;
+        self
     }
 
     fn random(&mut self) -> f64 {

@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use posthaste_core::{Error, ErrorKind, RetryPolicy};
 
+use super::key::KeyId;
 use super::suspicion::{OUTAGE_KEYS, Position, Suspicion, Undecided};
+use super::window::Window;
 
-/// How pauses grow: quick enough to resume soon, slow enough to leave a sick server alone.
-const PAUSES: RetryPolicy = RetryPolicy {
+/// How pauses grow, of a destination and of an event that counts nothing: quick enough to resume soon,
+/// slow enough to leave a sick server alone.
+pub(super) const PAUSES: RetryPolicy = RetryPolicy {
     base_delay: Duration::from_millis(250),
     max_delay: Duration::from_secs(5),
     backoff_multiplier: 2.0,
@@ -24,6 +27,8 @@ pub(super) struct Outage {
     calls: u64,
     /// Failures that may be the destination's or their events' own.
     pub(super) suspicion: Suspicion,
+    /// How many events may be on their way.
+    pub(super) window: Window,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -31,11 +36,12 @@ enum State {
     /// Events flow.
     #[default]
     Closed,
-    /// Nothing is sent until `until`.
-    Open { until: Duration, failures: u32 },
+    /// Nothing is sent until `until`, but for a single event of a key that has not failed, from
+    /// `fresh_from` on: those that failed may all be poison, and it must not wait for them.
+    Open { until: Duration, fresh_from: Option<Duration>, failures: u32 },
     /// Probes may be sent, in calls numbered from `first_call`: `sent` events were, of which
-    /// `unanswered` are under way.
-    HalfOpen { failures: u32, first_call: u64, sent: usize, unanswered: usize },
+    /// `unanswered` are under way. `early`: it is the single one of a key that has not failed.
+    HalfOpen { failures: u32, first_call: u64, sent: usize, unanswered: usize, early: bool },
 }
 
 /// How much may be sent.
@@ -45,6 +51,8 @@ pub(super) enum Permit {
     All,
     /// So many events, each of another key, to see whether the destination is back.
     Probe(usize),
+    /// One event of a key that has not failed.
+    Fresh,
     /// Nothing.
     Nothing,
 }
@@ -52,15 +60,17 @@ pub(super) enum Permit {
 impl Outage {
     /// How much may be sent now. An open breaker whose pause is over becomes half-open.
     pub(super) fn permit(&mut self, now: Duration) -> Permit {
-        if let State::Open { until, failures } = self.state
+        if let State::Open { until, failures, .. } = self.state
             && now >= until
         {
-            let first_call = self.calls;
-            self.state = State::HalfOpen { failures, first_call, sent: 0, unanswered: 0 };
+            self.half_open(failures, false);
         }
         let probes_max = self.probes_max();
         match &mut self.state {
             State::Closed => Permit::All,
+            State::Open { fresh_from, .. } if fresh_from.is_some_and(|from| now >= from) => {
+                Permit::Fresh
+            }
             State::Open { .. } => Permit::Nothing,
             State::HalfOpen { sent, unanswered, .. } => {
                 if *unanswered == 0 && *sent >= probes_max {
@@ -75,10 +85,16 @@ impl Outage {
         }
     }
 
-    /// A destination that says itself that it is down is asked with a single event. Where events
-    /// failed, a single one could be poison, and keep it closed for all others.
+    fn half_open(&mut self, failures: u32, early: bool) {
+        let first_call = self.calls;
+        self.state = State::HalfOpen { failures, first_call, sent: 0, unanswered: 0, early };
+    }
+
+    /// A destination that cannot be reached is asked with a single event. Where events failed, a
+    /// single one could be poison, and keep it closed for all others.
     fn probes_max(&self) -> usize {
-        if self.suspicion.has_evidence() { OUTAGE_KEYS } else { 1 }
+        let early = matches!(self.state, State::HalfOpen { early: true, .. });
+        if self.suspicion.has_evidence() && !early { OUTAGE_KEYS } else { 1 }
     }
 
     /// No probe was sent yet since the pause was over.
@@ -88,6 +104,9 @@ impl Outage {
 
     /// So many events were sent. Returns the number of the call.
     pub(super) fn sent(&mut self, events: usize) -> u64 {
+        if let State::Open { failures, .. } = self.state {
+            self.half_open(failures, true);
+        }
         if let State::HalfOpen { sent, unanswered, .. } = &mut self.state {
             *sent += events;
             *unanswered += events;
@@ -115,13 +134,14 @@ impl Outage {
         }
     }
 
-    /// An event was taken. An answer to what was sent before an outage does not end it.
-    pub(super) fn succeeded(&mut self, sent: Position) {
+    /// An event of this key was taken. An answer to what was sent before an outage does not end it.
+    pub(super) fn succeeded(&mut self, id: KeyId, sent: Position) {
+        self.window.succeeded();
         match self.state {
-            State::Closed => self.suspicion.succeeded(sent.0),
+            State::Closed => self.suspicion.succeeded(id, sent.0),
             State::HalfOpen { first_call, .. } if sent.0 >= first_call => {
                 self.suspicion.probe_succeeded(sent, first_call..self.calls);
-                self.suspicion.succeeded(sent.0);
+                self.suspicion.succeeded(id, sent.0);
                 self.close();
             }
             State::HalfOpen { .. } | State::Open { .. } => {}
@@ -148,10 +168,24 @@ impl Outage {
         self.suspicion.failed(failure, self.calls);
     }
 
-    /// The destination is unavailable.
+    /// An event of this key got no answer in time, one of so many on their way.
+    pub(super) fn timed_out(&mut self, id: KeyId, call: u64, in_flight: usize) {
+        if !self.suspicion.is_convicted(id) {
+            self.window.timed_out(call, self.calls, in_flight);
+        }
+    }
+
+    /// There is no connection to the destination.
     pub(super) fn unavailable(&mut self, error: &Error, now: Duration, random: f64) {
-        let asked = error.retry_after().unwrap_or_default();
-        self.open(error.report(), asked, now, random);
+        let asked = error.retry_after();
+        self.open(error.report(), (asked, None), now, random);
+    }
+
+    /// The bus says that it is connected again: a pause ends at once.
+    pub(super) fn recovered(&mut self, now: Duration) {
+        if let State::Open { until, .. } = &mut self.state {
+            *until = now;
+        }
     }
 
     /// Takes it for an outage if enough keys failed and, where these are probes, none is left to
@@ -173,40 +207,55 @@ impl Outage {
             "{OUTAGE_KEYS} keys failed in a row and none succeeded; the last: {}",
             error.report()
         );
-        let asked = error.retry_after().unwrap_or_default();
-        self.open(text, asked, now, random);
+        let asked = error.retry_after();
+        // Who asks to be left alone is left alone.
+        let fresh_from = asked.is_none().then(|| now.saturating_add(PAUSES.base_delay));
+        self.open(text, (asked, fresh_from), now, random);
         true
     }
 
-    /// Failures were found to be their events' own: the destination works.
+    /// What failed said nothing against the destination: it can be reached.
     pub(super) fn acquitted(&mut self) {
         if matches!(self.state, State::HalfOpen { .. }) {
             self.close();
         }
     }
 
-    fn open(&mut self, error: String, asked: Duration, now: Duration, random: f64) {
+    fn open(
+        &mut self,
+        error: String,
+        (asked, fresh_from): (Option<Duration>, Option<Duration>),
+        now: Duration,
+        random: f64,
+    ) {
         let failures = match self.state {
             State::Closed => 1,
             State::HalfOpen { failures, .. } => failures.saturating_add(1),
             // One outage, however many of the events in flight report it.
             State::Open { .. } => return,
         };
-        let pause = PAUSES.delay(failures, random).max(asked);
-        self.state = State::Open { until: now.saturating_add(pause), failures };
+        let pause = PAUSES.delay(failures, random).max(asked.unwrap_or_default());
+        self.state = State::Open { until: now.saturating_add(pause), fresh_from, failures };
         self.error = Some(error);
     }
 
     fn close(&mut self) {
         self.state = State::Closed;
         self.error = None;
-        self.suspicion.cleared();
     }
 
     /// When the pause is over, if there is one.
     pub(super) fn pause_ends(&self) -> Option<Duration> {
         match self.state {
             State::Open { until, .. } => Some(until),
+            State::Closed | State::HalfOpen { .. } => None,
+        }
+    }
+
+    /// When a key that has not failed may be tried during a pause.
+    pub(super) fn fresh_from(&self) -> Option<Duration> {
+        match self.state {
+            State::Open { fresh_from, .. } => fresh_from,
             State::Closed | State::HalfOpen { .. } => None,
         }
     }
@@ -221,6 +270,11 @@ impl Outage {
 mod tests {
     use super::*;
     use posthaste_core::ErrorKind;
+
+    fn key() -> KeyId {
+        let key = posthaste_core::OrderKey::named("a").expect("a key");
+        KeyId::of(&key, posthaste_core::Shard::default())
+    }
 
     fn down() -> Error {
         Error::new(ErrorKind::Unreachable, "publish", "refused")
@@ -238,7 +292,7 @@ mod tests {
         let call = outage.sent(1);
         assert_eq!(outage.permit(until), Permit::Nothing);
         outage.answered(call, 1);
-        outage.succeeded((call, 0));
+        outage.succeeded(key(), (call, 0));
         assert_eq!(outage.permit(until), Permit::All);
         assert_eq!(outage.error(), None);
     }
@@ -279,7 +333,7 @@ mod tests {
         for now in [Duration::ZERO, until] {
             outage.permit(now);
             outage.answered(call, 1);
-            outage.succeeded((call, 0));
+            outage.succeeded(key(), (call, 0));
             assert!(outage.error().is_some());
         }
         assert_eq!(outage.permit(until), Permit::Probe(1));

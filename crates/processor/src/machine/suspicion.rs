@@ -1,25 +1,35 @@
-//! Whose fault is an *ambiguous* failure, one of status `Transient`, a 500 for one? The event's own,
-//! which counts an attempt, or the destination's, which is an outage and counts none.
+//! Whose fault is a failure that anything may have caused, a 500 or a 503 for one? The event's own, which
+//! counts an attempt, or the destination's, which is an outage and counts none.
 //!
-//! A failure is *undecided* at first: its event stays taken, so that its key waits, and nothing is
-//! recorded. What happens beside it decides:
+//! The bus says what it met and about whom; what follows is decided here, for all buses alike, from
+//! what *other* keys meet at the destination. The table stands in ARCHITECTURE.md. A failure is
+//! *undecided* at first: its event stays taken, so that its key waits, and nothing is recorded.
 //!
 //! - [`OUTAGE_KEYS`] distinct keys failed in a row, and none succeeded between them: an outage. The
-//!   destination is paused, and everything undecided goes back uncounted.
-//! - An event succeeded that was sent after the failure was known: the event's own. A success that
-//!   was under way meanwhile proves nothing, for it may be older than the outage. Among the probes
-//!   of a paused destination, which are sent together, one success proves those sent behind it.
-//! - Nothing more is there to send, and too few keys have failed: after [`VERDICT_WAIT`] the
-//!   event's own. While there is something to send, it decides, however long it takes.
+//!   destination is paused, and everything undecided goes back uncounted. Events that chose their own
+//!   path or subject are one voice for each of these, and a key whose failure was refuted before, since
+//!   others were taken after it, is none.
+//! - An event succeeded that was sent after the failure was known, by a destination that takes nearly
+//!   all: the event's own. A success that was under way meanwhile proves nothing, for it may be older
+//!   than the outage. Among the probes of a paused destination, which are sent together, one success
+//!   proves those sent behind it. Where more than one event in [`OUTAGE_KEYS`] fails at its first try, as
+//!   while a deployment replaces one instance after the other, a failure proves nothing either.
+//! - The same key failed in the same way before, and was found to be at fault: its own again.
+//! - Otherwise, and where nothing more is there to send that could tell, the event is tried *again*
+//!   after a pause that grows, and counts nothing; its row says why it waits.
+//! - That has an end: after the patience of the settings, a failure that others refuted is the event's
+//!   own, and so is one that only the event itself is named for and that nothing else tells about.
 
 use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::time::Duration;
 
-use posthaste_core::{Error, ShardSet};
-use rustc_hash::FxHashSet;
+use posthaste_core::{Error, ErrorKind, ShardSet, Subject};
+use rustc_hash::FxHashMap;
 
 use super::key::{Held, KeyId};
+use super::outage::PAUSES;
 
 /// So many distinct keys that fail in a row are an outage, and so many keys probe whether it is over.
 ///
@@ -43,7 +53,7 @@ pub(super) const VERDICT_WAIT: Duration = Duration::from_millis(500);
 /// undecided failures take up some themselves.
 pub(super) const SHELVED_VERDICT_WAIT: Duration = Duration::from_secs(10);
 
-/// The most keys that are remembered as having failed in this outage.
+/// The most keys that are remembered as failing.
 const SUSPECTS_MAX: usize = 1_024;
 
 /// Where in the order of sending an event was: its call to the destination, and its place in it.
@@ -59,54 +69,149 @@ pub(super) struct Undecided {
     pub(super) sent: Position,
 }
 
+/// What is decided of a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The event's own: it counts an attempt.
+    Own,
+    /// Nothing tells yet: it is tried again after a pause, and counts none.
+    Again(Duration),
+}
+
+/// What a verdict needs to know beside the failures.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Situation {
+    pub(super) now: Duration,
+    /// How long a failure waits for others to tell; `None` while there are others under way or ready.
+    pub(super) wait: Option<Duration>,
+    /// How long a failure that nothing proves to be the event's own counts nothing.
+    pub(super) patience: Duration,
+    /// A number from 0 to 1, for the jitter of pauses.
+    pub(super) random: f64,
+}
+
+/// Who speaks against a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Voice {
+    Key(KeyId),
+    /// All events that go this way, whatever their keys.
+    Route(u64),
+}
+
+impl Voice {
+    fn of(failure: &Undecided) -> Self {
+        if failure.error.subject() != Subject::Route {
+            return Self::Key(failure.id);
+        }
+        let event = &failure.held.event;
+        let mut hasher = DefaultHasher::new();
+        (event.topic(), event.topic().is_none().then(|| event.event_type())).hash(&mut hasher);
+        Self::Route(hasher.finish())
+    }
+}
+
+/// A failure and what speaks for its being the event's own.
+#[derive(Debug)]
+struct Trouble {
+    failure: Undecided,
+    /// The number of the first call that was sent after it was known.
+    next_call: u64,
+    proven: bool,
+}
+
+/// A key whose head fails.
+#[derive(Debug)]
+struct Suspect {
+    /// Its first failure since its last success.
+    since: Duration,
+    /// The first call after its latest failure was known.
+    next_call: u64,
+    /// When it failed first after others had been taken.
+    refuted_at: Option<Duration>,
+    /// What it was found to be at fault with.
+    convicted: Option<ErrorKind>,
+    /// Tries that counted nothing.
+    uncounted: u32,
+}
+
 /// What is known of the failures of one destination.
 #[derive(Debug, Default)]
 pub(super) struct Suspicion {
-    /// Each with the number of the first call that was sent after it was known, and with whether it
-    /// is proven to be the event's own.
-    undecided: Vec<(Undecided, u64, bool)>,
-    /// The keys that failed last, each once, and when; since the last success.
-    streak: VecDeque<(KeyId, Duration)>,
-    /// Keys that failed in this outage, for probes to take other ones too.
-    suspects: FxHashSet<KeyId>,
+    undecided: Vec<Trouble>,
+    /// Who failed last, each once, and when; since the last success.
+    streak: VecDeque<(Voice, Duration)>,
+    suspects: FxHashMap<KeyId, Suspect>,
     /// The first success among the latest probes, and the calls that these were sent in.
     proven_by: Option<(Position, Range<u64>)>,
+    /// The latest call that something succeeded of.
+    last_success: Option<u64>,
+    /// The latest outcomes of keys at their first try, a bit each, set for a failure. That a further
+    /// try succeeded tells of luck, not of health.
+    recent: u32,
 }
 
 impl Suspicion {
     /// An event failed; the call numbered `next_call` is the first to be sent after this is known.
     pub(super) fn failed(&mut self, failure: Undecided, next_call: u64) {
-        self.streak.retain(|(id, _)| *id != failure.id);
-        self.streak.push_back((failure.id, failure.failed_at));
-        if self.streak.len() > OUTAGE_KEYS {
-            self.streak.pop_front();
-        }
         let proven = self.proven_by.as_ref().is_some_and(|(success, calls)| {
             calls.contains(&failure.sent.0) && failure.sent > *success
         });
-        self.undecided.push((failure, next_call, proven));
+        if self.suspects(&failure, next_call) {
+            let voice = Voice::of(&failure);
+            self.streak.retain(|(other, _)| *other != voice);
+            self.streak.push_back((voice, failure.failed_at));
+            if self.streak.len() > OUTAGE_KEYS {
+                self.streak.pop_front();
+            }
+        }
+        self.undecided.push(Trouble { failure, next_call, proven });
     }
 
-    /// An event succeeded that was sent in this call.
-    pub(super) fn succeeded(&mut self, call: u64) {
+    /// Remembers the key as one that fails. Returns whether it speaks against the destination.
+    fn suspects(&mut self, failure: &Undecided, next_call: u64) -> bool {
+        if !self.suspects.contains_key(&failure.id) {
+            self.recent = self.recent << 1 | 1;
+            if self.suspects.len() >= SUSPECTS_MAX {
+                self.suspects.retain(|_, suspect| suspect.convicted.is_some());
+            }
+            if self.suspects.len() >= SUSPECTS_MAX {
+                self.suspects.clear();
+            }
+        }
+        let last_success = self.last_success;
+        let suspect = self.suspects.entry(failure.id).or_insert(Suspect {
+            since: failure.failed_at,
+            next_call: u64::MAX,
+            refuted_at: None,
+            convicted: None,
+            uncounted: 0,
+        });
+        if last_success.is_some_and(|call| call >= suspect.next_call) {
+            suspect.refuted_at.get_or_insert(failure.failed_at);
+        }
+        suspect.next_call = next_call;
+        suspect.refuted_at.is_none() && suspect.convicted.is_none()
+    }
+
+    /// An event of this key succeeded that was sent in this call.
+    pub(super) fn succeeded(&mut self, id: KeyId, call: u64) {
+        self.last_success = self.last_success.max(Some(call));
         self.streak.clear();
-        for (_, next_call, proven) in &mut self.undecided {
-            *proven |= call >= *next_call;
+        if self.suspects.remove(&id).is_none() {
+            self.recent <<= 1;
+        }
+        for trouble in &mut self.undecided {
+            trouble.proven |= call >= trouble.next_call;
         }
     }
 
     /// A probe succeeded, sent as one of those in `calls`: the outage is over.
     pub(super) fn probe_succeeded(&mut self, success: Position, calls: Range<u64>) {
-        self.suspects.clear();
-        for (failure, _, proven) in &mut self.undecided {
-            *proven |= calls.contains(&failure.sent.0) && failure.sent > success;
+        for trouble in &mut self.undecided {
+            let sent = trouble.failure.sent;
+            trouble.proven |= calls.contains(&sent.0) && sent > success;
         }
         self.proven_by = Some((success, calls));
-    }
-
-    /// The destination is not suspected any more.
-    pub(super) fn cleared(&mut self) {
-        self.suspects.clear();
     }
 
     /// So many keys failed in a row that it is an outage.
@@ -120,9 +225,29 @@ impl Suspicion {
         !self.streak.is_empty()
     }
 
-    /// The keys that failed in this outage.
-    pub(super) const fn suspects(&self) -> &FxHashSet<KeyId> {
-        &self.suspects
+    /// The destination has taken an event since this relay began.
+    pub(super) const fn ever_succeeded(&self) -> bool {
+        self.last_success.is_some()
+    }
+
+    /// The head of this key is a dead letter: what comes after it is judged anew.
+    pub(super) fn forget(&mut self, id: KeyId) {
+        self.suspects.remove(&id);
+    }
+
+    /// Whether a failure of this key was found to be its own before.
+    pub(super) fn is_convicted(&self, id: KeyId) -> bool {
+        self.suspects.get(&id).is_some_and(|suspect| suspect.convicted.is_some())
+    }
+
+    /// Whether the head of this key fails.
+    pub(super) fn is_suspect(&self, id: KeyId) -> bool {
+        self.suspects.contains_key(&id)
+    }
+
+    /// Keys whose heads fail.
+    pub(super) fn suspects_count(&self) -> usize {
+        self.suspects.len()
     }
 
     pub(super) const fn undecided_count(&self) -> usize {
@@ -130,62 +255,99 @@ impl Suspicion {
     }
 
     pub(super) fn undecided_bytes(&self) -> usize {
-        self.undecided.iter().map(|(failure, ..)| failure.held.bytes()).sum()
+        self.undecided.iter().map(|trouble| trouble.failure.held.bytes()).sum()
     }
 
     /// What the destination said last, of what is undecided.
     pub(super) fn last_error(&self) -> Option<&Error> {
-        self.undecided.last().map(|(failure, ..)| &failure.error)
+        self.undecided.last().map(|trouble| &trouble.failure.error)
     }
 
     /// When the oldest undecided event failed.
     pub(super) fn undecided_since(&self) -> Option<Duration> {
-        self.undecided.first().map(|(failure, ..)| failure.failed_at)
+        self.undecided.first().map(|trouble| trouble.failure.failed_at)
     }
 
-    /// Failures that are proven to be their events' own.
-    pub(super) fn take_proven(&mut self) -> Vec<Undecided> {
-        self.take(|_, proven| proven)
+    /// At its first try, nearly everything is taken.
+    const fn is_healthy(&self) -> bool {
+        self.recent.count_ones() as usize * OUTAGE_KEYS <= u32::BITS as usize
     }
 
-    /// Failures that have waited in vain, for so long, for others beside them.
-    pub(super) fn take_waited(&mut self, wait: Duration, now: Duration) -> Vec<Undecided> {
-        self.take(|failure, _| failure.failed_at + wait <= now)
+    /// Takes the failures of which it can be told what to do.
+    pub(super) fn decide(&mut self, situation: &Situation) -> Vec<(Undecided, Verdict)> {
+        let verdicts: Vec<Option<Verdict>> =
+            self.undecided.iter().map(|trouble| self.verdict(trouble, situation)).collect();
+        let mut verdicts_left = verdicts.iter();
+        let decided: Vec<Trouble> = self
+            .undecided
+            .extract_if(.., |_| verdicts_left.next().is_some_and(Option::is_some))
+            .collect();
+        let decided: Vec<(Undecided, Verdict)> = decided
+            .into_iter()
+            .map(|trouble| trouble.failure)
+            .zip(verdicts.into_iter().flatten())
+            .collect();
+        for (failure, verdict) in &decided {
+            if let Some(suspect) = self.suspects.get_mut(&failure.id) {
+                match verdict {
+                    Verdict::Own => suspect.convicted = Some(failure.error.kind()),
+                    Verdict::Again(_) => suspect.uncounted = suspect.uncounted.saturating_add(1),
+                }
+            }
+        }
+        decided
+    }
+
+    fn verdict(&self, trouble: &Trouble, situation: &Situation) -> Option<Verdict> {
+        let Situation { now, wait, patience, random } = *situation;
+        let failure = &trouble.failure;
+        let suspect = self.suspects.get(&failure.id);
+        let convicted = suspect.is_some_and(|it| it.convicted == Some(failure.error.kind()));
+        let refuted_at = suspect.and_then(|it| it.refuted_at);
+        let refuted_long = refuted_at.is_some_and(|at| at.saturating_add(patience) <= now);
+        if (trouble.proven && self.is_healthy()) || convicted || refuted_long {
+            return Some(Verdict::Own);
+        }
+        let waited = wait.is_some_and(|wait| failure.failed_at.saturating_add(wait) <= now);
+        if !waited && !trouble.proven {
+            return None;
+        }
+        let since = suspect.map_or(failure.failed_at, |it| it.since);
+        let named_alone = failure.error.subject() == Subject::Event;
+        if waited && named_alone && since.saturating_add(patience) <= now {
+            return Some(Verdict::Own);
+        }
+        let pause = PAUSES.delay(suspect.map_or(1, |it| it.uncounted + 1), random);
+        Some(Verdict::Again(pause.max(failure.error.retry_after().unwrap_or_default())))
     }
 
     /// All of them, which an outage excuses.
     pub(super) fn take_excused(&mut self) -> Vec<Undecided> {
-        let excused = self.take(|_, _| true);
-        if self.suspects.len() + excused.len() > SUSPECTS_MAX {
-            self.suspects.clear();
-        }
-        self.suspects.extend(excused.iter().map(|failure| failure.id));
-        excused
+        self.undecided.drain(..).map(|trouble| trouble.failure).collect()
     }
 
     /// Failures of events whose shards go to other relays.
     pub(super) fn take_of_shards(&mut self, shards: ShardSet) -> Vec<Undecided> {
-        self.take(|failure, _| shards.contains(failure.id.shard()))
-    }
-
-    fn take(&mut self, which: impl Fn(&Undecided, bool) -> bool) -> Vec<Undecided> {
-        let taken = self.undecided.extract_if(.., |(failure, _, proven)| which(failure, *proven));
-        taken.map(|(failure, ..)| failure).collect()
+        self.suspects.retain(|id, _| !shards.contains(id.shard()));
+        self.undecided
+            .extract_if(.., |trouble| shards.contains(trouble.failure.id.shard()))
+            .map(|trouble| trouble.failure)
+            .collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use posthaste_core::{ErrorKind, OutboxEvent, Payload, Shard};
+    use posthaste_core::{OutboxEvent, Payload, Shard};
     use uuid::Uuid;
 
     const NOW: Duration = Duration::from_secs(100);
+    const MINUTE: Duration = Duration::from_secs(60);
 
     fn failure(key: usize, sent: Position, failed_at: Duration) -> Undecided {
-        let name = format!("key-{key}");
         let event = OutboxEvent::builder(Uuid::nil(), "t")
-            .order_key(&*name)
+            .order_key(&*format!("key-{key}"))
             .payload(Payload::json_text("{}").expect("JSON"))
             .build()
             .expect("an event");
@@ -195,6 +357,10 @@ mod tests {
         Undecided { id, held, error, failed_at, sent }
     }
 
+    fn key(key: usize) -> KeyId {
+        failure(key, (0, 0), NOW).id
+    }
+
     /// `keys` fail, each in a call of its own.
     fn fail(suspicion: &mut Suspicion, keys: Range<usize>, now: Duration) {
         for key in keys {
@@ -202,6 +368,21 @@ mod tests {
             suspicion.failed(failure(key, (call, 0), now), call + 1);
         }
     }
+
+    /// What is decided while others are under way.
+    fn decide(suspicion: &mut Suspicion, now: Duration) -> Vec<Verdict> {
+        decide_after(suspicion, None, now).into_iter().map(|(_, verdict)| verdict).collect()
+    }
+
+    fn decide_after(
+        suspicion: &mut Suspicion,
+        wait: Option<Duration>,
+        now: Duration,
+    ) -> Vec<(Undecided, Verdict)> {
+        suspicion.decide(&Situation { now, wait, patience: 2 * MINUTE, random: 1.0 })
+    }
+
+    const AGAIN: Verdict = Verdict::Again(PAUSES.base_delay);
 
     #[test]
     fn distinct_keys_in_a_row_are_an_outage_and_one_key_often_is_none() {
@@ -216,13 +397,31 @@ mod tests {
     }
 
     #[test]
+    fn events_that_chose_one_way_of_their_own_are_one_voice() {
+        let mut suspicion = Suspicion::default();
+        for key in 0..100 {
+            let mut failure = failure(key, (key as u64, 0), NOW);
+            failure.error = failure.error.about(Subject::Route);
+            suspicion.failed(failure, key as u64 + 1);
+        }
+        assert!(!suspicion.is_outage(NOW));
+    }
+
+    #[test]
     fn a_success_between_them_makes_it_none_even_one_that_was_under_way() {
         let mut suspicion = Suspicion::default();
         fail(&mut suspicion, 1..OUTAGE_KEYS, NOW);
-        suspicion.succeeded(0);
+        suspicion.succeeded(key(100), 0);
         fail(&mut suspicion, OUTAGE_KEYS..OUTAGE_KEYS + 1, NOW);
         assert!(!suspicion.is_outage(NOW));
-        assert!(suspicion.take_proven().is_empty(), "it may be older than the failures");
+        assert!(decide(&mut suspicion, NOW).is_empty(), "it may be older than the failures");
+    }
+
+    /// Healthy enough that a failure is the exception.
+    fn succeed_often(suspicion: &mut Suspicion, call: u64) {
+        for _ in 0..u32::BITS {
+            suspicion.succeeded(key(100), call);
+        }
     }
 
     #[test]
@@ -230,11 +429,43 @@ mod tests {
         let mut suspicion = Suspicion::default();
         suspicion.failed(failure(1, (4, 0), NOW), 7);
         suspicion.failed(failure(2, (5, 0), NOW), 8);
-        suspicion.succeeded(6);
-        assert!(suspicion.take_proven().is_empty());
-        suspicion.succeeded(7);
-        assert_eq!(suspicion.take_proven().len(), 1);
+        suspicion.succeeded(key(100), 6);
+        assert!(decide(&mut suspicion, NOW).is_empty());
+        suspicion.succeeded(key(100), 7);
+        assert_eq!(decide(&mut suspicion, NOW), [Verdict::Own]);
         assert_eq!(suspicion.undecided_count(), 1);
+    }
+
+    #[test]
+    fn where_many_fail_at_their_first_try_a_success_of_others_proves_nothing() {
+        let mut suspicion = Suspicion::default();
+        for round in 0..5 {
+            let first = 10 * round;
+            fail(&mut suspicion, first..first + 2, NOW);
+            suspicion.succeeded(key(first + 2), first as u64 + 5);
+        }
+        let verdicts = decide(&mut suspicion, NOW);
+        assert_eq!(verdicts, [AGAIN; 10], "they are tried again and count nothing");
+    }
+
+    #[test]
+    fn a_key_found_at_fault_is_so_again_in_the_same_way_and_says_nothing_against_the_destination() {
+        let mut suspicion = Suspicion::default();
+        fail(&mut suspicion, 0..3, NOW);
+        succeed_often(&mut suspicion, 10);
+        assert_eq!(decide(&mut suspicion, NOW), [Verdict::Own; 3]);
+
+        fail(&mut suspicion, 0..3, NOW);
+        assert!(!suspicion.has_evidence());
+        assert_eq!(decide(&mut suspicion, NOW), [Verdict::Own; 3]);
+        let other = Error::new(ErrorKind::Throttled, "publish", "busy");
+        suspicion.failed(Undecided { error: other, ..failure(0, (20, 0), NOW) }, 21);
+        assert!(decide(&mut suspicion, NOW).is_empty(), "another answer");
+
+        suspicion.succeeded(key(0), 22);
+        suspicion.take_excused();
+        suspicion.failed(failure(0, (30, 0), NOW), 31);
+        assert!(decide(&mut suspicion, NOW).is_empty(), "it succeeded since");
     }
 
     #[test]
@@ -246,8 +477,10 @@ mod tests {
         // One more of the same probes is answered later; one was sent after the outage.
         suspicion.failed(failure(3, (4, 0), NOW), 6);
         suspicion.failed(failure(4, (5, 0), NOW), 6);
-        let proven: Vec<Position> =
-            suspicion.take_proven().into_iter().map(|failure| failure.sent).collect();
+        let proven: Vec<Position> = decide_after(&mut suspicion, None, NOW)
+            .into_iter()
+            .map(|(failure, _)| failure.sent)
+            .collect();
         assert_eq!(proven, [(3, 2), (4, 0)]);
     }
 
@@ -263,13 +496,64 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_waits_for_others_no_longer_than_told() {
+    fn alone_an_event_is_tried_again_and_again_and_counts_only_when_patience_ends() {
         let mut suspicion = Suspicion::default();
-        fail(&mut suspicion, 0..1, NOW);
-        fail(&mut suspicion, 1..2, NOW + Duration::from_millis(1));
-        assert_eq!(suspicion.undecided_since(), Some(NOW));
-        assert!(suspicion.take_waited(VERDICT_WAIT, NOW).is_empty());
-        assert_eq!(suspicion.take_waited(VERDICT_WAIT, NOW + VERDICT_WAIT).len(), 1);
-        assert_eq!(suspicion.undecided_count(), 1);
+        let (mut now, mut pauses) = (NOW, Vec::new());
+        loop {
+            fail(&mut suspicion, 0..1, now);
+            assert!(decide_after(&mut suspicion, Some(VERDICT_WAIT), now).is_empty());
+            now += VERDICT_WAIT;
+            match decide_after(&mut suspicion, Some(VERDICT_WAIT), now)[0].1 {
+                Verdict::Own => break,
+                Verdict::Again(pause) => pauses.push(pause),
+            }
+            now += *pauses.last().expect("a pause");
+        }
+        assert!(pauses.is_sorted() && pauses.contains(&PAUSES.max_delay), "{pauses:?}");
+        assert!((NOW + 2 * MINUTE..NOW + 3 * MINUTE).contains(&now), "{now:?}");
+    }
+
+    /// Nobody knows whether a receiver that says so of itself is down.
+    #[test]
+    fn alone_an_event_never_counts_what_is_said_of_the_destination() {
+        for (kind, counts) in [(ErrorKind::Failed, true), (ErrorKind::Throttled, false)] {
+            let mut suspicion = Suspicion::default();
+            for now in [NOW, NOW + 60 * MINUTE] {
+                let error = Error::new(kind, "publish", "no");
+                suspicion.failed(Undecided { error, ..failure(0, (1, 0), now) }, 2);
+                let decided = decide_after(&mut suspicion, Some(Duration::ZERO), now);
+                let own = decided[0].1 == Verdict::Own;
+                assert_eq!(own, counts && now > NOW, "{kind}");
+            }
+        }
+    }
+
+    /// Others were taken after it failed; then nothing more came.
+    #[test]
+    fn what_others_refuted_counts_when_patience_ends_whatever_was_said() {
+        let mut suspicion = Suspicion::default();
+        let busy = |now| Undecided {
+            error: Error::new(ErrorKind::Throttled, "publish", "busy"),
+            ..failure(0, (1, 0), now)
+        };
+        suspicion.failed(busy(NOW), 2);
+        assert_eq!(suspicion.take_excused().len(), 1);
+        suspicion.succeeded(key(100), 5);
+        suspicion.failed(busy(NOW), 6);
+        assert!(!suspicion.has_evidence(), "it is refuted");
+        let wait = Some(Duration::ZERO);
+        assert_eq!(decide_after(&mut suspicion, wait, NOW)[0].1, AGAIN);
+        suspicion.failed(busy(NOW + 2 * MINUTE), 7);
+        assert_eq!(decide(&mut suspicion, NOW + 2 * MINUTE), [Verdict::Own]);
+    }
+
+    #[test]
+    fn an_event_is_not_tried_again_before_the_time_that_was_asked_for() {
+        let mut suspicion = Suspicion::default();
+        let error =
+            Error::new(ErrorKind::Throttled, "publish", "busy").with_retry_after(3 * MINUTE);
+        suspicion.failed(Undecided { error, ..failure(0, (1, 0), NOW) }, 2);
+        let decided = decide_after(&mut suspicion, Some(Duration::ZERO), NOW);
+        assert_eq!(decided[0].1, Verdict::Again(3 * MINUTE));
     }
 }

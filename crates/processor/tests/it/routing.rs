@@ -5,12 +5,13 @@ use std::sync::Arc;
 use posthaste_core::memory::MemoryBus;
 use posthaste_core::{ErrorKind, OutboxEvent, Payload};
 use posthaste_processor::{
-    DeadHeadPolicy, Destination, OutboxProcessor, OutboxProcessorBuilder, Pattern, Route,
+    DeadHeadPolicy, Destination, OutboxProcessor, OutboxProcessorBuilder, Pattern,
+    ProcessorSettings, Route, UnknownDestination,
 };
 use posthaste_testkit::faults::Fault;
 use uuid::Uuid;
 
-use crate::support::{World, ids};
+use crate::support::{HOUR, World, ids, settings};
 
 fn typed(event_type: &str, destination: Option<&str>) -> OutboxEvent {
     let builder =
@@ -73,11 +74,28 @@ async fn the_first_matching_route_wins_and_the_destination_column_overrules_it()
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unknown_destination_is_a_dead_letter_that_names_it_and_others_flow() {
+async fn an_unknown_destination_holds_its_events_until_a_relay_knows_it_and_others_flow() {
+    let early = typed("order.placed", Some("third"));
+    let world = World::with(&[early.clone(), typed("order.placed", None)]).await;
+    let two = Two::new();
+    let build = || two.builder(&world, DeadHeadPolicy::Block);
+    assert_eq!(build().build().unwrap().process_events().await.unwrap(), 1);
+    assert!(world.stored(early.id()).is_pending());
+    assert_eq!(build().build().unwrap().drain(HOUR).await.unwrap(), 0, "a drain does not wait");
+
+    let third = Destination::new("third", Arc::new(two.second.clone()));
+    assert_eq!(build().destination(third).build().unwrap().process_events().await.unwrap(), 1);
+    assert_eq!(ids(&two.second.published()), [early.id()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_destination_is_a_dead_letter_that_names_it_where_the_settings_say_so() {
     let lost = typed("order.placed", Some("nowhere"));
     let world = World::with(&[lost.clone(), typed("order.placed", None)]).await;
     let two = Two::new();
-    let processor = two.builder(&world, DeadHeadPolicy::Block).build().unwrap();
+    let settings =
+        ProcessorSettings { unknown_destination: UnknownDestination::Dead, ..settings() };
+    let processor = two.builder(&world, DeadHeadPolicy::Block).settings(settings).build().unwrap();
     assert_eq!(processor.process_events().await.unwrap(), 1);
 
     let dead = world.stored(lost.id());

@@ -116,6 +116,8 @@ pub(crate) fn settings() -> ProcessorSettings {
         batch_size: 100,
         max_concurrent_events: 10,
         poll_interval: 5 * SECOND,
+        // What is alone is decided at once; what patience does has tests of its own.
+        outage_patience: Duration::ZERO,
         ..ProcessorSettings::default()
     }
 }

@@ -3,13 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use posthaste_core::{ErrorKind, PublishResult, RetryDecision};
+use posthaste_core::{PublishResult, RetryDecision, Subject};
 use rand::RngExt;
 use uuid::Uuid;
 
 use super::world::{DESTINATIONS, World};
+use crate::machine::in_flight::{CallId, Place};
 use crate::machine::suspicion::{EVIDENCE_AGE_MAX, OUTAGE_KEYS};
-use crate::machine::{Batch, Command, Input, Machine, Report};
+use crate::machine::{Command, Input, Machine, Report};
 
 /// An operation on its way: asked for, then in effect, then answered.
 pub(super) enum OnItsWay {
@@ -30,6 +31,11 @@ pub(super) struct Identity {
     /// The keys of each destination that failed since the last success this relay has heard of, and
     /// when, by its clock, it heard of each.
     streaks: [HashMap<Uuid, Duration>; DESTINATIONS.len()],
+    /// The keys of each destination that failed and have not succeeded since, and whether others did:
+    /// then a further failure says nothing against the destination.
+    failing: [HashMap<Uuid, bool>; DESTINATIONS.len()],
+    /// Where what is in flight came from.
+    pub(super) calls: HashMap<CallId, Vec<Place>>,
 }
 
 impl Identity {
@@ -57,6 +63,8 @@ impl Relay {
             offset: Duration::from_secs(world.random.random_range(0..1_000)),
             acknowledged: HashSet::new(),
             streaks: Default::default(),
+            failing: Default::default(),
+            calls: HashMap::new(),
         };
         let way = Vec::new();
         Self { identity, machine, way, frozen_until: Duration::ZERO, stopping: false }
@@ -129,11 +137,34 @@ impl Relay {
         match self.way.swap_remove(index) {
             OnItsWay::Asked(command) => {
                 world.trace(|| format!("{} asked {command:?}", self.identity.id));
-                if let Some(input) = world.perform(&self.identity, command) {
-                    self.way.push(OnItsWay::InEffect(input));
+                match world.perform(&self.identity, command) {
+                    Some(Input::Published { call, outcomes, .. }) => {
+                        self.answers(call, outcomes, world)
+                    }
+                    Some(input) => self.way.push(OnItsWay::InEffect(input)),
+                    None => {}
                 }
             }
             OnItsWay::InEffect(input) => self.take_in(input, world),
+        }
+    }
+
+    /// What is known of some keys may come before what is known of the others.
+    fn answers(&mut self, call: CallId, outcomes: Vec<(usize, PublishResult)>, world: &mut World) {
+        let places = &self.identity.calls[&call];
+        let early: HashSet<_> = places.iter().map(|place| place.key).collect();
+        let early: HashSet<_> =
+            early.into_iter().filter(|_| world.random.random_bool(0.5)).collect();
+        let (early, late): (Vec<_>, Vec<_>) =
+            outcomes.into_iter().partition(|(number, _)| early.contains(&places[*number].key));
+        for outcomes in [early, late] {
+            if !outcomes.is_empty() {
+                self.way.push(OnItsWay::InEffect(Input::Published {
+                    call,
+                    outcomes,
+                    repeated: Vec::new(),
+                }));
+            }
         }
     }
 
@@ -142,6 +173,9 @@ impl Relay {
         let commands = self.machine.commands(now);
         for command in &commands {
             self.check_blame(command, world, now);
+            if let Command::Publish { call, .. } = command {
+                self.identity.calls.insert(*call, self.machine.in_flight.places(*call));
+            }
         }
         self.way.extend(commands.into_iter().map(OnItsWay::Asked));
     }
@@ -166,30 +200,57 @@ impl Relay {
     fn take_in(&mut self, input: Input, world: &World) {
         world.trace(|| format!("{} hears {input:?}", self.identity.id));
         let now = self.now(world);
-        if let Input::Published { destination, batch, results } = &input {
-            self.hears(*destination, batch, results, now);
-        }
+        let call = match &input {
+            Input::Published { call, outcomes, .. } => {
+                self.hears(*call, outcomes, world, now);
+                Some(*call)
+            }
+            Input::CallEnded { call, .. } => Some(*call),
+            _ => None,
+        };
         self.machine.handle(input, now);
+        if let Some(call) = call
+            && self.machine.in_flight.unanswered(call).is_empty()
+        {
+            self.machine.handle(Input::CallEnded { call, given_up: false }, now);
+            self.identity.calls.remove(&call);
+        }
     }
 
     /// What it hears of attempts, in the order in which it does.
-    fn hears(&mut self, to: usize, batch: &Batch, results: &[PublishResult], now: Duration) {
-        let Identity { acknowledged, streaks, .. } = &mut self.identity;
+    fn hears(
+        &mut self,
+        call: CallId,
+        outcomes: &[(usize, PublishResult)],
+        world: &World,
+        now: Duration,
+    ) {
+        let Identity { acknowledged, streaks, failing, calls, .. } = &mut self.identity;
+        let (streak, failing) = (&mut streaks[call.0], &mut failing[call.0]);
         let mut failed_keys: HashSet<Uuid> = HashSet::new();
-        for ((event, place), result) in batch.events.iter().zip(&batch.places).zip(results) {
+        for (number, result) in outcomes {
+            let place = calls[&call][*number];
+            let event = &world.rows[&place.seq].event;
+            let key = event.aggregate_id();
             // Of what is another relay's now it only learns that the destination works.
             let is_ours = self.machine.leases.holds(place.key.shard(), place.generation);
             match result {
                 Ok(()) => {
-                    streaks[to].clear();
+                    streak.clear();
+                    failing.values_mut().for_each(|refuted| *refuted = true);
+                    failing.remove(&key);
                     if is_ours {
                         acknowledged.insert((event.id(), place.generation));
                     }
                 }
                 // What is behind a failed event of its key was not attempted.
-                Err(_) if !failed_keys.insert(event.aggregate_id()) || !is_ours => {}
-                Err(error) if error.kind() == ErrorKind::Failed => {
-                    streaks[to].insert(event.aggregate_id(), now);
+                Err(_) if !failed_keys.insert(key) || !is_ours => {}
+                Err(error)
+                    if error.subject() != Subject::Connection && !error.kind().is_permanent() =>
+                {
+                    if !*failing.entry(key).or_default() {
+                        streak.insert(key, now);
+                    }
                 }
                 Err(_) => {}
             }

@@ -24,6 +24,7 @@ fn a_row_read_before_its_own_settlement_is_fetched_again() {
     world.transactions.clear();
     let mut relay = Relay::start(&mut world, false);
     let Relay { identity, machine, .. } = &mut relay;
+    machine.patience = Duration::ZERO;
     machine.settings.retry_policy = RetryPolicy {
         base_delay: Duration::from_secs(60),
         jitter: false,
@@ -34,11 +35,15 @@ fn a_row_read_before_its_own_settlement_is_fetched_again() {
         let mut commands = VecDeque::from(machine.commands(world.now));
         while let Some(command) = commands.pop_front() {
             match command {
-                Command::Publish { destination, batch, .. } if settle.is_none() && round < 100 => {
+                Command::Publish { call, events, .. } if settle.is_none() && round < 100 => {
                     let failed = Error::new(ErrorKind::Failed, "publish", "no");
-                    world.blamed.insert(batch.events[0].id(), 1);
-                    let results = vec![Err(failed)];
-                    machine.handle(Input::Published { destination, batch, results }, world.now);
+                    world.blamed.insert(events[0].id(), 1);
+                    let outcomes = vec![(0, Err(failed))];
+                    machine.handle(
+                        Input::Published { call, outcomes, repeated: Vec::new() },
+                        world.now,
+                    );
+                    machine.handle(Input::CallEnded { call, given_up: false }, world.now);
                 }
                 Command::Settle(settlements) if settle.is_none() && round < 100 => {
                     settle = Some(settlements);
@@ -54,8 +59,17 @@ fn a_row_read_before_its_own_settlement_is_fetched_again() {
                     machine.handle(answer, world.now);
                 }
                 command => {
-                    if let Some(input) = world.perform(identity, command) {
-                        machine.handle(input, world.now);
+                    if let Command::Publish { call, .. } = &command {
+                        identity.calls.insert(*call, machine.in_flight.places(*call));
+                    }
+                    let input = world.perform(identity, command);
+                    let call = match &input {
+                        Some(Input::Published { call, .. }) => Some(*call),
+                        _ => None,
+                    };
+                    input.into_iter().for_each(|input| machine.handle(input, world.now));
+                    if let Some(call) = call {
+                        machine.handle(Input::CallEnded { call, given_up: false }, world.now);
                     }
                 }
             }

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::leases::Leases;
 use super::relay::Identity;
 use crate::machine::suspicion::OUTAGE_KEYS;
-use crate::machine::{Batch, Command, FetchTicket, Input, Machine};
+use crate::machine::{CallId, Command, FetchTicket, Input, Machine};
 use crate::routes::Routes;
 use crate::{Destination, ProcessorSettings};
 
@@ -72,6 +72,8 @@ pub(super) enum Down {
     Unavailable,
     /// Every event fails with an error that could be the event's own.
     Ambiguous,
+    /// Every event is answered as a destination answers that is down, a proxy before it for one.
+    Claimed,
 }
 
 /// A transaction of the application that holds the locks of its keys.
@@ -265,7 +267,11 @@ impl World {
 
     pub(super) fn toggle_outage(&mut self) {
         let destination = self.random.random_range(0..DESTINATIONS.len());
-        let down = if self.random.random_bool(0.5) { Down::Unavailable } else { Down::Ambiguous };
+        let down = match self.random.random_range(0..4) {
+            0..2 => Down::Unavailable,
+            2 => Down::Ambiguous,
+            _ => Down::Claimed,
+        };
         let outage = &mut self.outage[destination];
         *outage = if outage.is_none() { Some(down) } else { None };
     }
@@ -313,10 +319,10 @@ impl World {
                 Input::Settled { settlements, result }
             }
             // As the shell does.
-            Command::Publish { destination, batch, not_after } if relay.now(self) >= not_after => {
-                Input::NotSent { destination, batch }
+            Command::Publish { call, not_after, .. } if relay.now(self) >= not_after => {
+                Input::CallEnded { call, given_up: true }
             }
-            Command::Publish { destination, batch, .. } => self.publish(relay, destination, batch),
+            Command::Publish { call, events, .. } => self.publish(relay, call, &events),
         })
     }
 
@@ -428,10 +434,10 @@ impl World {
         }
     }
 
-    fn publish(&mut self, relay: &Identity, destination: usize, batch: Batch) -> Input {
+    fn publish(&mut self, relay: &Identity, call: CallId, events: &[OutboxEvent]) -> Input {
         let mut failed_keys: HashSet<Uuid> = HashSet::new();
         let mut results = Vec::new();
-        for (event, place) in batch.events.iter().zip(&batch.places) {
+        for (event, place) in events.iter().zip(&relay.calls[&call]) {
             let key = event.aggregate_id();
             assert!(
                 !relay.acknowledged.contains(&(event.id(), place.generation)),
@@ -450,7 +456,7 @@ impl World {
             );
             assert!(
                 self.pipelining == KeyPipelining::SuffixFails
-                    || batch.events.iter().filter(|other| other.aggregate_id() == key).count() == 1,
+                    || events.iter().filter(|other| other.aggregate_id() == key).count() == 1,
                 "two events of a key in one call"
             );
             if failed_keys.contains(&key) {
@@ -463,13 +469,14 @@ impl World {
                 "{} was sent before its time",
                 place.seq
             );
-            let result = self.publish_one(destination, event);
+            let result = self.publish_one(call.0, event);
             if result.is_err() && self.pipelining == KeyPipelining::SuffixFails {
                 failed_keys.insert(key);
             }
             results.push(result);
         }
-        Input::Published { destination, batch, results }
+        let outcomes = results.into_iter().enumerate().collect();
+        Input::Published { call, outcomes, repeated: Vec::new() }
     }
 
     fn publish_one(&mut self, destination: usize, event: &OutboxEvent) -> PublishResult {
@@ -481,13 +488,18 @@ impl World {
                 blame(self);
                 return Err(Error::new(ErrorKind::Failed, "publish", "down, and does not say so"));
             }
+            Some(Down::Claimed) => {
+                blame(self);
+                return Err(Error::new(ErrorKind::Throttled, "publish", "down, says its proxy"));
+            }
             None => {}
         }
         let dice = if self.faults { self.random.random_range(0..100) } else { 100 };
         match dice {
             0..8 => {
                 blame(self);
-                return Err(Error::new(ErrorKind::Failed, "publish", "transient"));
+                let kind = if dice < 5 { ErrorKind::Failed } else { ErrorKind::Throttled };
+                return Err(Error::new(kind, "publish", "transient"));
             }
             8..10 => {
                 blame(self);
