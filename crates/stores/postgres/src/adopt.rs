@@ -4,7 +4,10 @@ use posthaste_core::{Error, ErrorKind, Result};
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::error::failed;
-use crate::migrations::{Found, apply, begin_locked, find};
+use crate::history::CREATE_AHEAD;
+use crate::integrity::EXPECTED;
+use crate::locks::patiently;
+use crate::migrations::{Found, begin_locked, execute, find, make_whole};
 use crate::outbox::PostgresOutbox;
 use crate::session::Session;
 
@@ -21,10 +24,17 @@ const CONTRACT: [(&str, &[&str]); 9] = [
     ("event_data", &["jsonb", "json"]),
     ("created_at", &["timestamp with time zone"]),
     ("processed_at", &["timestamp with time zone"]),
-    ("retry_count", &["integer", "smallint"]),
-    ("max_retries", &["integer", "smallint"]),
+    ("retry_count", &["integer", "smallint", "bigint"]),
+    ("max_retries", &["integer", "smallint", "bigint"]),
     ("error_message", &["text", "character varying"]),
 ];
+
+/// Columns of ours that a table may have as well: one that an ORM made from its model of our table.
+fn is_optional(name: &str, kind: &str) -> bool {
+    let contract = CONTRACT.iter().any(|(known, _)| *known == name);
+    let ours = EXPECTED.iter().find(|(known, _)| *known == name);
+    !contract && ours.is_some_and(|(_, kinds)| kinds.contains(&kind))
+}
 
 /// What is found at the name: kind (`r` for a plain table) and columns.
 const SHAPE: &str = "\
@@ -83,23 +93,65 @@ begin
 end
 $$";
 
-/// What was waiting, in the order in which it was created; what had used up its retries is dead.
-const COPY_WAITING: &str = "\
-    insert into outbox_events (id, aggregate_id, event_type, event_data, created_at, retry_count, \
-        max_retries, error_message, dead_at, dead_reason) \
-    select id, aggregate_id, event_type, event_data::jsonb, created_at, retry_count, \
-        max_retries, error_message, \
-        case when dead then now() end, case when dead then 'retries_exhausted' end \
-    from (select *, retry_count >= max_retries and retry_count > 0 as dead \
-          from outbox_events_flat) flat \
-    where processed_at is null order by created_at, id";
+/// What was waiting, in the order of its places where it has such, else in that in which it was created;
+/// what had used up its retries is dead. `more` are the columns beyond the contract's.
+fn copy_waiting(more: &[&str]) -> String {
+    let has = |name| more.contains(&name);
+    let order = if has("seq") { "seq" } else { "created_at, id" };
+    let dead = if has("dead_at") { "dead or dead_at is not null" } else { "dead" };
+    let reason = if has("dead_reason") {
+        "coalesce(dead_reason, 'retries_exhausted')"
+    } else {
+        "'retries_exhausted'"
+    };
+    let more = list(more, &["seq", "dead_at", "dead_reason"]);
+    format!(
+        "insert into outbox_events (id, aggregate_id, event_type, event_data, created_at, \
+            retry_count, max_retries, error_message{more}, dead_at, dead_reason) \
+        select id, aggregate_id, event_type, event_data::jsonb, created_at, retry_count, \
+            max_retries, error_message{more}, \
+            case when {dead} then now() end, case when {dead} then {reason} end \
+        from (select *, retry_count >= max_retries and retry_count > 0 as dead \
+              from outbox_events_flat) flat \
+        where processed_at is null order by {order}"
+    )
+}
 
-const COPY_DELIVERED: &str = "\
-    insert into outbox_events (id, aggregate_id, event_type, event_data, created_at, retry_count, \
-        max_retries, error_message, processed_at) \
-    select id, aggregate_id, event_type, event_data::jsonb, created_at, retry_count, \
-        max_retries, error_message, processed_at \
-    from outbox_events_flat where processed_at is not null order by processed_at, created_at, id";
+/// A time before there were outboxes is what some languages write for none. The old relay took such an
+/// event for delivered, and so do we.
+fn copy_delivered(more: &[&str]) -> String {
+    let more = list(more, &["seq"]);
+    format!(
+        "insert into outbox_events (id, aggregate_id, event_type, event_data, created_at, \
+            retry_count, max_retries, error_message, processed_at{more}) \
+        select id, aggregate_id, event_type, event_data::jsonb, created_at, retry_count, \
+            max_retries, error_message, \
+            case when processed_at < '2000-01-02' or processed_at = 'infinity' then \
+                coalesce(least(greatest(created_at, '2000-01-02'), now()), now()) \
+            else processed_at end{more} \
+        from outbox_events_flat where processed_at is not null order by processed_at, created_at, id"
+    )
+}
+
+fn list(columns: &[&str], without: &[&str]) -> String {
+    let columns = columns.iter().filter(|column| !without.contains(column));
+    columns.map(|column| format!(", {column}")).collect()
+}
+
+/// Rows that our table would refuse, by the first id of each kind.
+const ODD_ROWS: &str = "\
+    select format('%s rows have %s, the first is %s', count(*), what, min(id::text)) from ( \
+        select id, 'an event_type of over 100 characters' as what from outbox_events \
+        where length(event_type) > 100 \
+        union all select id, 'an id that other rows have, too' from outbox_events \
+        where id in (select id from outbox_events group by id having count(*) > 1) \
+        union all select id, 'no id, aggregate_id, event_type or event_data' from outbox_events \
+        where id is null or aggregate_id is null or event_type is null or event_data is null \
+        union all select id, 'the nil id' from outbox_events \
+        where id = '00000000-0000-0000-0000-000000000000' and processed_at is null \
+        union all select id, 'a NUL character in event_data' from outbox_events \
+        where pg_typeof(event_data)::text = 'json' and event_data::text ~ '(^|[^\\\\])(\\\\\\\\)*\\\\u0000' \
+    ) odd group by what";
 
 const COUNT_DEAD: &str = "\
     select count(*) from outbox_events where processed_at is null and dead_at is not null";
@@ -118,7 +170,8 @@ pub struct AdoptReport {
 }
 
 impl PostgresOutbox {
-    /// Takes over a flat table `outbox_events` that has the contract's columns and no others.
+    /// Takes over a flat table `outbox_events` that has the contract's columns, maybe others of ours, and
+    /// none that we do not know.
     ///
     /// In one transaction, it renames that table, creates ours, and copies every event: what waits
     /// gets its place in the order of `(created_at, id)`, what had used up its `max_retries`
@@ -129,7 +182,8 @@ impl PostgresOutbox {
     /// `Schema`, naming what is in the way, where the table is missing, is ours already, has
     /// another shape, or has views, foreign keys or triggers. Nothing is changed then.
     pub async fn adopt_table(&self) -> Result<AdoptReport> {
-        adopt(self).await.map_err(|error| self.locate(error))
+        let adopted = patiently(self, ADOPT, || adopt(self)).await;
+        adopted.map_err(|error| self.locate(error))
     }
 }
 
@@ -138,23 +192,28 @@ async fn adopt(outbox: &PostgresOutbox) -> Result<AdoptReport> {
     match find(&mut session, ADOPT).await? {
         Found::Foreign => {}
         Found::Nothing => return Err(refuse(ADOPT, "there is no table outbox_events".into())),
-        Found::Version(_) => {
+        Found::Version(_) | Found::Unrecorded(_) => {
             return Err(refuse(ADOPT, "the table is posthaste's already".into()));
         }
     }
-    if let Some(why) = misfit(&mut session, ADOPT).await? {
+    let shape = Shape::read(&mut session, ADOPT).await?;
+    if let Some(why) = misfit(&mut session, &shape, ADOPT).await? {
         return Err(refuse(ADOPT, why));
     }
-    let run = async |session: &mut Session, sql: &'static str| {
+    let run = async |session: &mut Session, sql: String| {
         let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(session.connection()).await;
         done.map(|done| done.rows_affected()).map_err(failed(ADOPT))
     };
-    run(&mut session, "lock table outbox_events in access exclusive mode").await?;
-    run(&mut session, MAKE_ROOM).await?;
-    apply(&mut session, 0, ADOPT).await?;
-    run(&mut session, GRANTS).await?;
-    let waiting = run(&mut session, COPY_WAITING).await?;
-    let delivered = run(&mut session, COPY_DELIVERED).await?;
+    execute(&mut session, "lock table outbox_events in access exclusive mode", ADOPT).await?;
+    refuse_odd_rows(&mut session).await?;
+    execute(&mut session, MAKE_ROOM, ADOPT).await?;
+    // Not the steps: something of ours may be left of the time before another tool took our table away.
+    make_whole(&mut session, ADOPT).await?;
+    execute(&mut session, CREATE_AHEAD, ADOPT).await?;
+    execute(&mut session, GRANTS, ADOPT).await?;
+    let more = shape.more();
+    let waiting = run(&mut session, copy_waiting(&more)).await?;
+    let delivered = run(&mut session, copy_delivered(&more)).await?;
     let statement = session.statement(COUNT_DEAD);
     let row = statement.fetch_one(session.connection()).await.map_err(failed(ADOPT))?;
     let dead = row.try_get::<i64, _>(0).map_err(failed(ADOPT))?.cast_unsigned();
@@ -162,9 +221,25 @@ async fn adopt(outbox: &PostgresOutbox) -> Result<AdoptReport> {
     Ok(AdoptReport { pending: waiting - dead, dead, delivered, kept_as: KEPT_AS })
 }
 
+async fn refuse_odd_rows(session: &mut Session) -> Result<()> {
+    let statement = session.statement(ODD_ROWS);
+    let rows = statement.fetch_all(session.connection()).await.map_err(failed(ADOPT))?;
+    let odd: Vec<String> =
+        rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(failed(ADOPT))?;
+    if odd.is_empty() {
+        return Ok(());
+    }
+    let why = format!(
+        "outbox_events holds rows that must be mended or deleted first: {}",
+        odd.join("; ")
+    );
+    Err(refuse(ADOPT, why))
+}
+
 /// The error for a database with a table of our name that is not ours.
 pub(crate) async fn explain(session: &mut Session, operation: &'static str) -> Result<Error> {
-    let why = misfit(session, operation).await?.unwrap_or_else(|| {
+    let shape = Shape::read(session, operation).await?;
+    let why = misfit(session, &shape, operation).await?.unwrap_or_else(|| {
         "there is a table outbox_events that posthaste did not make; \
          run `posthaste migrate adopt` to take it over"
             .into()
@@ -176,17 +251,40 @@ fn refuse(operation: &'static str, why: String) -> Error {
     Error::new(ErrorKind::Schema, operation, why)
 }
 
+/// The kind of a table, and its columns with their types.
+struct Shape {
+    kind: String,
+    names: Vec<String>,
+    types: Vec<String>,
+}
+
+impl Shape {
+    async fn read(session: &mut Session, operation: &'static str) -> Result<Self> {
+        let statement = session.statement(SHAPE);
+        let row = statement.fetch_one(session.connection()).await.map_err(failed(operation))?;
+        let read =
+            || Ok(Self { kind: row.try_get(0)?, names: row.try_get(1)?, types: row.try_get(2)? });
+        read().map_err(failed(operation))
+    }
+
+    /// Columns of ours beyond the contract's.
+    fn more(&self) -> Vec<&str> {
+        let columns = self.names.iter().zip(&self.types);
+        let more = columns.filter(|(name, kind)| is_optional(name, kind));
+        more.map(|(name, _)| name.as_str()).collect()
+    }
+}
+
 /// Why the table cannot be adopted, if it cannot.
-async fn misfit(session: &mut Session, operation: &'static str) -> Result<Option<String>> {
-    let statement = session.statement(SHAPE);
-    let row = statement.fetch_one(session.connection()).await.map_err(failed(operation))?;
-    let kind: String = row.try_get(0).map_err(failed(operation))?;
-    let names: Vec<String> = row.try_get(1).map_err(failed(operation))?;
-    let types: Vec<String> = row.try_get(2).map_err(failed(operation))?;
-    if kind != "r" {
+async fn misfit(
+    session: &mut Session,
+    shape: &Shape,
+    operation: &'static str,
+) -> Result<Option<String>> {
+    if shape.kind != "r" {
         return Ok(Some("outbox_events is not a plain table".into()));
     }
-    let mut faults = column_faults(&names, &types);
+    let mut faults = column_faults(&shape.names, &shape.types);
     let statement = session.statement(DEPENDENTS);
     let row = statement.fetch_one(session.connection()).await.map_err(failed(operation))?;
     let dependents: String = row.try_get(0).map_err(failed(operation))?;
@@ -212,9 +310,9 @@ fn column_faults(names: &[String], types: &[String]) -> Vec<String> {
             }
         }
     }
-    for name in names {
-        if CONTRACT.iter().all(|(known, _)| known != name) {
-            faults.push(format!("column {name} is unknown"));
+    for (name, kind) in names.iter().zip(types) {
+        if CONTRACT.iter().all(|(known, _)| known != name) && !is_optional(name, kind) {
+            faults.push(format!("column {name} ({kind}) is unknown"));
         }
     }
     faults

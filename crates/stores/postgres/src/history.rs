@@ -5,10 +5,12 @@ use std::time::Duration;
 use jiff::civil::{Date, Time};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
-use posthaste_core::{Error, ErrorKind, Result};
+use posthaste_core::{ErrorKind, Result};
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::error::failed;
+use crate::locks::LOCK_TIMEOUT;
+use crate::migrations::{AS_OWNER, execute};
 use crate::outbox::PostgresOutbox;
 use crate::session::Session;
 use crate::timestamp::Instant;
@@ -19,9 +21,6 @@ pub(crate) const CREATE_AHEAD: &str = include_str!("../migrations/history_ahead.
 const MAINTAIN: &str = "create history partitions";
 const CLEAN_UP: &str = "clean up delivered events";
 
-/// How long a change of the history may wait for a lock, and thereby hold up settlements that
-/// queue behind it. Producers never take these locks.
-const LOCK_TIMEOUT: &str = "set local lock_timeout = '2s'";
 /// How often a drop is tried in one cleanup; the next cleanup tries again.
 const DROP_TRIES: usize = 5;
 /// Pages of a partition searched by one statement: some 10,000 events of ordinary size.
@@ -29,10 +28,9 @@ const CHUNK_PAGES: i64 = 500;
 /// A partition that was never analysed is counted so far; beyond, the number is a lower bound.
 const COUNT_MAX: i64 = 100_000;
 
-/// Keeps two cleanups, or two upkeeps, out of each other's way; ends with the transaction.
-const TRY_LOCK: &str = "\
-    select pg_try_advisory_xact_lock(hashtext('posthaste.history'), \
-        to_regclass('outbox_events_processed')::oid::int4)";
+/// Keeps two cleanups, or two upkeeps, out of each other's way, and out of that of a migration; ends with
+/// the transaction. Only whoever may change the bookkeeping can take it.
+const TRY_LOCK: &str = "lock table outbox_migrations in share update exclusive mode nowait";
 
 const MISSING: &str = "\
     select count(*) from generate_series(0, 7) as ahead \
@@ -77,12 +75,7 @@ pub(crate) async fn maintain(outbox: &PostgresOutbox) -> Result<()> {
         return Ok(());
     }
     let mut session = outbox.transaction(outbox.statement_timeout(), MAINTAIN).await?;
-    if !try_lock(&mut session, MAINTAIN).await? {
-        return Ok(());
-    }
-    let created = sqlx::raw_sql(CREATE_AHEAD).execute(session.connection()).await;
-    match created.map_err(failed(MAINTAIN)) {
-        Ok(_) => session.finish().await,
+    match try_lock(&mut session, MAINTAIN).await {
         // A relay may run with rights that do not include DDL; the default partition catches all.
         Err(error) if error.kind() == ErrorKind::Unauthorized => {
             tracing::warn!(
@@ -90,21 +83,26 @@ pub(crate) async fn maintain(outbox: &PostgresOutbox) -> Result<()> {
                 "history partitions are missing and this user may not create them; \
                  run `posthaste migrate up` as the tables' owner",
             );
-            Ok(())
+            return Ok(());
         }
-        Err(error) => Err(error),
+        locked => {
+            if !locked? {
+                return Ok(());
+            }
+        }
     }
+    execute(&mut session, CREATE_AHEAD, MAINTAIN).await?;
+    session.finish().await
 }
 
 /// Locks and limits the wait for further locks. `false` where another one is at work.
 async fn try_lock(session: &mut Session, operation: &'static str) -> Result<bool> {
-    sqlx::raw_sql(LOCK_TIMEOUT).execute(session.connection()).await.map_err(failed(operation))?;
-    let statement = session.statement(TRY_LOCK);
-    let row = statement.fetch_one(session.connection()).await.map_err(failed(operation))?;
-    let locked: Option<bool> = row.try_get(0).map_err(failed(operation))?;
-    locked.ok_or_else(|| {
-        Error::new(ErrorKind::Schema, operation, "there is no outbox; run `posthaste migrate up`")
-    })
+    execute(session, LOCK_TIMEOUT, operation).await?;
+    execute(session, AS_OWNER, operation).await?;
+    match execute(session, TRY_LOCK, operation).await {
+        Err(error) if error.kind() == ErrorKind::Conflict => Ok(false),
+        done => done.map(|()| true),
+    }
 }
 
 async fn partitions(

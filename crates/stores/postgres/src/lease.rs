@@ -52,8 +52,28 @@ const RENEW: &str = concat!(
 
 const STATE: &str = state!();
 
+/// The lock of a change of hands: a row that only relays may change. It leaves settlements alone, which
+/// hold the row for key share, and nobody waits for it.
+///
+/// A relay of version 0.1.0 takes an advisory lock instead, which is therefore taken, too. But any login
+/// may take that one: held by a role that could not be a relay's, it stops nobody.
 const LOCK: &str = "\
-    select pg_try_advisory_xact_lock(hashtext('posthaste.lease'), hashtext(current_schema()))";
+    select exists (select from ( \
+        select from outbox_shards where shard = 0 for no key update skip locked) own) \
+    and (pg_try_advisory_xact_lock(hashtext('posthaste.lease'), hashtext(current_schema())) \
+        or not exists (select from pg_locks held join pg_stat_activity using (pid) \
+            where held.locktype = 'advisory' and held.granted and held.objsubid = 2 \
+                and held.classid::bigint = hashtext('posthaste.lease')::bigint & 4294967295 \
+                and held.objid::bigint = hashtext(current_schema())::bigint & 4294967295 \
+                and held.database = (select oid from pg_database where datname = current_database()) \
+                and has_table_privilege(usesysid, 'outbox_shards', 'update')))";
+
+/// Who holds the row, where it is a session: for a message.
+const LOCK_HOLDER: &str = "\
+    select coalesce(string_agg(distinct 'pid ' || pid, ', '), 'nobody that can be seen') \
+    from outbox_shards join pg_locks on locktype = 'transactionid' and granted \
+        and transactionid = outbox_shards.xmax \
+    where shard = 0";
 
 const JOIN: &str = "\
     insert into outbox_relays (relay, lease_until, leaving, name) \
@@ -108,7 +128,10 @@ pub(crate) async fn lease(outbox: &PostgresOutbox, request: &LeaseRequest) -> Re
         (Ok(Some(lease)), _) => Ok(lease),
         // Another relay is at it, or died half way: the next renewal tries again.
         (Ok(None), Some((lease, _))) => Ok(lease),
-        (Ok(None), None) => Ok(Lease { shards: Vec::new(), fair_share: Shard::COUNT, relays: 1 }),
+        (Ok(None), None) => {
+            tell_who_is_in_the_way(outbox).await;
+            Ok(Lease { shards: Vec::new(), fair_share: Shard::COUNT, relays: 1 })
+        }
         // It counts as alive, so it had better go on: its shards are nobody else's.
         (Err(error), Some((lease, _))) => {
             tracing::warn!(error = error.report(), "shards could not change hands");
@@ -116,6 +139,17 @@ pub(crate) async fn lease(outbox: &PostgresOutbox, request: &LeaseRequest) -> Re
         }
         (Err(error), None) => Err(error),
     }
+}
+
+/// A relay that cannot join delivers nothing.
+async fn tell_who_is_in_the_way(outbox: &PostgresOutbox) {
+    let Ok(mut session) = outbox.session(LEASE).await else { return };
+    let statement = session.statement(LOCK_HOLDER);
+    let row = statement.fetch_one(session.connection()).await;
+    if let Ok(held_by) = row.and_then(|row| row.try_get::<String, _>(0)) {
+        tracing::warn!(held_by, "another session changes the shards; trying again");
+    }
+    let _ = session.finish().await;
 }
 
 /// Joins, gives and takes. `None` when another relay holds the lock.

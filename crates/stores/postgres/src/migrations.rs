@@ -4,24 +4,25 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use posthaste_core::{Error, ErrorKind, Migration, MigrationStatus, OutboxMigrations, Result};
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::error::DatabaseError;
+use sqlx::{AssertSqlSafe, Row, SqlSafeStr};
 
 use crate::error::failed;
-use crate::history::CREATE_AHEAD;
+use crate::locks::{LOCK_TIMEOUT, patiently};
 use crate::outbox::PostgresOutbox;
 use crate::session::Session;
-use crate::standby;
+use crate::{history, integrity, script, standby};
 
 const MIGRATE: &str = "migrate the database";
 const STATUS: &str = "read migration status";
 
 /// A step and its SQL. Applied steps are never edited: a change is a new step.
-struct Step {
-    migration: Migration,
-    sql: &'static str,
+pub(crate) struct Step {
+    pub(crate) migration: Migration,
+    pub(crate) sql: &'static str,
 }
 
-const STEPS: [Step; 3] = [
+pub(crate) const STEPS: [Step; 3] = [
     Step {
         migration: Migration { version: 1, name: "outbox" },
         sql: include_str!("../migrations/0001_outbox.sql"),
@@ -36,7 +37,7 @@ const STEPS: [Step; 3] = [
     },
 ];
 
-const BOOKKEEPING: &str = "\
+pub(crate) const BOOKKEEPING: &str = "\
 create table if not exists outbox_migrations (
     version    integer primary key,
     name       text not null,
@@ -44,17 +45,46 @@ create table if not exists outbox_migrations (
 );
 ";
 
-/// A transaction's lock, which works through poolers. Whoever waits for it finds the work done.
-const LOCK: &str = "select pg_advisory_xact_lock(hashtext('posthaste.migrate'))";
+/// Nobody without rights to the bookkeeping can take it. It leaves readers alone.
+const LOCK: &str = "lock table outbox_migrations in share row exclusive mode";
 
-/// What there is: bookkeeping, and a table of our name.
+/// What is made or changed belongs to whom the outbox belongs, and nothing of that role's runs with the
+/// rights of another one that migrates for it.
+pub(crate) const AS_OWNER: &str = "\
+do $$
+declare
+    owner name;
+begin
+    select r.rolname into owner from pg_class c join pg_roles r on r.oid = c.relowner
+     where c.oid = to_regclass('outbox_migrations') and r.rolname <> current_user
+       and has_schema_privilege(r.oid, c.relnamespace, 'create')
+       and pg_has_role(current_user, r.oid, case
+           when current_setting('server_version_num')::int >= 160000 then 'set' else 'member' end);
+    if owner is not null then
+        execute format('set local role %I', owner);
+    end if;
+end
+$$";
+
+/// What there is: bookkeeping, a table of our name and of which kind, and by what it has, of which
+/// version of ours it is.
 const FOUND: &str = "\
-    select to_regclass('outbox_migrations') is not null, to_regclass('outbox_events') is not null";
+    select to_regclass('outbox_migrations') is not null, \
+        coalesce((select relkind::text from pg_class where oid = to_regclass('outbox_events')), ''), \
+        case when to_regclass('outbox_events_pending') is null then 0 \
+            when to_regclass('outbox_relays') is null then 1 \
+            when not exists (select from pg_attribute where attrelid = to_regclass('outbox_relays') \
+                and attname = 'report' and not attisdropped) then 2 \
+            else 3 end";
 
 const VERSION: &str = "select coalesce(max(version), 0) from outbox_migrations";
 
+/// Makes again what is missing, of a schema that has this program's version.
+const MEND: &str =
+    concat!(include_str!("../migrations/base.sql"), include_str!("../migrations/0003_guards.sql"));
+
 /// The version this program was built for.
-const WANTED: u32 = STEPS[STEPS.len() - 1].migration.version;
+pub(crate) const WANTED: u32 = STEPS[STEPS.len() - 1].migration.version;
 
 /// What the database holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +95,8 @@ pub(crate) enum Found {
     Foreign,
     /// Ours, at this version.
     Version(u32),
+    /// Ours by what it has, at this version, and the bookkeeping is empty: a dump without data.
+    Unrecorded(u32),
 }
 
 #[async_trait]
@@ -74,7 +106,10 @@ impl OutboxMigrations for PostgresOutbox {
             let mut session = self.session(STATUS).await?;
             let found = find(&mut session, STATUS).await?;
             session.finish().await?;
-            let current = if let Found::Version(version) = found { version } else { 0 };
+            let current = match found {
+                Found::Version(version) | Found::Unrecorded(version) => version,
+                Found::Nothing | Found::Foreign => 0,
+            };
             Ok(MigrationStatus { current, wanted: WANTED, pending: missing(current).collect() })
         })
         .await
@@ -85,81 +120,160 @@ impl OutboxMigrations for PostgresOutbox {
     }
 
     fn migration_sql(&self) -> String {
-        let mut sql = format!(
-            "-- posthaste's schema for PostgreSQL, version {WANTED}. Run it once, in one \
-             transaction.\n\n{BOOKKEEPING}\n"
-        );
-        for step in &STEPS {
-            sql.push_str(step.sql);
-            sql.push_str(&format!("\n{}\n\n", record(&step.migration)));
-        }
-        sql.push_str(CREATE_AHEAD);
-        sql
+        script::migration_sql(0)
     }
+}
+
+fn up_to(version: u32) -> impl Iterator<Item = Migration> {
+    STEPS.iter().map(|step| step.migration.clone()).filter(move |step| step.version <= version)
 }
 
 fn missing(current: u32) -> impl Iterator<Item = Migration> {
     STEPS.iter().map(|step| step.migration.clone()).filter(move |step| step.version > current)
 }
 
-fn record(migration: &Migration) -> String {
+pub(crate) fn record(migration: &Migration) -> String {
     let Migration { version, name } = migration;
-    format!("insert into outbox_migrations (version, name) values ({version}, '{name}');")
+    format!(
+        "insert into outbox_migrations (version, name) values ({version}, '{name}') \
+         on conflict do nothing;"
+    )
 }
 
 async fn migrate(outbox: &PostgresOutbox) -> Result<Vec<Migration>> {
+    let applied = if is_whole(outbox).await? {
+        Vec::new()
+    } else {
+        patiently(outbox, MIGRATE, || migrate_locked(outbox)).await?
+    };
+    // Whatever comes of it, events are delivered: the default partition takes them.
+    if let Err(error) = history::maintain(outbox).await {
+        tracing::warn!(error = error.report(), "days of the history could not be created ahead");
+    }
+    Ok(applied)
+}
+
+/// Looks before anything is locked: of those that start, nearly all find nothing to do.
+async fn is_whole(outbox: &PostgresOutbox) -> Result<bool> {
+    let mut session = outbox.session(MIGRATE).await?;
+    let found = find(&mut session, MIGRATE).await?;
+    let whole = found == Found::Version(WANTED)
+        && integrity::missing(&mut session, MIGRATE).await?.is_empty();
+    session.finish().await?;
+    Ok(whole)
+}
+
+async fn migrate_locked(outbox: &PostgresOutbox) -> Result<Vec<Migration>> {
     let mut session = begin_locked(outbox, MIGRATE).await?;
     let current = match find(&mut session, MIGRATE).await? {
         Found::Nothing => 0,
         Found::Foreign => return Err(crate::adopt::explain(&mut session, MIGRATE).await?),
+        Found::Unrecorded(version) => {
+            for migration in up_to(version) {
+                execute(&mut session, AssertSqlSafe(record(&migration)), MIGRATE).await?;
+            }
+            tracing::info!(version, "took over tables of posthaste's without bookkeeping");
+            version
+        }
         Found::Version(version) => version,
     };
     refuse_newer(current, MIGRATE)?;
+    let missing =
+        if current == 0 { Vec::new() } else { integrity::missing(&mut session, MIGRATE).await? };
+    // What a later step makes is missing before it, too; version 1 had no relays and shards.
+    if missing.iter().any(|missing| current == WANTED || (current > 1 && missing.is_needed)) {
+        mend(&mut session, MIGRATE).await?;
+        let missing: Vec<_> = missing.into_iter().map(|missing| missing.what).collect();
+        tracing::warn!(missing = missing.join(", "), "made again what was missing");
+    }
     let applied = apply(&mut session, current, MIGRATE).await?;
     session.finish().await?;
     Ok(applied)
 }
 
 /// A transaction without a time limit that holds the lock of all changes to the schema.
+///
+/// # Errors
+/// `Conflict` where another session has what it needs: see [`patiently`].
 pub(crate) async fn begin_locked(
     outbox: &PostgresOutbox,
     operation: &'static str,
 ) -> Result<Session> {
     let mut session = outbox.transaction(Duration::ZERO, operation).await?;
     standby::refuse(&mut session, operation).await?;
-    sqlx::raw_sql(LOCK).execute(session.connection()).await.map_err(failed(operation))?;
+    execute(&mut session, LOCK_TIMEOUT, operation).await?;
+    let statement = session.statement("select to_regclass('outbox_migrations') is not null");
+    let row = statement.fetch_one(session.connection()).await;
+    if row.and_then(|row| row.try_get(0)).map_err(failed(operation))? {
+        execute(&mut session, AS_OWNER, operation).await?;
+        execute(&mut session, LOCK, operation).await?;
+    } else if let Err(error) = sqlx::raw_sql(BOOKKEEPING).execute(session.connection()).await {
+        return Err(lost_the_race(error, operation));
+    }
     Ok(session)
 }
 
-/// Applies every step after `current`, and creates history partitions ahead.
-pub(crate) async fn apply(
+/// Another session has made the table at the same moment, and it will be there when we look again.
+fn lost_the_race(error: sqlx::Error, operation: &'static str) -> Error {
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    if matches!(code.as_deref(), Some("23505" | "42P07" | "42710")) {
+        let message = "another session migrates at the same time";
+        return Error::new(ErrorKind::Conflict, operation, message).with_source(error);
+    }
+    failed(operation)(error)
+}
+
+/// Makes again what is missing; what is there stays as it is.
+async fn mend(session: &mut Session, operation: &'static str) -> Result<()> {
+    execute(session, MEND, operation).await
+}
+
+/// Makes all there is to the schema, whatever of it exists, and records every step as done.
+pub(crate) async fn make_whole(session: &mut Session, operation: &'static str) -> Result<()> {
+    mend(session, operation).await?;
+    for migration in up_to(WANTED) {
+        execute(session, AssertSqlSafe(record(&migration)), operation).await?;
+    }
+    Ok(())
+}
+
+/// Applies every step after `current`.
+async fn apply(
     session: &mut Session,
     current: u32,
     operation: &'static str,
 ) -> Result<Vec<Migration>> {
-    let connection = session.connection();
-    sqlx::raw_sql(BOOKKEEPING).execute(&mut *connection).await.map_err(failed(operation))?;
     let mut applied = Vec::new();
     for step in STEPS.iter().filter(|step| step.migration.version > current) {
-        sqlx::raw_sql(step.sql).execute(&mut *connection).await.map_err(failed(operation))?;
-        let record = AssertSqlSafe(record(&step.migration));
-        sqlx::raw_sql(record).execute(&mut *connection).await.map_err(failed(operation))?;
+        execute(session, step.sql, operation).await?;
+        execute(session, AssertSqlSafe(record(&step.migration)), operation).await?;
         applied.push(step.migration.clone());
     }
-    sqlx::raw_sql(CREATE_AHEAD).execute(&mut *connection).await.map_err(failed(operation))?;
     Ok(applied)
+}
+
+pub(crate) async fn execute(
+    session: &mut Session,
+    sql: impl SqlSafeStr,
+    operation: &'static str,
+) -> Result<()> {
+    let done = sqlx::raw_sql(sql).execute(session.connection()).await;
+    done.map(|_| ()).map_err(failed(operation))
 }
 
 pub(crate) async fn find(session: &mut Session, operation: &'static str) -> Result<Found> {
     let statement = session.statement(FOUND);
     let row = statement.fetch_one(session.connection()).await.map_err(failed(operation))?;
     let known: bool = row.try_get(0).map_err(failed(operation))?;
-    let exists: bool = row.try_get(1).map_err(failed(operation))?;
+    let kind: String = row.try_get(1).map_err(failed(operation))?;
+    let shape: i32 = row.try_get(2).map_err(failed(operation))?;
     let version = if known { version(session, operation).await? } else { 0 };
-    Ok(match (version, exists) {
-        (0, false) => Found::Nothing,
-        (0, true) => Found::Foreign,
-        (version, _) => Found::Version(version),
+    Ok(match (version, kind.as_str(), u32::try_from(shape).unwrap_or(0)) {
+        (0, "", _) => Found::Nothing,
+        (0, "p", shape) if shape > 0 => Found::Unrecorded(shape),
+        (version, "" | "p", _) if version > 0 => Found::Version(version),
+        // Also where another tool has put a table of its own in the place of ours.
+        _ => Found::Foreign,
     })
 }
 
@@ -176,6 +290,11 @@ pub(crate) async fn check(session: &mut Session, operation: &'static str) -> Res
     match find(session, operation).await? {
         Found::Nothing => refuse("there is no outbox here; run `posthaste migrate up`".into()),
         Found::Foreign => Err(crate::adopt::explain(session, operation).await?),
+        Found::Unrecorded(_) => refuse(
+            "the outbox's tables are here, and the rows of outbox_migrations are not (a dump without \
+             data?); run `posthaste migrate up`, which takes them over"
+                .into(),
+        ),
         Found::Version(version) if version < WANTED => refuse(format!(
             "the schema is version {version}, this program needs {WANTED}; run `posthaste migrate up`"
         )),

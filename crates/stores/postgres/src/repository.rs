@@ -14,7 +14,9 @@ use crate::error::failed;
 use crate::outbox::PostgresOutbox;
 use crate::row::{self, StoredEvent, columns, order_key, shard_column};
 use crate::store::store;
-use crate::{backlog, fetch, history, lease, migrations, settle, standby, watermark};
+use crate::{
+    backlog, fetch, history, integrity, lease, migrations, rights, settle, standby, watermark,
+};
 
 const DEAD_HEADS: &str = concat!(
     "select seq, partition_key, aggregate_id, event_type, destination, ",
@@ -110,7 +112,9 @@ async fn check(outbox: &PostgresOutbox) -> Result<()> {
     const CHECK: &str = "check the database";
     let mut session = outbox.session(CHECK).await?;
     standby::refuse(&mut session, CHECK).await?;
+    rights::check(&mut session, CHECK).await?;
     migrations::check(&mut session, CHECK).await?;
+    integrity::check(&mut session, CHECK).await?;
     session.finish().await
 }
 

@@ -164,7 +164,9 @@ impl<'e> Columns<'e> {
             columns.payloads.push(bytes.map(|(data, _)| data));
             columns.content_types.push(bytes.map(|(_, content_type)| content_type));
             columns.available_at.push(event.available_at().map(Instant));
-            columns.max_retries.push(i32::try_from(event.max_retries()).unwrap_or(i32::MAX));
+            // The table takes 0 for "not given", as Go writes it; of attempts, one is the least.
+            let max_retries = i32::try_from(event.max_retries()).unwrap_or(i32::MAX);
+            columns.max_retries.push(max_retries.max(1));
         }
         Ok(columns)
     }

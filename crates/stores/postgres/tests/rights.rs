@@ -49,15 +49,7 @@ async fn a_login_without_rights_cannot_use_what_runs_as_the_owner() {
 #[tokio::test]
 async fn a_trigger_that_was_planted_before_the_upgrade_reaches_the_real_signal_only() {
     let Some(database) = TestDatabase::create().await else { return };
-    database.run(include_str!("../migrations/0001_outbox.sql")).await;
-    database.run(include_str!("../migrations/0002_relays.sql")).await;
-    database
-        .run(
-            "create table outbox_migrations (version integer primary key, name text not null, \
-                 applied_at timestamptz not null default now()); \
-             insert into outbox_migrations (version, name) values (1, 'outbox'), (2, 'relays')",
-        )
-        .await;
+    database.version_2().await;
     let nobody = database.role("nobody").await;
     let mut session = nobody.connection().await;
     run(&mut session, TRAP).await;

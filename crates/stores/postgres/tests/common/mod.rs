@@ -13,6 +13,28 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use uuid::Uuid;
 
+/// All relations, columns, indexes, triggers and functions that are not PostgreSQL's own.
+pub const FINGERPRINT: &str = "
+    select string_agg(line, E'\\n' order by line) from (
+        select format('%s %s %s %s', c.relkind, c.relname, pg_get_expr(c.relpartbound, c.oid),
+                      c.relreplident) as line
+        from pg_class c where c.relnamespace = 'public'::regnamespace
+        union all
+        select format('%s.%s %s %s', a.attrelid::regclass, a.attname,
+                      format_type(a.atttypid, a.atttypmod), pg_get_expr(d.adbin, d.adrelid))
+        from pg_attribute a left join pg_attrdef d on (d.adrelid, d.adnum) = (a.attrelid, a.attnum)
+        join pg_class c on c.oid = a.attrelid
+        where c.relnamespace = 'public'::regnamespace and a.attnum > 0
+        union all select pg_get_indexdef(indexrelid) from pg_index
+        where indrelid::regclass::text like 'outbox%'
+        union all select pg_get_triggerdef(oid) from pg_trigger
+        union all select concat_ws(' ', p.proname, md5(p.prosrc), p.proconfig, p.proacl)
+        from pg_proc p where p.pronamespace = 'public'::regnamespace
+        union all select conrelid::regclass || conname || pg_get_constraintdef(oid) from pg_constraint
+        where connamespace = 'public'::regnamespace and contype = 'c' and conrelid::regclass::text
+            in ('outbox_events_pending', 'outbox_events_processed', 'outbox_shards', 'outbox_signal')
+        union all select version || name from outbox_migrations) lines";
+
 /// A new database with nothing in it.
 pub struct TestDatabase {
     pub name: String,
@@ -140,6 +162,20 @@ impl TestRole<'_> {
 }
 
 impl TestDatabase {
+    /// What 0.1.0 made, the days of the history included.
+    pub async fn version_2(&self) {
+        self.run(include_str!("../../migrations/0001_outbox.sql")).await;
+        self.run(include_str!("../../migrations/0002_relays.sql")).await;
+        self.run(
+            "create table outbox_migrations (version integer primary key, name text not null, \
+                 applied_at timestamptz not null default now()); \
+             insert into outbox_migrations (version, name) values (1, 'outbox'), (2, 'relays'); \
+             create table outbox_events_processed_y2026m01d01 partition of outbox_events_processed \
+                 for values from ('2026-01-01 00:00:00+00') to ('2026-01-02 00:00:00+00')",
+        )
+        .await;
+    }
+
     /// Roles are the whole server's: `name` is only the beginning.
     pub async fn role(&self, name: &str) -> TestRole<'_> {
         let name = format!("{name}_{}", Uuid::now_v7().simple());
