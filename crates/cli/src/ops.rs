@@ -60,6 +60,8 @@ pub(crate) fn install_metrics() -> anyhow::Result<PrometheusHandle> {
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder)
         .map_err(|_| anyhow::anyhow!("metrics are recorded elsewhere already"))?;
+    // Shown before the first one, so that its increase is seen.
+    metrics::counter!("outbox_log_lines_dropped_total").absolute(0);
     Ok(handle)
 }
 

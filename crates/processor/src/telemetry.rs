@@ -216,7 +216,9 @@ impl Telemetry {
         describe_all();
         self.gauge("outbox_build_info", [("version", env!("CARGO_PKG_VERSION").into())]).set(1.0);
         for destination in destinations {
-            self.counter("outbox_events_published_total", [to(&destination.name)]).absolute(0);
+            for counted in ["outbox_events_published_total", "outbox_lost_as_repeat_total"] {
+                self.counter(counted, [to(&destination.name)]).absolute(0);
+            }
         }
         self.counter("outbox_retries_total", []).absolute(0);
         self.counter("outbox_pruned_events_total", []).absolute(0);
