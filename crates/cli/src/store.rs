@@ -1,6 +1,5 @@
 //! The stores: which one the address means, and what the commands ask of any of them.
 
-use std::any::Any;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -30,13 +29,6 @@ pub(crate) struct Adopted {
 /// All that the commands ask of a store.
 #[async_trait]
 pub(crate) trait Store: OutboxRepository + OutboxAdmin + OutboxMigrations {
-    /// Keeps other relays on this machine away from the outbox until the guard is dropped, where
-    /// the store can.
-    ///
-    /// # Errors
-    /// `Conflict` when another relay has it.
-    fn lock_relay(&self) -> Result<Box<dyn Any + Send>>;
-
     /// Turns a table of the owner's into an outbox, and says what was done.
     ///
     /// # Errors
@@ -46,10 +38,6 @@ pub(crate) trait Store: OutboxRepository + OutboxAdmin + OutboxMigrations {
 
 #[async_trait]
 impl Store for PostgresOutbox {
-    fn lock_relay(&self) -> Result<Box<dyn Any + Send>> {
-        Ok(Box::new(()))
-    }
-
     async fn adopt(&self) -> Result<Adopted> {
         let report = self.adopt_table().await?;
         Ok(Adopted {
@@ -63,10 +51,6 @@ impl Store for PostgresOutbox {
 
 #[async_trait]
 impl Store for SqliteOutbox {
-    fn lock_relay(&self) -> Result<Box<dyn Any + Send>> {
-        Ok(Box::new(self.try_lock_relay()?))
-    }
-
     async fn adopt(&self) -> Result<Adopted> {
         Err(Error::new(
             ErrorKind::Config,

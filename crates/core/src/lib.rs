@@ -12,6 +12,7 @@
 
 mod admin;
 mod bus;
+mod claim;
 mod error;
 mod event;
 mod event_builder;
@@ -31,6 +32,7 @@ mod unit_of_work;
 
 pub use admin::{EventFilter, EventPlace, EventState, OutboxAdmin};
 pub use bus::{BusCapabilities, EventBus, KeyPipelining, Outcomes, PublishResult};
+pub use claim::Claim;
 pub use error::{Error, ErrorKind, ErrorStatus, RETRY_AFTER_MAX, Result, Subject};
 pub use event::{DEFAULT_MAX_RETRIES, EventRecord, OutboxEvent};
 pub use event_builder::{EVENT_TYPE_CHARS_MAX, OutboxEventBuilder};

@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::{Lease, LeaseRequest, OrderKey, OutboxEvent, Result, Shard, ShardLease, ShardSet};
+use crate::{
+    Claim, Lease, LeaseRequest, OrderKey, OutboxEvent, Result, Shard, ShardLease, ShardSet,
+};
 
 /// An event's place in the outbox: greater means later within its key. Positive.
 ///
@@ -30,6 +32,18 @@ pub trait OutboxRepository: Send + Sync + 'static {
     /// Confirms that the database is reachable, is one that may be read from (no standby), and
     /// holds a schema this version understands.
     async fn check(&self) -> Result<()>;
+
+    /// Takes the right to deliver from this outbox, where only one relay at a time may. A processor
+    /// asks for it after [`check`](Self::check), before its first fetch, and keeps it until it ends.
+    ///
+    /// Default: nothing to take.
+    ///
+    /// # Errors
+    /// `Conflict` where another relay has it, also one of the same process. What was taken away later
+    /// is told by [`fetch_pending`](Self::fetch_pending) and [`watermark`](Self::watermark).
+    async fn claim(&self) -> Result<Claim> {
+        Ok(Claim::default())
+    }
 
     /// Stores all events or none, in a transaction of its own. Inside the caller's transaction use
     /// a [`UnitOfWork`](crate::UnitOfWork).

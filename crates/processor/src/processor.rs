@@ -2,7 +2,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use posthaste_core::{Error, ErrorKind, OutboxEvent, OutboxRepository, Result};
+use posthaste_core::{Claim, Error, ErrorKind, OutboxEvent, OutboxRepository, Result};
 use tokio::sync::{OnceCell, watch};
 use tracing::Instrument;
 
@@ -61,6 +61,19 @@ struct Runs {
     shut_down: bool,
 }
 
+impl Runs {
+    fn may_begin(&self) -> Result<()> {
+        let refuse = |why: &str| Err(Error::new(ErrorKind::Conflict, "start processor", why));
+        if self.shut_down {
+            return refuse("it was shut down for good");
+        }
+        if self.latest.as_ref().is_some_and(|run| !run.is_over()) {
+            return refuse("it is running already");
+        }
+        Ok(())
+    }
+}
+
 impl OutboxProcessor {
     /// Starts to build a processor over a repository.
     pub fn builder(repository: impl OutboxRepository) -> OutboxProcessorBuilder {
@@ -98,16 +111,16 @@ impl OutboxProcessor {
     ///
     /// # Errors
     /// The repository's, when waiting would not mend it: a schema that is missing or too old, refused
-    /// credentials or rights, a wrong setting. `Conflict` when it is running already or shut down.
+    /// credentials or rights, a wrong setting. `Conflict` when it is running already or shut down, and
+    /// when another processor delivers from an outbox that takes one at a time (SQLite).
     pub async fn start(&self) -> Result<()> {
         let inner = &self.inner;
-        let away = match inner.check().await {
-            Ok(()) => None,
-            Err(error) if run::is_outage(&error) => Some(error),
-            Err(error) => return Err(error),
+        let claimed = match inner.claim().await {
+            Err(error) if !run::is_outage(&error) => return Err(error),
+            claimed => claimed,
         };
         let (stopped, end) = inner.begin(false)?;
-        run::spawn(inner.shell(stopped), away, end);
+        run::spawn(inner.shell(stopped), claimed, end);
         Ok(())
     }
 
@@ -206,9 +219,11 @@ impl OutboxProcessor {
 
     async fn run_in_foreground(&self, until: Until) -> Result<u64> {
         let inner = &self.inner;
-        inner.check().await?;
+        let claim = inner.claim().await?;
         // The end is told of by its drop, also when this future is dropped half way.
         let (stopped, _end) = inner.begin(true)?;
+        // Dropped before that: whoever hears of the end can start.
+        let _claim = claim;
         let outcome = inner.shell(stopped).run(until).instrument(inner.telemetry.span()).await;
         match outcome.error {
             Some(error) => Err(error),
@@ -256,20 +271,17 @@ impl Inner {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn check(&self) -> Result<()> {
-        self.telemetry.storage("check", self.repository.check()).await
+    /// Looks at the repository and takes the right to deliver from it.
+    async fn claim(&self) -> Result<Claim> {
+        // Without this, a processor that runs would be told of another one that does.
+        self.lock().may_begin()?;
+        run::check_and_claim(&*self.repository, &self.telemetry).await
     }
 
     /// Begins a run, unless one is under way.
     fn begin(&self, foreground: bool) -> Result<(watch::Receiver<bool>, EndOfRun)> {
         let mut runs = self.lock();
-        let refuse = |why: &str| Err(Error::new(ErrorKind::Conflict, "start processor", why));
-        if runs.shut_down {
-            return refuse("it was shut down for good");
-        }
-        if runs.latest.as_ref().is_some_and(|run| !run.is_over()) {
-            return refuse("it is running already");
-        }
+        runs.may_begin()?;
         let (run, stopped, end) = run::new(&self.shared, &self.telemetry, foreground);
         let destinations = self.routes.destinations();
         self.shared.started(destinations.iter().map(|destination| destination.name.to_string()));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use posthaste_core::{Error, ErrorKind, OutboxRepository};
+use posthaste_core::{Claim, Error, ErrorKind, OutboxRepository, Result};
 use tokio::sync::watch;
 use tracing::Instrument;
 
@@ -110,9 +110,18 @@ pub(crate) fn new(
     (run, stopped, end)
 }
 
-/// Delivers in the background until it is stopped. `away` is why the database did not answer at
-/// the start: then it is waited for first.
-pub(crate) fn spawn(shell: Shell, away: Option<Error>, end: EndOfRun) {
+/// Looks at a repository and takes the right to deliver from it.
+pub(crate) async fn check_and_claim(
+    repository: &dyn OutboxRepository,
+    telemetry: &Telemetry,
+) -> Result<Claim> {
+    telemetry.storage("check", repository.check()).await?;
+    telemetry.storage("claim", repository.claim()).await
+}
+
+/// Delivers in the background until it is stopped. `claimed` is the right to, or why the database did
+/// not answer at the start: then it is waited for first.
+pub(crate) fn spawn(shell: Shell, claimed: Result<Claim>, end: EndOfRun) {
     let span = shell.telemetry.span();
     let chores = chores::run(
         Arc::clone(&shell.repository),
@@ -122,7 +131,7 @@ pub(crate) fn spawn(shell: Shell, away: Option<Error>, end: EndOfRun) {
     );
     let work = async move {
         tokio::select! {
-            report = deliver(shell, away) => report,
+            report = deliver(shell, claimed) => report,
             // Never ends by itself; dropped together with the run.
             () = chores => unreachable!("chores end only with the run"),
         }
@@ -143,33 +152,37 @@ pub(crate) fn spawn(shell: Shell, away: Option<Error>, end: EndOfRun) {
     tokio::spawn(task.instrument(span));
 }
 
-async fn deliver(mut shell: Shell, away: Option<Error>) -> StopReport {
-    if let Some(error) = away {
-        let mut stop = shell.stop.clone();
-        tokio::select! {
-            () = wait_for_database(&*shell.repository, &shell.shared, &shell.telemetry, error) => {}
-            // An error means that every handle of the processor is gone.
-            _ = stop.wait_for(|stopped| *stopped) => {
-                shell.shared.relay_state(RelayState::Draining);
-                return StopReport::default();
+async fn deliver(shell: Shell, claimed: Result<Claim>) -> StopReport {
+    let _claim = match claimed {
+        Ok(claim) => claim,
+        Err(error) => {
+            let mut stop = shell.stop.clone();
+            tokio::select! {
+                claim = wait_for_database(
+                    &*shell.repository, &shell.shared, &shell.telemetry, error
+                ) => claim,
+                // An error means that every handle of the processor is gone.
+                _ = stop.wait_for(|stopped| *stopped) => {
+                    shell.shared.relay_state(RelayState::Draining);
+                    return StopReport::default();
+                }
             }
         }
-        shell.stop = stop;
-    }
+    };
     shell.run(Until::Stopped).await.report
 }
 
-/// Waits until the repository can be used. What waiting alone does not mend, a schema that is too
+/// Waits until the repository can be used, and takes the right to deliver from it. What waiting alone does not mend, a schema that is too
 /// old for one, is told of as well and waited for: someone may mend it.
 async fn wait_for_database(
     repository: &dyn OutboxRepository,
     shared: &Shared,
     telemetry: &Telemetry,
     mut error: Error,
-) {
+) -> Claim {
     let mut delay = RECONNECT_DELAY;
     let mut told = String::new();
-    loop {
+    let claim = loop {
         let text = error.report();
         shared.database(Some(text.clone()));
         if told != text {
@@ -178,13 +191,14 @@ async fn wait_for_database(
         }
         tokio::time::sleep(delay).await;
         delay = RECONNECT_DELAY_MAX.min(delay * 2);
-        match telemetry.storage("check", repository.check()).await {
-            Ok(()) => break,
+        match check_and_claim(repository, telemetry).await {
+            Ok(claim) => break claim,
             Err(next) => error = next,
         }
-    }
+    };
     shared.database(None);
     tracing::info!("the database answers");
+    claim
 }
 
 /// Whether waiting may mend what a repository's check met.

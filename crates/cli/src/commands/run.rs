@@ -1,6 +1,5 @@
 //! `posthaste run`: the relay.
 
-use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::process::ExitCode;
@@ -37,7 +36,7 @@ pub(crate) async fn run(args: &RunArgs, config: Config) -> anyhow::Result<ExitCo
     announce(&config);
     let ops = start_ops(args, &config).await?;
     let destinations = destinations::open(&config.destinations, &output_closed).await?;
-    let (store, lock) = tokio::select! {
+    let store = tokio::select! {
         started = start_store(&config, args.patience()) => started?,
         signal = stop.next() => {
             tracing::info!(signal, "stopped before the database answered");
@@ -69,7 +68,6 @@ pub(crate) async fn run(args: &RunArgs, config: Config) -> anyhow::Result<ExitCo
             tracing::warn!(destination = destination.name, error = error.report(), "close failed");
         }
     }
-    drop(lock);
     result
 }
 
@@ -105,9 +103,6 @@ async fn start_ops(args: &RunArgs, config: &Config) -> anyhow::Result<Option<Ops
     Ok(Some(ops))
 }
 
-/// What keeps other relays away, until it is dropped.
-type RelayLock = Box<dyn Any + Send>;
-
 /// Opens the outbox and brings its schema up to date. An outage is waited for, as it is later; what
 /// waiting does not mend is an error.
 ///
@@ -116,7 +111,7 @@ type RelayLock = Box<dyn Any + Send>;
 async fn start_store(
     config: &Config,
     patience: Option<Duration>,
-) -> anyhow::Result<(Arc<dyn Store>, RelayLock)> {
+) -> anyhow::Result<Arc<dyn Store>> {
     let since = Instant::now();
     loop {
         match try_start_store(config).await {
@@ -144,9 +139,11 @@ fn given_up(after: Duration) -> String {
     format!("the database could not be reached for {} (--give-up-after)", format_duration(after))
 }
 
-async fn try_start_store(config: &Config) -> anyhow::Result<(Arc<dyn Store>, RelayLock)> {
+async fn try_start_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     let store = store::open(config, Missing::Create).await?;
-    let lock = store.lock_relay().map_err(|error| anyhow::Error::from(error).context(Held))?;
+    // The processor takes it for good. Asked here as well, so that a second relay changes nothing
+    // before it is refused, the schema for one.
+    drop(store.claim().await.map_err(held)?);
     let status = store.migration_status().await?;
     if config.migrate && !status.is_newer_than_program() {
         for migration in store.migrate().await? {
@@ -156,7 +153,14 @@ async fn try_start_store(config: &Config) -> anyhow::Result<(Arc<dyn Store>, Rel
         store::require_schema(&status)?;
     }
     store.check().await?;
-    Ok((store, lock))
+    Ok(store)
+}
+
+fn held(error: Error) -> anyhow::Error {
+    match error.kind() {
+        ErrorKind::Conflict => anyhow::Error::from(error).context(Held),
+        _ => error.into(),
+    }
 }
 
 /// Another relay has the outbox, and only one can.

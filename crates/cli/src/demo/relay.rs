@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use posthaste_core::RetryPolicy;
+use posthaste_core::{ErrorKind, RetryPolicy};
 use posthaste_processor::{OutboxProcessor, ProcessorSettings, ProcessorStatistics};
-use posthaste_sqlite::{RelayLock, SqliteOutbox};
+use posthaste_sqlite::SqliteOutbox;
 use tokio::runtime::Runtime;
 
 use super::broker::Broker;
@@ -12,13 +12,10 @@ use super::broker::Broker;
 pub(super) struct Relay {
     runtime: Runtime,
     processor: OutboxProcessor,
-    /// One relay at a time on an SQLite file.
-    _lock: RelayLock,
 }
 
 impl Relay {
     pub(super) fn start(outbox: &SqliteOutbox, broker: &Broker) -> anyhow::Result<Self> {
-        let lock = outbox.try_lock_relay()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("relay")
@@ -38,11 +35,17 @@ impl Relay {
             .build()?;
         let starting = processor.clone();
         runtime.spawn(async move {
-            if let Err(error) = starting.start().await {
+            // One that was killed may take a moment to give its right to deliver back.
+            let mut started = starting.start().await;
+            while matches!(&started, Err(error) if error.kind() == ErrorKind::Conflict) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                started = starting.start().await;
+            }
+            if let Err(error) = started {
                 tracing::error!(error = error.report(), "the demo's relay cannot start");
             }
         });
-        Ok(Self { runtime, processor, _lock: lock })
+        Ok(Self { runtime, processor })
     }
 
     /// Ends it as `kill -9` would: what is on its way is dropped where it stands.

@@ -8,7 +8,7 @@ use posthaste_core::{
     Seq, Shard, Watermark,
 };
 use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Row, Sqlite};
+use sqlx::{Connection, QueryBuilder, Row, Sqlite};
 
 use crate::SqliteOutbox;
 use crate::error::database;
@@ -39,7 +39,8 @@ impl SqliteOutbox {
         let fail = |error| database("fetch pending events", error);
         // Sizes first: the bodies of a page that is over `bytes_max` must never be in memory. One
         // read transaction makes both queries see one snapshot.
-        let mut transaction = self.readers.begin().await.map_err(fail)?;
+        let mut connection = self.reader("fetch pending events").await?;
+        let mut transaction = connection.begin().await.map_err(fail)?;
         let sizes = sizes(query).build().fetch_all(&mut *transaction).await.map_err(fail)?;
         let (places, more) = cut(&sizes, query);
         let mut page = PendingPage { more, ..PendingPage::default() };
@@ -72,7 +73,7 @@ impl SqliteOutbox {
     /// Dead-letters rows that cannot be read.
     async fn bury(&self, rows: &[CorruptRow]) -> Result<()> {
         let fail = |error| database("dead-letter corrupt rows", error);
-        let mut transaction = self.writer.begin_with("begin immediate").await.map_err(fail)?;
+        let mut transaction = self.begin_write("dead-letter corrupt rows").await?;
         for CorruptRow { head: DeadHead { seq, .. }, error } in rows {
             tracing::error!(seq, error = error.report(), "a stored row cannot be read as an event");
             sqlx::query(
@@ -90,16 +91,20 @@ impl SqliteOutbox {
     }
 
     pub(crate) async fn read_watermark(&self) -> Result<Watermark> {
+        let mut connection = self.reader("read watermark").await?;
         let (high, revision) = sqlx::query_as::<_, (Seq, i64)>(WATERMARK)
-            .fetch_one(&self.readers)
+            .fetch_one(&mut *connection)
             .await
             .map_err(|error| database("read watermark", error))?;
         // One writer at a time: whoever drew a number has committed, or holds the write lock and
         // shows neither its events nor its numbers.
+        // Another file in the place of the first one is another outbox.
+        let revision = revision.wrapping_add(self.incarnation() << 32);
         Ok(Watermark { high, writers: Vec::new(), revision })
     }
 
     pub(crate) async fn read_dead_heads(&self, after: Seq, limit: usize) -> Result<Vec<DeadHead>> {
+        let mut connection = self.reader("read dead heads").await?;
         let rows = sqlx::query(
             "select seq, partition_key, aggregate_id, event_type, destination \
              from outbox_events indexed by outbox_events_dead \
@@ -108,7 +113,7 @@ impl SqliteOutbox {
         )
         .bind(after)
         .bind(to_i64(limit))
-        .fetch_all(&self.readers)
+        .fetch_all(&mut *connection)
         .await
         .map_err(|error| database("read dead heads", error))?;
         Ok(rows.iter().map(|row| row::dead_head(row, [0, 1, 2, 3, 4])).collect())

@@ -24,10 +24,13 @@
 //!
 //! **Durability.** The file is in WAL mode with `synchronous=FULL`: what was committed survives
 //! the loss of power. **Order.** SQLite has one writer at a time, so places are in the order of
-//! commits and no event turns up late. **One relay.** Nothing leases keys here: take
-//! [`SqliteOutbox::try_lock_relay`] before delivering.
+//! commits and no event turns up late. **One relay.** Nothing leases keys here: the first processor
+//! that starts has the outbox to itself until it stops, and another one's start fails with `Conflict`.
+//! **The file.** One that is moved away is missed at once, and another in its place is opened; this and
+//! the right to deliver are watched by what tells files apart on Unix.
 
 mod admin;
+mod database_file;
 mod error;
 mod fetch;
 mod migration;
@@ -48,6 +51,5 @@ mod wake;
 
 pub use options::SqliteOptions;
 pub use outbox::SqliteOutbox;
-pub use relay_lock::RelayLock;
 pub use store::store_events;
 pub use transaction::SqliteTransaction;

@@ -32,17 +32,21 @@ const OPERATION: &str = "migrate outbox";
 #[async_trait]
 impl OutboxMigrations for SqliteOutbox {
     async fn migration_status(&self) -> Result<MigrationStatus> {
-        let fail = |error| database("read migration status", error);
-        let mut connection = self.readers.acquire().await.map_err(fail)?;
+        let mut connection = self.reader("read migration status").await?;
         Ok(status(current_version(&mut connection).await?))
     }
 
     async fn migrate(&self) -> Result<Vec<Migration>> {
         let fail = |error| database(OPERATION, error);
         let mut applied = Vec::new();
+        // Looks before it locks: what is up to date waits for nobody's write lock.
+        let status = self.migration_status().await?;
+        if status.current == status.wanted {
+            return Ok(applied);
+        }
         for step in STEPS {
             // `immediate` waits for another process that migrates; what it did is then seen.
-            let mut transaction = self.writer.begin_with("begin immediate").await.map_err(fail)?;
+            let mut transaction = self.begin_write(OPERATION).await?;
             let current = current_version(&mut transaction).await?;
             refuse_unknown(&mut transaction, current).await?;
             if step.migration.version > current {
@@ -73,7 +77,7 @@ impl SqliteOutbox {
     pub(crate) async fn check_schema(&self) -> Result<()> {
         const OPERATION: &str = "check database";
         let fail = |error| database(OPERATION, error).with_context("path", self.path().display());
-        let mut connection = self.readers.acquire().await.map_err(fail)?;
+        let mut connection = self.reader(OPERATION).await?;
         let status = status(current_version(&mut connection).await?);
         if status.is_newer_than_program() {
             return Err(newer(OPERATION, status.current));

@@ -1,16 +1,19 @@
 use std::fmt;
 use std::future::Future;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use posthaste_core::{Result, UnitOfWork};
-use sqlx::SqlitePool;
+use posthaste_core::{Claim, Result, UnitOfWork};
+use sqlx::pool::PoolConnection;
 use sqlx::sqlite::SqlitePoolOptions;
+use sqlx::{Connection, Sqlite, SqlitePool, Transaction};
 
+use crate::database_file::DatabaseFile;
 use crate::error::{database, is_busy};
+use crate::relay_lock::RelayLock;
 use crate::wake::Wake;
-use crate::{RelayLock, SqliteOptions, SqliteTransaction};
+use crate::{SqliteOptions, SqliteTransaction};
 
 /// An outbox in an SQLite file. Clones share its connections.
 #[derive(Clone)]
@@ -20,6 +23,9 @@ pub struct SqliteOutbox {
     pub(crate) writer: SqlitePool,
     pub(crate) readers: SqlitePool,
     pub(crate) wake: Arc<Wake>,
+    file: Arc<DatabaseFile>,
+    /// What this process was given of the right to deliver.
+    claimed: Arc<Mutex<Weak<RelayLock>>>,
 }
 
 impl SqliteOutbox {
@@ -39,30 +45,38 @@ impl SqliteOutbox {
     /// As [`open`](Self::open).
     pub async fn open_with(options: SqliteOptions) -> Result<Self> {
         options.check_path()?;
+        options.create_file()?;
+        let fail =
+            |error| database("open database", error).with_context("path", options.path.display());
         let connect = options.connect_options();
-        let pool = || {
+        let file = until_not_busy(options.busy_timeout, || {
+            DatabaseFile::open(options.path.clone(), connect.clone())
+        });
+        let file = Arc::new(file.await.map_err(fail)?);
+        let pool = |connections| {
+            let file = Arc::clone(&file);
             SqlitePoolOptions::new()
+                .max_connections(connections)
                 .acquire_timeout(options.busy_timeout + Duration::from_secs(1))
                 .idle_timeout(None)
                 .max_lifetime(None)
                 // A file does not go away as a server does.
                 .test_before_acquire(false)
+                .before_acquire(move |connection, metadata| {
+                    // After a commit or rollback that failed (a full disk), the client takes a
+                    // transaction for open that SQLite has ended, and begins no other.
+                    let usable = !connection.is_in_transaction() && file.is_current(metadata.age);
+                    Box::pin(async move { Ok(usable) })
+                })
         };
-        let writer = until_not_busy(options.busy_timeout, || {
-            pool().max_connections(1).connect_with(connect.clone())
-        })
-        .await
-        .map_err(|error| {
-            database("open database", error).with_context("path", options.path.display())
-        })?;
-        let readers = pool()
-            .max_connections(options.readers_max.max(1))
-            .connect_lazy_with(connect.clone().create_if_missing(false).pragma("query_only", "on"));
         Ok(Self {
-            wake: Arc::new(Wake::new(connect.create_if_missing(false))),
+            writer: pool(1).connect_lazy_with(connect.clone()),
+            readers: pool(options.readers_max.max(1))
+                .connect_lazy_with(connect.pragma("query_only", "on")),
+            wake: Arc::new(Wake::new(Arc::clone(&file))),
+            file,
+            claimed: Arc::default(),
             options: Arc::new(options),
-            writer,
-            readers,
         })
     }
 
@@ -78,27 +92,55 @@ impl SqliteOutbox {
     /// # Errors
     /// [`Conflict`](posthaste_core::ErrorKind::Conflict) where another writer does not end within the busy timeout.
     pub async fn begin(&self) -> Result<UnitOfWork<SqliteTransaction>> {
-        let transaction = self
-            .writer
-            .begin_with("begin immediate")
-            .await
-            .map_err(|error| database("begin unit of work", error))?;
+        let transaction = self.begin_write("begin unit of work").await?;
         Ok(UnitOfWork::new(SqliteTransaction::new(transaction, Arc::clone(&self.wake))))
     }
 
-    /// Takes the right to deliver from this file. Every relay takes it before its first fetch.
-    ///
-    /// # Errors
-    /// [`Conflict`](posthaste_core::ErrorKind::Conflict) where another relay has it.
-    pub fn try_lock_relay(&self) -> Result<RelayLock> {
-        RelayLock::acquire(self.path())
+    /// A connection for reading from the file that has the name now.
+    pub(crate) async fn reader(&self, operation: &'static str) -> Result<PoolConnection<Sqlite>> {
+        self.file.confirm(operation).await?;
+        self.readers.acquire().await.map_err(|error| database(operation, error))
+    }
+
+    /// The write transaction of the file that has the name now.
+    pub(crate) async fn begin_write(
+        &self,
+        operation: &'static str,
+    ) -> Result<Transaction<'static, Sqlite>> {
+        self.file.confirm(operation).await?;
+        let begun = self.writer.begin_with("begin immediate").await;
+        begun.map_err(|error| database(operation, error))
+    }
+
+    /// Takes the right to deliver from this file.
+    pub(crate) fn take_claim(&self) -> Result<Claim> {
+        let lock = Arc::new(RelayLock::acquire(self.path())?);
+        *self.claimed.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&lock);
+        Ok(Claim::new(lock))
+    }
+
+    /// That the right to deliver is still this process's, where it was taken.
+    pub(crate) fn confirm_claim(&self) -> Result<()> {
+        let claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        if let Some(lock) = claimed
+            && lock.confirm()?
+        {
+            // Somebody may have had it in between.
+            self.file.begin_incarnation();
+        }
+        Ok(())
+    }
+
+    /// Counts the incarnations of the database that were noticed.
+    pub(crate) fn incarnation(&self) -> i64 {
+        self.file.incarnation()
     }
 
     /// Closes all connections after what runs on them. Every later call fails.
     pub async fn close(&self) {
-        self.wake.close().await;
         self.readers.close().await;
         self.writer.close().await;
+        self.file.close().await;
     }
 }
 

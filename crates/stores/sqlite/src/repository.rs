@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use posthaste_core::{
-    Backlog, DeadHead, EventFilter, EventState, OutboxAdmin, OutboxEvent, OutboxRepository,
+    Backlog, Claim, DeadHead, EventFilter, EventState, OutboxAdmin, OutboxEvent, OutboxRepository,
     PendingPage, PendingQuery, RepositoryCapabilities, Result, Seq, Settlement, Watermark,
 };
 
@@ -24,15 +24,21 @@ impl OutboxRepository for SqliteOutbox {
         self.check_schema().await
     }
 
+    async fn claim(&self) -> Result<Claim> {
+        self.take_claim()
+    }
+
     async fn store(&self, events: &[OutboxEvent]) -> Result<()> {
         self.store_all(events).await
     }
 
     async fn fetch_pending(&self, query: &PendingQuery) -> Result<PendingPage> {
+        self.confirm_claim()?;
         self.fetch_page(query).await
     }
 
     async fn watermark(&self) -> Result<Watermark> {
+        self.confirm_claim()?;
         self.read_watermark().await
     }
 

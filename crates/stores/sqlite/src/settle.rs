@@ -54,7 +54,7 @@ impl SqliteOutbox {
         let fail = |error| database("settle events", error);
         let (left, removed) = outcomes(settlements, Timestamp::now());
         let mut changed = 0;
-        let mut transaction = self.writer.begin_with("begin immediate").await.map_err(fail)?;
+        let mut transaction = self.begin_write("settle events").await?;
         for (sql, outcomes) in [(UPDATE, left), (DELETE, removed)] {
             if !outcomes.is_empty() {
                 let statement = sqlx::query(sql).bind(Value::Array(outcomes).to_string());

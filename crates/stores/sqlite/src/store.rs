@@ -94,7 +94,7 @@ impl SqliteOutbox {
             return Ok(());
         }
         let fail = |error| database("store events", error);
-        let mut transaction = self.writer.begin_with("begin immediate").await.map_err(fail)?;
+        let mut transaction = self.begin_write("store events").await?;
         store(&mut transaction, events).await?;
         transaction.commit().await.map_err(fail)?;
         self.wake.notify();

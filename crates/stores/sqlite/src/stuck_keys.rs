@@ -2,7 +2,7 @@
 
 use posthaste_core::{Result, Seq, StuckBy, StuckKey, StuckKeyPage, StuckKeyQuery};
 use sqlx::sqlite::SqliteRow;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::{AssertSqlSafe, Connection, Row};
 
 use crate::SqliteOutbox;
 use crate::error::database;
@@ -68,7 +68,8 @@ impl SqliteOutbox {
     ) -> Result<StuckKeyPage> {
         let fail = |error| database("list stuck keys", error);
         // One read transaction, so that both statements see one snapshot.
-        let mut transaction = self.readers.begin().await.map_err(fail)?;
+        let mut connection = self.reader("list stuck keys").await?;
+        let mut transaction = connection.begin().await.map_err(fail)?;
         // One more than asked for tells whether there are more.
         let statement = sqlx::query(AssertSqlSafe(sql(query.by)))
             .bind(query.after)

@@ -55,11 +55,12 @@ delete from outbox_events where seq in (
 impl SqliteOutbox {
     pub(crate) async fn count_backlog(&self, from: Seq) -> Result<Backlog> {
         let fail = |error| database("count backlog", error);
+        let mut connection = self.reader("count backlog").await?;
         let row = sqlx::query(BACKLOG)
             .bind(from)
             .bind(PENDING_COUNTED_MAX)
             .bind(DEAD_COUNTED_MAX)
-            .fetch_one(&self.readers)
+            .fetch_one(&mut *connection)
             .await
             .map_err(fail)?;
         let count = |index| u64::try_from(row.get::<i64, _>(index)).unwrap_or(0);

@@ -1,32 +1,38 @@
 //! Tells a relay that there may be new events, whichever process wrote them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions, SqliteConnection};
+use posthaste_core::Result;
 use tokio::sync::{Mutex, watch};
+
+use crate::database_file::DatabaseFile;
+use crate::error::database;
 
 /// How often other processes' commits are looked for. The question costs microseconds: the answer
 /// is in memory that all connections share.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
+const OPERATION: &str = "watch database";
+
 /// Wakes waiters: at once for commits of this process, soon for those of others.
 pub(crate) struct Wake {
-    connect: SqliteConnectOptions,
+    file: Arc<DatabaseFile>,
     stores: watch::Sender<u64>,
-    watcher: Mutex<Option<Watcher>>,
+    seen: Mutex<Seen>,
 }
 
-/// The connection that watches the file, and what it saw last.
-struct Watcher {
-    connection: SqliteConnection,
+/// What was seen last.
+#[derive(Default)]
+struct Seen {
+    incarnation: i64,
     data_version: Option<i64>,
     signature: Option<(i64, i64)>,
 }
 
 impl Wake {
-    pub(crate) fn new(connect: SqliteConnectOptions) -> Self {
-        Self { connect, stores: watch::Sender::new(0), watcher: Mutex::new(None) }
+    pub(crate) fn new(file: Arc<DatabaseFile>) -> Self {
+        Self { file, stores: watch::Sender::new(0), seen: Mutex::default() }
     }
 
     /// This process committed events, or revived some.
@@ -46,43 +52,31 @@ impl Wake {
         }
     }
 
-    async fn has_changed(&self) -> Result<bool, sqlx::Error> {
-        let mut guard = self.watcher.lock().await;
-        if guard.is_none() {
-            let connection = self.connect.connect().await?;
-            *guard = Some(Watcher { connection, data_version: None, signature: None });
+    async fn has_changed(&self) -> Result<bool> {
+        let fail = |error| database(OPERATION, error);
+        let mut seen = self.seen.lock().await;
+        let mut anchor = self.file.confirmed(OPERATION).await?;
+        let Some(anchor) = &mut *anchor else { return Ok(false) };
+        let incarnation = self.file.incarnation();
+        if seen.incarnation != incarnation {
+            *seen = Seen { incarnation, ..Seen::default() };
         }
-        let Some(watcher) = guard.as_mut() else { return Ok(false) };
-        let changed = watcher.look().await;
-        if changed.is_err() {
-            *guard = None;
-        }
-        changed
-    }
-
-    pub(crate) async fn close(&self) {
-        if let Some(watcher) = self.watcher.lock().await.take() {
-            // Nothing was written on it, so nothing can be lost.
-            let _ = sqlx::Connection::close(watcher.connection).await;
-        }
-    }
-}
-
-impl Watcher {
-    async fn look(&mut self) -> Result<bool, sqlx::Error> {
         // Changes with every commit of any other connection, settlements included.
-        let data_version: i64 =
-            sqlx::query_scalar("pragma data_version").fetch_one(&mut self.connection).await?;
-        if self.data_version == Some(data_version) {
+        let data_version: i64 = sqlx::query_scalar("pragma data_version")
+            .fetch_one(&mut anchor.connection)
+            .await
+            .map_err(fail)?;
+        if seen.data_version == Some(data_version) {
             return Ok(false);
         }
         let signature = sqlx::query_as::<_, (i64, i64)>(crate::fetch::WATERMARK)
-            .fetch_one(&mut self.connection)
-            .await?;
+            .fetch_one(&mut anchor.connection)
+            .await
+            .map_err(fail)?;
         // Only now: a caller that gives up in between must not lose the change.
-        self.data_version = Some(data_version);
-        let changed = self.signature != Some(signature);
-        self.signature = Some(signature);
+        seen.data_version = Some(data_version);
+        let changed = seen.signature != Some(signature);
+        seen.signature = Some(signature);
         Ok(changed)
     }
 }

@@ -233,11 +233,10 @@ async fn one_relay_at_a_time() {
     #[cfg(not(unix))]
     let link = outbox.path();
     let same = SqliteOutbox::open(&link).await.unwrap();
-    let lock = outbox.try_lock_relay().unwrap();
-    assert!(lock.path().exists());
-    let error = same.try_lock_relay().unwrap_err();
+    let claim = outbox.claim().await.unwrap();
+    let error = same.claim().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(error.report().contains("another relay"), "{}", error.report());
-    drop(lock);
-    same.try_lock_relay().unwrap();
+    drop(claim);
+    let _claim = same.claim().await.unwrap();
 }

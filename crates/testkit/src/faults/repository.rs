@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use posthaste_core::{
-    Backlog, DeadHead, Error, ErrorKind, EventFilter, EventPlace, Lease, LeaseRequest,
+    Backlog, Claim, DeadHead, Error, ErrorKind, EventFilter, EventPlace, Lease, LeaseRequest,
     OpenTransaction, OutboxAdmin, OutboxEvent, OutboxRepository, PendingPage, PendingQuery,
     RepositoryCapabilities, Result, Seq, Settlement, StuckKeyPage, StuckKeyQuery, Watermark,
 };
@@ -206,6 +206,10 @@ impl<R: OutboxRepository> OutboxRepository for FaultyRepository<R> {
 
     async fn check(&self) -> Result<()> {
         self.guarded(Operation::Check, self.inner.check()).await
+    }
+
+    async fn claim(&self) -> Result<Claim> {
+        self.inner.claim().await
     }
 
     async fn store(&self, events: &[OutboxEvent]) -> Result<()> {

@@ -26,6 +26,12 @@ pub(crate) async fn pending(outbox: &SqliteOutbox) -> Vec<PendingEvent> {
     select(outbox, PendingSelection::Forward { gaps: Vec::new(), after: 0 }).await
 }
 
+/// All that is pending, or the first ten thousand of it.
+pub(crate) fn forward() -> PendingQuery {
+    let selection = PendingSelection::Forward { gaps: Vec::new(), after: 0 };
+    PendingQuery { leases: None, selection, events_max: 10_000, bytes_max: 1 << 26 }
+}
+
 pub(crate) async fn select(
     outbox: &SqliteOutbox,
     selection: PendingSelection,
