@@ -40,8 +40,7 @@ impl Machine {
         let permit = self.outages[destination].permit(now);
         let wanted = match permit {
             Permit::Nothing => return None,
-            Permit::Fresh => 1,
-            Permit::Probe(probes) => probes.min(batch_events_max).min(free),
+            Permit::Probe(probes) | Permit::Fresh(probes) => probes.min(batch_events_max).min(free),
             Permit::All => in_flight_max.div_ceil(CALLS_IN_FLIGHT).min(batch_events_max),
         };
         // Wait for room for a decent batch rather than send single events as answers trickle in.
@@ -50,8 +49,12 @@ impl Machine {
         }
         let suspicion = &self.outages[destination].suspicion;
         let is_suspect = |id| suspicion.is_suspect(id);
-        if permit == Permit::Fresh && !self.keys.put_first(destination, |id| !is_suspect(id)) {
-            return None;
+        let mut wanted = wanted;
+        if matches!(permit, Permit::Fresh(_)) {
+            wanted = self.keys.put_first(destination, wanted, |id| !is_suspect(id));
+            if wanted == 0 {
+                return None;
+            }
         }
         if let Permit::Probe(probes) = permit
             && self.outages[destination].begins_to_probe()

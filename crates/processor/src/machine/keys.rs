@@ -259,11 +259,21 @@ impl Keys {
         }
     }
 
-    /// Puts a ready key of this kind before all others, if there is one.
-    pub(super) fn put_first(&mut self, destination: usize, which: impl Fn(KeyId) -> bool) -> bool {
+    /// Puts ready keys of this kind before all others, at most so many. Returns how many there are.
+    pub(super) fn put_first(
+        &mut self,
+        destination: usize,
+        keys_max: usize,
+        which: impl Fn(KeyId) -> bool,
+    ) -> usize {
         let ready = &mut self.ready[destination];
-        let found = ready.iter().position(|id| which(*id)).and_then(|at| ready.remove(at));
-        found.map(|id| ready.push_front(id)).is_some()
+        let found: Vec<KeyId> =
+            ready.iter().copied().filter(|id| which(*id)).take(keys_max).collect();
+        if !found.is_empty() {
+            ready.retain(|id| !found.contains(id));
+            found.iter().rev().for_each(|id| ready.push_front(*id));
+        }
+        found.len()
     }
 
     /// The destinations that the heads of a destination's ready keys name.

@@ -36,11 +36,11 @@ enum State {
     /// Events flow.
     #[default]
     Closed,
-    /// Nothing is sent until `until`, but for a single event of a key that has not failed, from
-    /// `fresh_from` on: those that failed may all be poison, and it must not wait for them.
+    /// Nothing is sent until `until`, but for events of keys that have not failed, from `fresh_from` on:
+    /// those that failed may all be poison, and others must not wait for them.
     Open { until: Duration, fresh_from: Option<Duration>, failures: u32 },
     /// Probes may be sent, in calls numbered from `first_call`: `sent` events were, of which
-    /// `unanswered` are under way. `early`: it is the single one of a key that has not failed.
+    /// `unanswered` are under way. `early`: only of keys that have not failed.
     HalfOpen { failures: u32, first_call: u64, sent: usize, unanswered: usize, early: bool },
 }
 
@@ -51,8 +51,8 @@ pub(super) enum Permit {
     All,
     /// So many events, each of another key, to see whether the destination is back.
     Probe(usize),
-    /// One event of a key that has not failed.
-    Fresh,
+    /// So many events, each of another key that has not failed.
+    Fresh(usize),
     /// Nothing.
     Nothing,
 }
@@ -69,16 +69,17 @@ impl Outage {
         match &mut self.state {
             State::Closed => Permit::All,
             State::Open { fresh_from, .. } if fresh_from.is_some_and(|from| now >= from) => {
-                Permit::Fresh
+                Permit::Fresh(OUTAGE_KEYS)
             }
             State::Open { .. } => Permit::Nothing,
-            State::HalfOpen { sent, unanswered, .. } => {
+            State::HalfOpen { sent, unanswered, early, .. } => {
                 if *unanswered == 0 && *sent >= probes_max {
                     // They told nothing either way.
                     *sent = 0;
                 }
                 match probes_max.saturating_sub(*sent) {
                     0 => Permit::Nothing,
+                    probes if *early => Permit::Fresh(probes),
                     probes => Permit::Probe(probes),
                 }
             }
@@ -93,8 +94,7 @@ impl Outage {
     /// A destination that cannot be reached is asked with a single event. Where events failed, a
     /// single one could be poison, and keep it closed for all others.
     fn probes_max(&self) -> usize {
-        let early = matches!(self.state, State::HalfOpen { early: true, .. });
-        if self.suspicion.has_evidence() && !early { OUTAGE_KEYS } else { 1 }
+        if self.suspicion.has_evidence() { OUTAGE_KEYS } else { 1 }
     }
 
     /// No probe was sent yet since the pause was over.
@@ -195,8 +195,9 @@ impl Outage {
         let decided = match self.state {
             State::Open { .. } => return true,
             State::Closed => true,
-            State::HalfOpen { sent, unanswered, .. } => {
-                unanswered == 0 && (sent >= self.probes_max() || !more_ready)
+            // Of keys that have not failed, all that there were have been sent together.
+            State::HalfOpen { sent, unanswered, early, .. } => {
+                unanswered == 0 && (sent >= self.probes_max() || !more_ready || early)
             }
         };
         if !decided || !self.suspicion.is_outage(now) {

@@ -72,8 +72,9 @@ async fn in_such_an_outage_probes_are_of_several_keys_and_no_more() {
     for probe in probes {
         let distinct: HashSet<Uuid> = probe.iter().copied().collect();
         assert_eq!(probe.len(), distinct.len());
-        let is_new = probe.len() == 1 && probed.insert(probe[0]);
+        let is_new = distinct.is_disjoint(&probed);
         assert!(is_new || probe.len() == OUTAGE_KEYS, "{probe:?}");
+        assert!(probe.len() <= OUTAGE_KEYS);
         probed.extend(distinct);
     }
     assert_eq!(probed.len(), 20, "every key has its turn");
