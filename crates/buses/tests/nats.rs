@@ -11,7 +11,7 @@ use async_nats::jetstream::{self, stream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use posthaste_buses::nats::{NatsAuth, NatsBus, NatsConfig};
 use posthaste_buses::{EnvelopeFormat, Secret};
-use posthaste_core::{ErrorKind, ErrorStatus, EventBus, OutboxEvent, Payload};
+use posthaste_core::{ErrorKind, ErrorStatus, EventBus, OutboxEvent, Outcomes, Payload, Subject};
 use posthaste_testkit::servers::{NatsServer, shared_nats, skip_test};
 use support::{bytes_event, error, event, stream_config};
 use uuid::Uuid;
@@ -38,6 +38,7 @@ impl Stream {
     fn config(&self) -> NatsConfig {
         NatsConfig {
             stream: Some(self.name.clone()),
+            allow_topic: vec![">".into()],
             ..NatsConfig::new(&self.url, format!("{}.{{event_type}}", self.name))
         }
     }
@@ -82,7 +83,7 @@ async fn an_event_arrives_under_its_id_with_its_bytes() {
     assert_eq!(header("ph-id"), event.id().to_string());
     assert_eq!(header("ph-key"), "customer 7");
     assert_eq!(header("content-type"), "application/avro");
-    assert_eq!(header("tenant"), "ü");
+    assert_eq!(header("tenant"), "%C3%BC");
     stream.delete().await;
 }
 
@@ -161,35 +162,138 @@ async fn a_subject_of_another_stream_is_refused_when_a_stream_is_named() {
     other.delete().await;
 }
 
-/// A service that answers whoever sends it something is no stream.
+/// A service that answers whoever sends it something is no stream, whatever it says.
 #[tokio::test]
 async fn another_ones_answer_is_no_acknowledgement() {
-    let Some(url) = shared_nats().await else { return };
-    let name = format!("ph_{}", Uuid::now_v7().simple());
-    let service = async_nats::connect(&url).await.unwrap();
-    let mut requests = service.subscribe(format!("{name}.>")).await.unwrap();
+    let Some(stream) = Stream::create(stream::Config::default()).await else { return };
+    let rpc = format!("rpc_{}", Uuid::now_v7().simple());
+    let service = async_nats::connect(&stream.url).await.unwrap();
+    let mut requests = service.subscribe(format!("{rpc}.>")).await.unwrap();
     service.flush().await.unwrap();
+    let forged = format!("{{\"stream\":\"{}\",\"seq\":99}}", stream.name);
+    let nobody = "{\"stream\":\"NOBODY\",\"seq\":99}".to_owned();
+    let answers = ["done".to_owned(), nobody, forged];
     let answering = async {
-        while let Some(request) = requests.next().await {
-            service.publish(request.reply.unwrap(), "done".into()).await.unwrap();
+        for number in 0.. {
+            let request = requests.next().await.unwrap();
+            let answer = answers[number % answers.len()].clone();
+            service.publish(request.reply.unwrap(), answer.into()).await.unwrap();
         }
     };
     let ack_timeout = Duration::from_millis(300);
-    let config =
-        NatsConfig { ack_timeout, ..NatsConfig::new(&url, format!("{name}.{{event_type}}")) };
+    let named = NatsConfig { ack_timeout, ..stream.config() };
+    let unnamed = NatsConfig { stream: None, ..named.clone() };
+    let own = || {
+        let builder = OutboxEvent::builder(Uuid::now_v7(), "t").payload(Payload::json(&1).unwrap());
+        builder.topic(format!("{rpc}.delete")).build().unwrap()
+    };
     let publishing = async {
-        let bus = NatsBus::connect(config).await.unwrap();
-        let results = bus.publish(&[event(1)]).await;
-        assert_eq!(error(&results[0]).kind(), ErrorKind::Timeout);
-        let context = jetstream::new(service.clone());
-        context.create_stream(stream_config(&name, &[&format!("{name}.>")])).await.unwrap();
-        assert!(bus.publish(&[event(1)]).await[0].is_ok());
-        context.delete_stream(&name).await.unwrap();
+        for config in [unnamed, named] {
+            let bus = NatsBus::connect(config).await.unwrap();
+            for _ in 0..answers.len() {
+                let results = bus.publish(&[own(), event(1)]).await;
+                let refused = error(&results[0]);
+                assert_eq!(refused.kind(), ErrorKind::DestinationMissing, "{refused}");
+                assert_eq!(refused.subject(), Subject::Route, "{refused}");
+                assert!(results[1].is_ok(), "{results:?}");
+            }
+        }
     };
     tokio::select! {
         () = answering => unreachable!("the service stays"),
         () = publishing => {}
     }
+    stream.delete().await;
+}
+
+#[tokio::test]
+async fn a_topic_of_an_events_own_stays_below_the_subject_of_the_destination() {
+    let Some(stream) = Stream::create(stream::Config::default()).await else { return };
+    let config = NatsConfig { stream: None, allow_topic: Vec::new(), ..stream.config() };
+    let bus = NatsBus::connect(config).await.unwrap();
+    let own = |topic: &str| {
+        let builder = OutboxEvent::builder(Uuid::now_v7(), "t").payload(Payload::json(&1).unwrap());
+        builder.topic(topic).build().unwrap()
+    };
+    let below = format!("{}.a.b", stream.name);
+    let events = [own(&below), own("victim.written"), own("$KV.conf.key"), own("$JS.API.INFO")];
+    let results = bus.publish(&events).await;
+    assert!(results[0].is_ok(), "{results:?}");
+    for result in &results[1..] {
+        assert_eq!(error(result).kind(), ErrorKind::Malformed, "{result:?}");
+    }
+    stream.delete().await;
+}
+
+/// What is known is told, whoever is still unanswered.
+#[tokio::test]
+async fn an_event_that_nobody_answers_holds_back_no_report() {
+    let Some(stream) = Stream::create(stream::Config::default()).await else { return };
+    let silent = format!("silent_{}", Uuid::now_v7().simple());
+    let listener = async_nats::connect(&stream.url).await.unwrap();
+    let _messages = listener.subscribe(silent.clone()).await.unwrap();
+    listener.flush().await.unwrap();
+    let ack_timeout = Duration::from_secs(3);
+    let config = NatsConfig { stream: None, ack_timeout, ..stream.config() };
+    let bus = NatsBus::connect(config).await.unwrap();
+    // The stream that answers is known from then on.
+    assert!(bus.publish(&[event(0)]).await[0].is_ok());
+    let builder = OutboxEvent::builder(Uuid::now_v7(), "t").payload(Payload::json(&1).unwrap());
+    let mut events: Vec<_> = (0..50).map(event).collect();
+    events.insert(20, builder.topic(silent).build().unwrap());
+    let (sender, told) = std::sync::mpsc::channel();
+    let take = |results: Vec<_>| sender.send((std::time::Instant::now(), results)).unwrap();
+    bus.publish_each(&events, Outcomes::new(&take)).await;
+    drop(sender);
+    let told: Vec<_> = told.iter().collect();
+    let (last, rest) = told.split_last().unwrap();
+    assert_eq!(last.1.iter().map(|(position, _)| *position).collect::<Vec<_>>(), [20]);
+    assert_eq!(error(&last.1[0].1).subject(), Subject::Route);
+    let early: Vec<_> = rest.iter().flat_map(|(_, results)| results).collect();
+    assert_eq!(early.len(), 50);
+    assert!(early.iter().all(|(_, result)| result.is_ok()));
+    assert!(last.0 - rest[0].0 > ack_timeout / 2, "they waited for it");
+    stream.delete().await;
+}
+
+#[tokio::test]
+async fn a_repeat_that_the_stream_dropped_is_told() {
+    let Some(stream) = Stream::create(stream::Config::default()).await else { return };
+    let unnamed = NatsConfig { stream: None, ..stream.config() };
+    for config in [stream.config(), unnamed] {
+        let bus = NatsBus::connect(config).await.unwrap();
+        let repeated = event(1);
+        assert!(bus.publish(std::slice::from_ref(&repeated)).await[0].is_ok());
+        let told = std::sync::Mutex::new(Vec::new());
+        let results = std::sync::Mutex::new(Vec::new());
+        let (take, note) = (
+            |known: Vec<_>| results.lock().unwrap().extend(known),
+            |position| told.lock().unwrap().push(position),
+        );
+        let outcomes = Outcomes::new(&take).with_repeated(&note);
+        bus.publish_each(&[event(0), repeated, event(2)], outcomes).await;
+        assert_eq!(*told.lock().unwrap(), [1]);
+        assert!(results.lock().unwrap().iter().all(|(_, result)| result.is_ok()));
+    }
+    stream.delete().await;
+}
+
+#[tokio::test]
+async fn what_is_full_for_one_subject_is_full_for_no_other() {
+    let limits = stream::Config {
+        max_messages_per_subject: 1,
+        discard: stream::DiscardPolicy::New,
+        discard_new_per_subject: true,
+        ..Default::default()
+    };
+    let Some(stream) = Stream::create(limits).await else { return };
+    let bus = stream.bus().await;
+    let typed = |name: &str| OutboxEvent::new(Uuid::now_v7(), name, &1).unwrap();
+    let results = bus.publish(&[typed("a"), typed("a"), typed("b")]).await;
+    assert!(results[0].is_ok() && results[2].is_ok(), "{results:?}");
+    let full = error(&results[1]);
+    assert_eq!((full.kind(), full.subject()), (ErrorKind::Throttled, Subject::Route), "{full}");
+    stream.delete().await;
 }
 
 #[tokio::test]
@@ -333,8 +437,22 @@ async fn a_right_that_is_missing_is_named() {
         } else {
             let error = error(&results[0]);
             assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
+            assert_eq!(error.subject(), Subject::Destination, "all events go there");
             assert!(error.to_string().contains("denied.a"), "{error}");
         }
+    }
+    // Of many subjects one is refused: nobody waits for the answer that does not come.
+    let ack_timeout = Duration::from_secs(60);
+    let config = NatsConfig { ack_timeout, ..NatsConfig::new(&url, "{event_type}") };
+    let bus = NatsBus::connect(config).await.unwrap();
+    let typed = |name: &str| OutboxEvent::new(Uuid::now_v7(), name, &1).unwrap();
+    let events = [typed("allowed.a"), typed("denied.a"), typed("allowed.b"), typed("denied.b")];
+    let publishing = tokio::time::timeout(ack_timeout / 2, bus.publish(&events)).await;
+    let results = publishing.expect("it waited for an answer");
+    assert!(results[0].is_ok() && results[2].is_ok(), "{results:?}");
+    for at in [1, 3] {
+        let refused = error(&results[at]);
+        assert_eq!((refused.kind(), refused.subject()), (ErrorKind::Unauthorized, Subject::Route));
     }
 }
 

@@ -192,6 +192,75 @@ async fn at_most_max_ack_inflight_events_wait_for_acknowledgements() {
 }
 
 #[tokio::test]
+async fn a_limit_that_was_raised_is_asked_for_before_an_event_is_refused() {
+    let Some(server) = NatsServer::start("max_payload: 4096").await else { return };
+    create_stream(&server.url()).await;
+    let bus = NatsBus::connect(config(&server.url())).await.unwrap();
+    let large = support::bytes_event(8_000);
+    let results = bus.publish(std::slice::from_ref(&large)).await;
+    assert_eq!(error(&results[0]).kind(), ErrorKind::TooLarge);
+    server.reload("max_payload: 16384");
+    // What was asked a moment ago is not asked again.
+    let begun = std::time::Instant::now();
+    loop {
+        let results = bus.publish(std::slice::from_ref(&large)).await;
+        match &results[0] {
+            Ok(()) => break,
+            Err(error) if error.kind() == ErrorKind::TooLarge => {}
+            Err(error) => assert_eq!(error.status(), ErrorStatus::Unavailable, "{error}"),
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "{results:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_an_outage_is_told_at_once() {
+    let Some(mut server) = NatsServer::start("").await else { return };
+    create_stream(&server.url()).await;
+    let bus = NatsBus::connect(config(&server.url())).await.unwrap();
+    bus.recovered().await;
+    assert!(bus.recovered().now_or_never().is_none(), "once for each connection");
+    server.kill();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    server.restart().await;
+    let back = std::time::Instant::now();
+    let told = tokio::time::timeout(Duration::from_secs(30), bus.recovered()).await;
+    told.expect("it connected again and said nothing");
+    assert!(bus.publish(&[event(1)]).await[0].is_ok());
+    println!("published {:?} after the server was back", back.elapsed());
+}
+
+/// It takes connections and says nothing, as one does whose machine is out of memory.
+#[tokio::test]
+async fn a_node_that_is_frozen_is_left_for_another() {
+    let Some(servers) = NatsServer::start_cluster(3).await else { return };
+    let context = jetstream::new(async_nats::connect(servers[1].url()).await.unwrap());
+    let begun = std::time::Instant::now();
+    while let Err(error) = context.create_stream(stream_config("events", &["events.>"])).await {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{error}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let leader = context.get_stream("events").await.unwrap().cached_info().cluster.clone();
+    let leader = leader.and_then(|cluster| cluster.leader).unwrap();
+    // The relay is at a node that the stream does not need.
+    let other = (0..3).find(|number| leader != format!("server{number}")).unwrap();
+    let first = config(&servers[other].url());
+    let bus = NatsBus::connect(first).await.unwrap();
+    assert!(bus.publish(&[event(0)]).await[0].is_ok());
+    servers[other].freeze();
+    let frozen = std::time::Instant::now();
+    let mut number = 1;
+    while let Err(error) = &bus.publish(&[event(number)]).await[0] {
+        assert_eq!(error.status(), ErrorStatus::Unavailable, "{}", error.report());
+        assert!(frozen.elapsed() < Duration::from_secs(60), "{}", error.report());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        number += 1;
+    }
+    println!("published {:?} after the node froze", frozen.elapsed());
+}
+
+#[tokio::test]
 async fn a_stream_created_later_is_found_without_a_restart() {
     let Some(server) = NatsServer::start("").await else { return };
     let bus = NatsBus::connect(config(&server.url())).await.unwrap();

@@ -77,6 +77,7 @@ async fn bus_at(url: &str) -> NatsBus {
     let config = NatsConfig {
         stream: Some(NAME.to_owned()),
         ack_timeout: Duration::from_secs(2),
+        allow_topic: vec![">".into()],
         ..NatsConfig::new(url, "events.{event_type}")
     };
     NatsBus::connect(config).await.unwrap()

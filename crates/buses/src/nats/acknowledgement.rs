@@ -1,54 +1,84 @@
 //! What JetStream's answer to a publish means.
 
+use std::borrow::Cow;
+
 use async_nats::jetstream::{self, ErrorCode};
 use async_nats::{Message, StatusCode};
 use posthaste_core::{Error, ErrorKind, Subject};
 use serde::Deserialize;
 
-const OVER_MAX_PAYLOAD: &str = "the event is over the server's max_payload";
-
 /// What became of one publish.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Acknowledged,
-    /// Nobody stores this subject. Whose fault that is, the whole call decides.
+    Acknowledged(Ack),
+    /// Nobody stores this subject at the moment. What that means, the server's list of streams says.
     NoStream,
     /// No answer in time.
     NoAnswer,
     /// The last message of the stream is not the one that it had to be stored behind.
     Overtaken,
+    /// An earlier copy of this event is on its way into the stream: it is asked again.
+    InProcess,
+    /// Over the limit that the client heard of when it connected. It did not leave the client.
+    OverMaxPayload,
+    /// What is said of a route here is said of the destination where all events go that way.
     Failed(Error),
+}
+
+/// That a stream holds the event.
+#[derive(Debug)]
+pub(super) struct Ack {
+    /// Which stream, where none is configured: others may answer, too.
+    pub(super) stream: Option<Box<str>>,
+    /// The stream held an event of this id already, and dropped this one.
+    pub(super) is_repeat: bool,
+}
+
+impl Outcome {
+    /// Stored, by the stream that is configured.
+    pub(super) const STORED: Self = Self::Acknowledged(Ack { stream: None, is_repeat: false });
 }
 
 /// What JetStream answers.
 #[derive(Deserialize)]
-struct Answer {
+struct Answer<'a> {
     /// Where the message is stored.
-    stream: Option<String>,
+    #[serde(borrow)]
+    stream: Option<Cow<'a, str>>,
     seq: Option<u64>,
+    #[serde(default)]
+    duplicate: bool,
     error: Option<jetstream::Error>,
 }
 
 impl Outcome {
-    /// What an answer says. `None` where it is not JetStream's: others may answer, too.
-    pub(super) fn of_answer(message: &Message) -> Option<Self> {
+    /// What an answer says. `None` where it is not JetStream's, or of another stream than the
+    /// configured one: others may answer, too.
+    pub(super) fn of_answer(message: &Message, configured: Option<&str>) -> Option<Self> {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
             return Some(Self::NoStream);
         }
-        let Answer { stream, seq, error } = serde_json::from_slice(&message.payload).ok()?;
-        match error {
-            Some(error) if error.error_code() == ErrorCode::STREAM_WRONG_LAST_MESSAGE_ID => {
-                Some(Self::Overtaken)
-            }
-            Some(error) => Some(Self::from(&error)),
-            None => stream.and(seq).map(|_| Self::Acknowledged),
+        let answer: Answer<'_> = serde_json::from_slice(&message.payload).ok()?;
+        if let Some(error) = answer.error {
+            return Some(Self::from(&error));
         }
+        let stream = answer.stream.filter(|_| answer.seq.is_some_and(|seq| seq > 0))?;
+        let stream = match configured {
+            None => Some(stream.into()),
+            Some(configured) if configured == stream => None,
+            Some(_) => return None,
+        };
+        Some(Self::Acknowledged(Ack { stream, is_repeat: answer.duplicate }))
     }
 }
 
 impl From<&jetstream::Error> for Outcome {
     fn from(answer: &jetstream::Error) -> Self {
-        Self::Failed(answered(answer))
+        match answer.error_code() {
+            ErrorCode::STREAM_WRONG_LAST_MESSAGE_ID => Self::Overtaken,
+            ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT => Self::InProcess,
+            _ => Self::Failed(answered(answer)),
+        }
     }
 }
 
@@ -57,7 +87,7 @@ impl From<async_nats::PublishError> for Outcome {
     fn from(error: async_nats::PublishError) -> Self {
         let failed = match error.kind() {
             async_nats::client::PublishErrorKind::MaxPayloadExceeded => {
-                new(ErrorKind::TooLarge, OVER_MAX_PAYLOAD)
+                return Self::OverMaxPayload;
             }
             async_nats::client::PublishErrorKind::InvalidSubject => {
                 new(ErrorKind::Malformed, "NATS carries no such subject")
@@ -76,12 +106,31 @@ fn new(kind: ErrorKind, message: &str) -> Error {
 
 fn answered(answer: &jetstream::Error) -> Error {
     let (kind, message) = meaning(answer);
-    new(kind, message).with_source(answer.clone())
+    let subject = match kind {
+        // It was answered: there is a connection.
+        ErrorKind::Unreachable => Subject::Destination,
+        _ if is_of_one_subject(answer) => Subject::Route,
+        _ => kind.subject(),
+    };
+    new(kind, message).about(subject).with_source(answer.clone())
+}
+
+/// Whether an answer says nothing of events with another subject.
+fn is_of_one_subject(answer: &jetstream::Error) -> bool {
+    match answer.error_code() {
+        ErrorCode::STREAM_NOT_MATCH => true,
+        // There is one code for all reasons to store nothing.
+        ErrorCode::STREAM_STORE_FAILED => answer.to_string().contains("per subject"),
+        _ => false,
+    }
 }
 
 /// The one place that reads JetStream's error codes.
 pub(super) fn meaning(answer: &jetstream::Error) -> (ErrorKind, &'static str) {
     match answer.error_code() {
+        ErrorCode::STREAM_STORE_FAILED if is_of_one_subject(answer) => {
+            (ErrorKind::Throttled, "the stream holds as much of this subject as it may")
+        }
         ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => {
             (ErrorKind::TooLarge, "the event is over the stream's max_msg_size")
         }
@@ -113,16 +162,38 @@ pub(super) fn meaning(answer: &jetstream::Error) -> (ErrorKind, &'static str) {
     }
 }
 
-/// The error of an event whose subject no stream covers.
-///
-/// `own_fault`: the destination evidently serves and only this event's subject is not covered.
-pub(super) fn no_stream(subject: &str, own_fault: bool) -> Error {
-    let error = new(
-        ErrorKind::DestinationMissing,
-        "no JetStream stream covers the subject; create a stream that covers it, or correct it",
-    )
-    .with_context("subject", subject);
-    if own_fault { error.about(Subject::Route) } else { error }
+/// Of a subject that no stream covers, as the server's list of streams says.
+pub(super) fn no_stream(subject: &str) -> Error {
+    let message =
+        "no JetStream stream covers the subject; create a stream that covers it, or correct it";
+    new(ErrorKind::DestinationMissing, message)
+        .about(Subject::Route)
+        .with_context("subject", subject)
+}
+
+/// Of a subject that the configured stream does not cover.
+pub(super) fn not_covered(subject: &str, stream: &str, filters: &[String]) -> Error {
+    let message = "the stream does not cover the subject; add it to the stream, or correct it";
+    new(ErrorKind::DestinationMissing, message)
+        .about(Subject::Route)
+        .with_context("subject", subject)
+        .with_context("stream", stream)
+        .with_context("stream subjects", filters.join(" "))
+}
+
+/// Of a stream that is there, and whose servers do not answer: a leader is being elected, for one.
+pub(super) fn no_leader(subject: &str) -> Error {
+    let message = "a stream covers the subject, and none of its servers answers; it may be electing \
+                   a leader";
+    new(ErrorKind::Unreachable, message)
+        .about(Subject::Destination)
+        .with_context("subject", subject)
+}
+
+/// Of an event over the server's limit, which was asked for anew.
+pub(super) fn over_max_payload(limit: usize) -> Error {
+    new(ErrorKind::TooLarge, "the event is over the server's max_payload")
+        .with_context("max_payload", limit)
 }
 
 #[cfg(test)]
@@ -166,30 +237,57 @@ mod tests {
             description: None,
             length: 0,
         };
-        let of = |payload| Outcome::of_answer(&message(payload, None));
-        let acknowledged = r#"{"stream":"S","seq":7,"duplicate":true}"#;
-        assert!(matches!(of(acknowledged), Some(Outcome::Acknowledged)));
+        let of = |payload| Outcome::of_answer(&message(payload, None), Some("S"));
+        let repeated = r#"{"stream":"S","seq":7,"duplicate":true}"#;
+        assert!(matches!(of(repeated), Some(Outcome::Acknowledged(Ack { is_repeat: true, .. }))));
+        let stored = r#"{"stream":"S","seq":7}"#;
+        assert!(matches!(of(stored), Some(Outcome::Acknowledged(Ack { is_repeat: false, .. }))));
+        let unnamed = Outcome::of_answer(&message(stored, None), None);
+        let Some(Outcome::Acknowledged(Ack { stream, .. })) = unnamed else {
+            panic!("{unnamed:?}")
+        };
+        assert_eq!(stream.as_deref(), Some("S"));
         let refused = |err_code: u64| {
             let text = format!(
                 r#"{{"error":{{"code":400,"err_code":{err_code},"description":"d"}},"stream":"S","seq":0}}"#
             );
-            Outcome::of_answer(&message(text.leak(), None))
+            Outcome::of_answer(&message(text.leak(), None), Some("S"))
         };
         assert!(matches!(refused(10_070), Some(Outcome::Overtaken)));
+        assert!(matches!(refused(10_158), Some(Outcome::InProcess)));
         assert!(matches!(refused(10_054), Some(Outcome::Failed(_))));
-        let nobody = Outcome::of_answer(&message("", Some(StatusCode::NO_RESPONDERS)));
+        let nobody = Outcome::of_answer(&message("", Some(StatusCode::NO_RESPONDERS)), None);
         assert!(matches!(nobody, Some(Outcome::NoStream)));
-        for payload in ["", "thank you", "{}", "{\"stream\":\"S\"}", "{\"seq\":7}"] {
+        for payload in [
+            "",
+            "thank you",
+            "{}",
+            "{\"stream\":\"S\"}",
+            "{\"seq\":7}",
+            r#"{"stream":"T","seq":7}"#,
+        ] {
             assert!(of(payload).is_none(), "{payload}");
         }
     }
 
     #[test]
+    fn what_is_full_for_one_subject_says_nothing_of_others() {
+        let full = |description: &str| {
+            let json = format!(r#"{{"code":503,"err_code":10077,"description":"{description}"}}"#);
+            let error = answered(&serde_json::from_str(&json).unwrap());
+            (error.kind(), error.subject())
+        };
+        let of_subject = full("maximum messages per subject exceeded");
+        assert_eq!(of_subject, (ErrorKind::Throttled, Subject::Route));
+        let of_stream = full("maximum messages exceeded");
+        assert_eq!(of_stream, (ErrorKind::Throttled, Subject::Destination));
+    }
+
+    #[test]
     fn a_subject_without_a_stream_says_what_to_do() {
-        let error = no_stream("events.a", false);
-        assert_eq!(error.subject(), Subject::Destination);
+        let error = no_stream("events.a");
+        assert_eq!(error.subject(), Subject::Route);
         assert!(error.to_string().contains("create a stream that covers it"), "{error}");
         assert!(error.to_string().contains("events.a"), "{error}");
-        assert_eq!(no_stream("events.a", true).subject(), Subject::Route);
     }
 }

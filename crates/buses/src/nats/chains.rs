@@ -82,9 +82,14 @@ pub(super) fn go_again(slots: &[Slot<'_>], round: &[Link]) -> (Vec<usize>, usize
                 again.push(link.at);
                 overtaken += usize::from(is_by_others);
             }
+            // Its earlier copy is being stored, and with it what is behind this one.
+            State::Done(Outcome::InProcess) if !has_failed => {
+                again.push(link.at);
+                is_by_others = false;
+            }
             // The name of its predecessor may be what made it so.
-            State::Done(Outcome::Failed(error))
-                if error.kind() == ErrorKind::TooLarge && link.behind.is_some() && !has_failed =>
+            State::Done(outcome)
+                if is_too_large(outcome) && link.behind.is_some() && !has_failed =>
             {
                 again.push(link.at);
                 is_by_others = false;
@@ -93,6 +98,14 @@ pub(super) fn go_again(slots: &[Slot<'_>], round: &[Link]) -> (Vec<usize>, usize
         }
     }
     (again, overtaken)
+}
+
+fn is_too_large(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Failed(error) => error.kind() == ErrorKind::TooLarge,
+        Outcome::OverMaxPayload => true,
+        _ => false,
+    }
 }
 
 /// How many events of a call were sent behind another, and how many of them were refused for what came

@@ -5,11 +5,13 @@ use async_nats::jetstream::context::{
     GetStreamByNameErrorKind, GetStreamErrorKind, RequestError, RequestErrorKind,
 };
 use async_nats::jetstream::stream::{Config, StorageType};
-use posthaste_core::{Error, ErrorKind, Result};
+use posthaste_core::{Error, ErrorKind, Result, Subject};
 
 use super::acknowledgement::meaning;
 use super::subject::covers;
 use crate::TopicTemplate;
+
+const OPERATION: &str = "check nats";
 
 /// Confirms that JetStream is enabled and a stream takes what `template` makes.
 pub(super) async fn check(
@@ -32,16 +34,7 @@ pub(super) async fn check(
 }
 
 async fn check_stream(jetstream: &Context, stream: &str, template: &TopicTemplate) -> Result<()> {
-    let found = jetstream.get_stream(stream).await.map_err(|error| match error.kind() {
-        GetStreamErrorKind::JetStream(answer) => {
-            let (kind, message) = meaning(&answer);
-            let message = if answer.code() == 404 { "the stream does not exist" } else { message };
-            Error::new(kind, "check nats", message).with_source(answer)
-        }
-        _ => unanswered(error),
-    });
-    let found = found.map_err(|error| error.with_context("stream", stream))?;
-    let config = &found.cached_info().config;
+    let config = &find(jetstream, stream).await?;
     warn_about(config);
     if config.no_ack {
         return Err(
@@ -81,11 +74,32 @@ fn warn_about(config: &Config) {
 }
 
 fn missing(message: &str) -> Error {
-    Error::new(ErrorKind::DestinationMissing, "check nats", message)
+    Error::new(ErrorKind::DestinationMissing, OPERATION, message)
+}
+
+/// The configuration of a stream.
+///
+/// # Errors
+/// That there is none, or why nobody says.
+pub(super) async fn find(jetstream: &Context, stream: &str) -> Result<Config> {
+    let found = jetstream.get_stream(stream).await.map_err(|error| match error.kind() {
+        GetStreamErrorKind::JetStream(answer) if answer.code() == 404 => no_such_stream(stream),
+        GetStreamErrorKind::JetStream(answer) => {
+            let (kind, message) = meaning(&answer);
+            Error::new(kind, OPERATION, message).with_context("stream", stream).with_source(answer)
+        }
+        _ => unanswered(error).with_context("stream", stream),
+    });
+    Ok(found?.cached_info().config.clone())
+}
+
+/// Of a stream that the server's list does not have.
+pub(super) fn no_such_stream(stream: &str) -> Error {
+    missing("the stream does not exist").with_context("stream", stream)
 }
 
 /// The error of a question JetStream did not answer.
-fn unanswered(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+pub(super) fn unanswered(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     let (kind, message) = match request_error(&error) {
         Some(RequestErrorKind::NoResponders) => {
             (ErrorKind::DestinationMissing, "JetStream is not enabled on the server")
@@ -93,7 +107,7 @@ fn unanswered(error: impl std::error::Error + Send + Sync + 'static) -> Error {
         Some(RequestErrorKind::TimedOut) => (ErrorKind::Timeout, "JetStream does not answer"),
         _ => (ErrorKind::Unreachable, "JetStream cannot be asked"),
     };
-    Error::new(kind, "check nats", message).with_source(error)
+    Error::new(kind, OPERATION, message).about(Subject::Destination).with_source(error)
 }
 
 /// What went wrong with the request beneath. The layers above it share its type and say `Other`.

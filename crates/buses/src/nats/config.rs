@@ -9,7 +9,12 @@ use posthaste_core::{Error, ErrorKind, Result};
 use super::subject;
 use crate::envelope::{Envelope, SOURCE_DEFAULT};
 use crate::secret::percent_decode;
+use crate::tls::TlsFiles;
 use crate::{EnvelopeFormat, Secret, TopicTemplate};
+
+/// After so long without a word from the server it is asked for one. When two questions are open and
+/// the third is due, the client takes another server: within two seconds.
+const PING_INTERVAL: Duration = Duration::from_millis(600);
 
 /// Settings of a [`NatsBus`](super::NatsBus).
 #[derive(Debug, Clone)]
@@ -19,8 +24,13 @@ pub struct NatsConfig {
     /// is [`NatsAuth::None`]. Default `nats://127.0.0.1:4222`.
     pub servers: Vec<Secret>,
     /// Where events go, as a [`TopicTemplate`]. Default `events.{event_type}`. An event's own
-    /// topic takes its place.
+    /// topic takes its place, within `allow_topic`.
     pub subject: String,
+    /// What topics events may choose for themselves, besides those below the beginning of `subject`
+    /// before its first placeholder: subject filters, `orders.>`. Default none. Danger: whoever may
+    /// write an event publishes there with this client's rights. Subjects that begin with `$`
+    /// (`$KV.bucket.>`) only count where the filter begins with the same.
+    pub allow_topic: Vec<String>,
     /// The stream that must take the events. Default none: any stream that covers the subject.
     /// Given, a message that another stream covers is refused instead of stored there.
     pub stream: Option<String>,
@@ -35,7 +45,8 @@ pub struct NatsConfig {
     /// The longest a call waits for all its acknowledgements. Default 5 s. It bounds every call,
     /// whatever the connection does.
     pub ack_timeout: Duration,
-    /// The longest one attempt to connect takes. Default 5 s.
+    /// The longest one attempt to connect takes. Default 2 s: a server that is frozen takes the
+    /// connection and says nothing, and another one may be there.
     pub connect_timeout: Duration,
     /// The most events that wait for an acknowledgement, over all calls. Default 4,000; a call
     /// takes at most 1,000 of them. More use memory (each up to the largest payload), not less
@@ -69,12 +80,12 @@ pub enum NatsAuth {
 /// TLS settings. All paths name PEM files.
 #[derive(Debug, Clone, Default)]
 pub struct NatsTls {
-    /// Refuse a connection without TLS. Default off: the server decides.
+    /// Refuse a connection without TLS. Default off: the server decides, unless a file is given here.
     pub required: bool,
     /// Begin with the TLS handshake instead of waiting for the server's greeting (its
     /// `handshake_first`). Default off.
     pub first: bool,
-    /// Certificate authorities to trust instead of the system's.
+    /// Certificate authorities to trust instead of the machine's own.
     pub ca_files: Vec<PathBuf>,
     /// The client's certificate; needs `key_file`.
     pub cert_file: Option<PathBuf>,
@@ -87,13 +98,14 @@ impl Default for NatsConfig {
         Self {
             servers: vec![Secret::from("nats://127.0.0.1:4222")],
             subject: "events.{event_type}".to_owned(),
+            allow_topic: Vec::new(),
             stream: None,
             auth: NatsAuth::None,
             tls: NatsTls::default(),
             envelope: EnvelopeFormat::Plain,
             cloudevents_source: SOURCE_DEFAULT.to_owned(),
             ack_timeout: Duration::from_secs(5),
-            connect_timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(2),
             max_ack_inflight: 4_000,
             client_name: "posthaste".to_owned(),
         }
@@ -121,7 +133,9 @@ impl NatsConfig {
     /// [`ErrorKind::Config`], naming the setting. No address or secret is in the text.
     pub fn validate(&self) -> Result<()> {
         self.addresses()?;
-        subject::check_template(&TopicTemplate::parse(&self.subject)?)?;
+        let template = TopicTemplate::parse(&self.subject)?;
+        subject::check_template(&template)?;
+        subject::Allowed::new(template, &self.allow_topic)?;
         Envelope::check_source(&self.cloudevents_source)?;
         if let Some(stream) = &self.stream
             && (stream.is_empty() || stream.contains(['.', '*', '>', ' ', '/', '\\']))
@@ -135,9 +149,23 @@ impl NatsConfig {
             return refuse("max_ack_inflight must be at least 1");
         }
         if self.tls.cert_file.is_some() != self.tls.key_file.is_some() {
-            return refuse("tls: cert_file and key_file belong together");
+            return refuse("tls_cert_file and tls_key_file belong together");
         }
         Ok(())
+    }
+
+    /// A file for TLS means TLS.
+    fn requires_tls(&self) -> bool {
+        self.tls.required || !self.tls.ca_files.is_empty() || self.tls.cert_file.is_some()
+    }
+
+    /// Whether who listens learns what is needed to log in. With a key, only a signature is sent.
+    fn sends_secrets(&self, addresses: &[ServerAddr]) -> bool {
+        match self.auth {
+            NatsAuth::None => addresses.iter().any(ServerAddr::has_user_pass),
+            NatsAuth::UserPassword { .. } | NatsAuth::Token(_) => true,
+            NatsAuth::CredentialsFile(_) | NatsAuth::Nkey(_) => false,
+        }
     }
 
     pub(super) fn addresses(&self) -> Result<Vec<ServerAddr>> {
@@ -161,19 +189,26 @@ impl NatsConfig {
             .name(&self.client_name)
             .connection_timeout(self.connect_timeout)
             .request_timeout(Some(self.ack_timeout))
-            .require_tls(self.tls.required)
-            .retry_on_initial_connect();
+            .ping_interval(PING_INTERVAL)
+            .require_tls(self.requires_tls());
         if self.tls.first {
             options = options.tls_first();
         }
-        for path in &self.tls.ca_files {
-            check_readable("ca_files", path).await?;
-            options = options.add_root_certificates(path.clone());
-        }
-        if let (Some(cert), Some(key)) = (&self.tls.cert_file, &self.tls.key_file) {
-            check_readable("cert_file", cert).await?;
-            check_readable("key_file", key).await?;
-            options = options.add_client_certificate(cert.clone(), key.clone());
+        let by_address = addresses.iter().any(ServerAddr::tls_required);
+        if by_address || self.tls.first || self.requires_tls() {
+            let NatsTls { ca_files, cert_file, key_file, .. } = &self.tls;
+            let identity = cert_file.as_deref().zip(key_file.as_deref());
+            let files = TlsFiles { ca: ca_files, identity };
+            options = options.tls_client_config(files.client_config("configure nats")?);
+        } else if self.sends_secrets(addresses) {
+            let host = addresses.iter().map(ServerAddr::host).find(|host| !is_loopback(host));
+            if let Some(host) = host {
+                tracing::warn!(
+                    host,
+                    "credentials are sent in the clear where the server does not ask for TLS: set \
+                     tls_required, or tls:// instead of nats://"
+                );
+            }
         }
         match &self.auth {
             NatsAuth::None => Ok(log_in_by_address(options, addresses)),
@@ -193,6 +228,11 @@ impl NatsConfig {
     }
 }
 
+fn is_loopback(host: &str) -> bool {
+    let literal = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    host == "localhost" || literal.is_ok_and(|address| address.is_loopback())
+}
+
 /// The client ignores what an address says about the user.
 fn log_in_by_address(options: ConnectOptions, addresses: &[ServerAddr]) -> ConnectOptions {
     let Some(address) = addresses.iter().find(|address| address.has_user_pass()) else {
@@ -203,15 +243,6 @@ fn log_in_by_address(options: ConnectOptions, addresses: &[ServerAddr]) -> Conne
         Some(password) => options.user_and_password(user, percent_decode(password)),
         None => options.token(user),
     }
-}
-
-/// The client would meet a missing file again and again while connecting, and say so in a log only.
-async fn check_readable(setting: &'static str, path: &PathBuf) -> Result<()> {
-    tokio::fs::read(path).await.map(drop).map_err(|error| {
-        Error::new(ErrorKind::Config, "configure nats", format!("tls: cannot read {setting}"))
-            .with_context("path", path.display())
-            .with_source(error)
-    })
 }
 
 #[cfg(test)]
@@ -228,6 +259,7 @@ mod tests {
             NatsConfig { servers: vec!["nats://joe:hunter2@h:port".into()], ..base() },
             NatsConfig { subject: "events.{type}".into(), ..base() },
             NatsConfig { subject: "events.>".into(), ..base() },
+            NatsConfig { allow_topic: vec!["a.>.b".into()], ..base() },
             NatsConfig { stream: Some("A.B".into()), ..base() },
             NatsConfig { ack_timeout: Duration::ZERO, ..base() },
             NatsConfig { max_ack_inflight: 0, ..base() },

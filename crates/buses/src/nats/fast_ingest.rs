@@ -12,12 +12,12 @@
 use async_nats::jetstream::{self, ErrorCode};
 use async_nats::{Client, Message, StatusCode};
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::acknowledgement::Outcome;
+use super::pace::Pace;
 use super::slots::Outbound;
 
 /// The server acknowledges at least every so many messages of a batch, besides the end.
@@ -54,24 +54,33 @@ pub(super) enum Then {
     NoBatches,
 }
 
-/// Publishes messages, one at least, as one batch and waits for what becomes of them.
+/// Publishes messages, one at least, as one batch and waits for what becomes of them. While that takes
+/// longer, `stored` is told from time to time how many are stored by then.
 pub(super) async fn publish(
     client: &Client,
     messages: Vec<Outbound>,
     losses: &mut watch::Receiver<u64>,
+    refusals: watch::Receiver<u64>,
     deadline: Instant,
+    stored: &mut (dyn FnMut(usize) + Send),
 ) -> Sent {
     let mut progress = Progress::new(messages.len());
     let lost = tokio::select! {
         biased;
-        _ = timeout_at(deadline, exchange(client, messages, &mut progress)) => false,
+        _ = timeout_at(deadline, exchange(client, messages, &mut progress, refusals, stored)) => false,
         _ = losses.changed() => true,
     };
     progress.end(lost)
 }
 
 /// Sends all and takes the answers in, until the last.
-async fn exchange(client: &Client, messages: Vec<Outbound>, progress: &mut Progress) -> Option<()> {
+async fn exchange(
+    client: &Client,
+    messages: Vec<Outbound>,
+    progress: &mut Progress,
+    mut refusals: watch::Receiver<u64>,
+    stored: &mut (dyn FnMut(usize) + Send),
+) -> Option<()> {
     let inbox = client.new_inbox();
     let reply = |position: usize, operation: Operation| {
         let operation = operation as u8;
@@ -96,13 +105,25 @@ async fn exchange(client: &Client, messages: Vec<Outbound>, progress: &mut Progr
             break;
         }
     }
+    let (mut pace, mut told) = (Pace::new(), 0);
     while !progress.is_over {
         if std::mem::take(&mut progress.needs_end) {
             let position = progress.failed_position()?;
             let reply = reply(position, Operation::End);
             client.publish_with_reply(first.clone(), reply, Bytes::new()).await.ok()?;
         }
-        progress.take(&answers.next().await?);
+        let known = progress.stored;
+        tokio::select! {
+            biased;
+            answer = pace.wait(&mut answers, || stored(known)) => progress.take(&answer?),
+            // Nobody answers what is refused for lack of rights. If that was the last, the server
+            // waits for it.
+            _ = refusals.changed() => progress.refused(last, false, Outcome::NoAnswer),
+        }
+        if progress.stored > told {
+            told = progress.stored;
+            pace.begin();
+        }
     }
     Some(())
 }

@@ -26,22 +26,42 @@
 //!
 //! # What an error means
 //!
-//! | what happened | kind | status |
+//! | met | kind | about |
 //! |---|---|---|
-//! | not connected, connection lost, JetStream without leader | `Unreachable` | unavailable |
-//! | no acknowledgement in time | `Timeout` | unavailable |
-//! | credentials or rights refused | `Unauthorized` | unavailable |
-//! | no stream covers the subject | `DestinationMissing` | unavailable; transient where only *this* event's subject is not covered (below) |
-//! | stream full (discard new), out of storage or resources | `Throttled` | unavailable |
-//! | over the server's `max_payload` or the stream's `max_msg_size` | `TooLarge` | permanent |
-//! | a subject or header NATS cannot carry | `Malformed` | permanent |
-//! | anything else JetStream answers | `Failed` | transient |
+//! | not connected, log-in refused | `Unreachable`, `Unauthorized` | connection |
+//! | sent, and the connection was lost | `Unreachable` | destination |
+//! | no acknowledgement in time | `Timeout` | destination |
+//! | a stream covers the subject, and no server answers for it; JetStream without leader | `Unreachable` | destination |
+//! | the stream is full (discard new), out of storage or resources | `Throttled` | destination |
+//! | JetStream is not enabled, or the configured stream is not in the server's list | `DestinationMissing` | destination |
+//! | no stream, or not the configured one, covers the subject | `DestinationMissing` | route |
+//! | the right to publish to the subject is missing | `Unauthorized` | route |
+//! | the stream is full for this subject (`discard_new_per_subject`) | `Throttled` | route |
+//! | over the server's `max_payload`, asked for anew, or the stream's `max_msg_size` | `TooLarge` | event |
+//! | a subject or header NATS cannot carry, or a topic that is not allowed | `Malformed` | event |
+//! | anything else JetStream answers | `Failed` | event |
 //!
-//! One event with a subject nobody thought of must not stop all others. Where subjects differ from
-//! event to event (a template with placeholders, or an event's own topic), and the stream evidently
-//! serves (another event of the call was acknowledged, or the configured stream is there), the
-//! missing subject is that event's own and costs it an attempt. In all other cases it is the
-//! destination that is missing, and no event loses an attempt.
+//! Where all events have the same subject, what is about the route is about the destination. What
+//! follows for the event, the relay decides from what others meet.
+//!
+//! A repeat that the stream dropped is told ([`posthaste_core::Outcomes::repeated`]), but for events that
+//! go in a batch: the answer to a batch does not say it.
+//!
+//! # Whose subjects
+//!
+//! An event's own topic must be below the beginning of the configured subject before its first
+//! placeholder (`events.` of `events.{event_type}`), or in `allow_topic`. Whoever writes a row publishes
+//! with the relay's rights, so give the relay few: `permissions { publish = ["events.>",
+//! "$JS.API.STREAM.INFO.EVENTS", "$JS.API.INFO"], subscribe = ["_INBOX.>"] }`. Where `stream` is set,
+//! nothing is published that the stream does not store; where it is not, an acknowledgement counts if the
+//! stream that it names stores the subject. So a program that listens to a subject, and answers, does not
+//! pass for a stream. Both need the right to ask for the stream (`$JS.API.STREAM.INFO.…`); without it
+//! the answer is believed.
+//!
+//! # Connection
+//!
+//! After 600 ms without a word the server is asked for one; a server that does not answer is left within
+//! two seconds, and another one of the cluster is taken. Attempts to connect are 200 ms apart at most.
 
 mod acknowledgement;
 mod bus;
@@ -50,9 +70,13 @@ mod check;
 mod config;
 mod connection;
 mod fast_ingest;
+mod pace;
 mod pipelining;
+mod reporter;
 mod slots;
+mod streams;
 mod subject;
+mod verdict;
 
 pub use bus::NatsBus;
 pub use config::{NatsAuth, NatsConfig, NatsTls};

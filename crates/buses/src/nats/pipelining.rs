@@ -1,9 +1,10 @@
 //! How several events of a key may be on their way at once, as far as the stream allows it.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::stream;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -16,6 +17,8 @@ const ASK_FOR_MORE: Duration = Duration::from_secs(60);
 /// How often a stream of which chains are stored is asked again: they are bad for it once it is
 /// replicated.
 const ASK_FOR_LESS: Duration = Duration::from_secs(10);
+/// How often a stream that was not there is asked for again.
+const ASK_FOR_MISSING: Duration = Duration::from_millis(200);
 
 /// What keeps the events of a key in their order where one of them fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,9 +35,11 @@ pub(super) enum Pipelining {
 #[derive(Debug, Default)]
 pub(super) struct Knowledge(Mutex<Option<Known>>);
 
-#[derive(Debug, Clone, Copy)]
-struct Known {
-    pipelining: Pipelining,
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    pub(super) pipelining: Pipelining,
+    /// What the stream stores; none where it is not there. `None` where nobody said.
+    pub(super) filters: Option<Arc<[String]>>,
     /// The number of the connection; the next one may lead to another server.
     connection: u64,
     at: Instant,
@@ -43,51 +48,45 @@ struct Known {
 impl Knowledge {
     /// What was found when last asked.
     pub(super) fn get(&self) -> Pipelining {
-        self.known().map_or(Pipelining::OnePerKey, |known| known.pipelining)
+        self.lock().as_ref().map_or(Pipelining::OnePerKey, |known| known.pipelining)
     }
 
-    /// Asks the server where it has to.
+    /// Asks the server where it has to, or where the answer must not be older than `age_max`. `None`
+    /// where there is no answer: publishing will say what is wrong.
     pub(super) async fn ask(
         &self,
         connection: &Connection,
         stream: &str,
         by: Instant,
-    ) -> Pipelining {
+        age_max: Duration,
+    ) -> Option<Known> {
         let number = *connection.losses().borrow();
-        if let Some(Known { pipelining, connection, at }) = self.known()
-            && connection == number
-        {
-            let is_current = match pipelining {
-                // The server says so where this is over.
-                Pipelining::Batches => true,
-                Pipelining::Chains => at.elapsed() < ASK_FOR_LESS,
-                Pipelining::OnePerKey => at.elapsed() < ASK_FOR_MORE,
-            };
-            if is_current {
-                return pipelining;
-            }
+        let known = self.lock().clone().filter(|known| known.connection == number);
+        if let Some(known) = known.filter(|known| known.is_current(age_max)) {
+            return Some(known);
         }
         // Whatever comes of it, there must be time left to publish.
         let wait = by.saturating_duration_since(Instant::now()) / 4;
-        match find(connection, stream, wait).await {
-            Some(pipelining) => self.set(number, pipelining),
-            // Publishing will say what is wrong.
-            None => *self.lock() = None,
-        }
-        self.get()
+        let found = find(connection, stream, wait).await.map(|(pipelining, filters)| Known {
+            pipelining,
+            filters,
+            connection: number,
+            at: Instant::now(),
+        });
+        *self.lock() = found.clone();
+        found
     }
 
     /// It did not do as was asked of it: one event of a key at a time for a while.
     pub(super) fn refused(&self, connection: &Connection) {
-        self.set(*connection.losses().borrow(), Pipelining::OnePerKey);
-    }
-
-    fn set(&self, connection: u64, pipelining: Pipelining) {
-        *self.lock() = Some(Known { pipelining, connection, at: Instant::now() });
-    }
-
-    fn known(&self) -> Option<Known> {
-        *self.lock()
+        let mut known = self.lock();
+        let filters = known.take().and_then(|known| known.filters);
+        *known = Some(Known {
+            pipelining: Pipelining::OnePerKey,
+            filters,
+            connection: *connection.losses().borrow(),
+            at: Instant::now(),
+        });
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Known>> {
@@ -95,28 +94,64 @@ impl Knowledge {
     }
 }
 
-/// `None` where there is no such stream, or no server. Nobody answers a relay that lacks the right to
-/// ask: it cannot know, and should not ask again soon.
-async fn find(connection: &Connection, stream: &str, wait: Duration) -> Option<Pipelining> {
+impl Known {
+    fn is_current(&self, age_max: Duration) -> bool {
+        let age = self.at.elapsed();
+        let is_missing = self.filters.as_ref().is_some_and(|filters| filters.is_empty());
+        age < age_max
+            && match self.pipelining {
+                // Somebody will make it.
+                _ if is_missing => age < ASK_FOR_MISSING,
+                // The server says so where this is over.
+                Pipelining::Batches => true,
+                Pipelining::Chains => age < ASK_FOR_LESS,
+                Pipelining::OnePerKey => age < ASK_FOR_MORE,
+            }
+    }
+}
+
+/// What is found: how to pipeline, and what the stream stores.
+type Found = (Pipelining, Option<Arc<[String]>>);
+
+/// `None` where there is no server. Nobody answers a relay that lacks the right to ask: it cannot know,
+/// and should not ask again soon.
+async fn find(connection: &Connection, stream: &str, wait: Duration) -> Option<Found> {
     let Ok(found) = timeout(wait, connection.jetstream.get_stream(stream)).await else {
-        return Some(Pipelining::OnePerKey);
+        return Some((Pipelining::OnePerKey, None));
     };
-    let stream = found.ok()?;
-    let stream::Info { config, cluster, .. } = stream.cached_info();
+    let stream = match found {
+        Ok(stream) => stream,
+        Err(error) if is_not_found(&error) => {
+            return Some((Pipelining::OnePerKey, Some(Arc::new([]))));
+        }
+        Err(_) => return None,
+    };
+    let info = stream.cached_info();
+    let filters = info.config.subjects.clone().into();
+    Some((of_stream(connection, info, wait).await, Some(filters)))
+}
+
+/// Whether the server's list has no such stream.
+pub(super) fn is_not_found(error: &GetStreamError) -> bool {
+    matches!(error.kind(), GetStreamErrorKind::JetStream(answer) if answer.code() == 404)
+}
+
+async fn of_stream(connection: &Connection, info: &stream::Info, wait: Duration) -> Pipelining {
+    let stream::Info { config, cluster, .. } = info;
     if config.allow_batch_publish {
-        return Some(Pipelining::Batches);
+        return Pipelining::Batches;
     }
     // A stream that is moved has other replicas for a while.
     let is_moved = cluster.as_ref().is_some_and(|cluster| !cluster.replicas.is_empty());
     if config.num_replicas > 1 || is_moved {
-        return Some(Pipelining::OnePerKey);
+        return Pipelining::OnePerKey;
     }
     let account = connection.jetstream.request::<_, _, Account>("INFO", &());
     let is_unlimited = match timeout(wait, account).await {
         Ok(Ok(account)) => account.is_unlimited(config.storage),
         Ok(Err(_)) | Err(_) => false,
     };
-    Some(if is_unlimited { Pipelining::Chains } else { Pipelining::OnePerKey })
+    if is_unlimited { Pipelining::Chains } else { Pipelining::OnePerKey }
 }
 
 /// What is needed of the server's answer. The client's own type asks for what old servers do not say.

@@ -2,17 +2,16 @@
 
 use std::collections::HashSet;
 
-use async_nats::Subject;
 use async_nats::header::HeaderMap;
 use bytes::Bytes;
-use posthaste_core::{ErrorStatus, OrderKey, OutboxEvent};
+use posthaste_core::{Error, ErrorKind, OrderKey, OutboxEvent, Subject};
 
 use super::acknowledgement::Outcome;
 
 /// One event of a call.
 pub(super) struct Slot<'e> {
     pub(super) event: &'e OutboxEvent,
-    pub(super) subject: Subject,
+    pub(super) subject: async_nats::Subject,
     /// Whether the subject is this event's own.
     pub(super) per_event: bool,
     pub(super) state: State,
@@ -23,6 +22,8 @@ pub(super) enum State {
     /// Sent, and not answered yet.
     Waiting,
     Done(Outcome),
+    /// Stored, and reported already.
+    Reported,
 }
 
 impl<'e> Slot<'e> {
@@ -36,8 +37,8 @@ impl<'e> Slot<'e> {
 
     pub(super) fn has_failed(&self) -> bool {
         match &self.state {
-            State::Done(outcome) => !matches!(outcome, Outcome::Acknowledged),
-            State::Ready(_) | State::Waiting => false,
+            State::Done(outcome) => !matches!(outcome, Outcome::Acknowledged(_)),
+            State::Ready(_) | State::Waiting | State::Reported => false,
         }
     }
 
@@ -45,17 +46,27 @@ impl<'e> Slot<'e> {
         matches!(self.state, State::Waiting)
     }
 
+    /// Whether the configured stream was found not to store it.
+    pub(super) fn is_uncovered(&self) -> bool {
+        let is_missing = |error: &Error| error.kind() == ErrorKind::DestinationMissing;
+        matches!(&self.state, State::Done(Outcome::Failed(error)) if is_missing(error))
+    }
+
+    pub(super) fn is_in_process(&self) -> bool {
+        matches!(self.state, State::Done(Outcome::InProcess))
+    }
+
     pub(super) fn take_message(&mut self) -> Option<Outbound> {
         match std::mem::replace(&mut self.state, State::Done(Outcome::NoAnswer)) {
             State::Ready(message) => Some(message),
-            State::Waiting | State::Done(_) => None,
+            State::Waiting | State::Done(_) | State::Reported => None,
         }
     }
 }
 
 /// What is sent of an event.
 pub(super) struct Outbound {
-    pub(super) subject: Subject,
+    pub(super) subject: async_nats::Subject,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
 }
@@ -74,12 +85,14 @@ pub(super) fn sendable(slots: &[Slot<'_>]) -> Vec<usize> {
     ready
 }
 
-/// Whether other events may do better.
-pub(super) fn is_own_fault(outcome: &Outcome, per_event: bool) -> bool {
+/// Whether what comes behind a failure in a batch may go in another one: what was met is this event's,
+/// or its subject's.
+pub(super) fn is_of_one_event(outcome: &Outcome) -> bool {
     match outcome {
-        Outcome::Failed(error) => error.status() != ErrorStatus::Unavailable,
-        Outcome::NoStream => per_event,
-        Outcome::NoAnswer | Outcome::Overtaken | Outcome::Acknowledged => false,
+        Outcome::Failed(error) => matches!(error.subject(), Subject::Event | Subject::Route),
+        // A gap before the end of time: nobody answers what is refused for lack of rights.
+        Outcome::NoStream | Outcome::OverMaxPayload | Outcome::NoAnswer => true,
+        Outcome::Overtaken | Outcome::InProcess | Outcome::Acknowledged(_) => false,
     }
 }
 
@@ -88,8 +101,4 @@ pub(super) fn give_up(slots: &mut [Slot<'_>]) {
     for slot in slots.iter_mut().filter(|slot| slot.is_ready()) {
         slot.state = State::Done(Outcome::NoAnswer);
     }
-}
-
-pub(super) fn any(slots: &[Slot<'_>], wanted: impl Fn(&Outcome) -> bool) -> bool {
-    slots.iter().any(|slot| matches!(&slot.state, State::Done(outcome) if wanted(outcome)))
 }

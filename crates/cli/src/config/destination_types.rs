@@ -59,7 +59,16 @@ const NATS: &[Key] = &[
         Kind::Text,
         Default::Value("events.{event_type}"),
         "Where events go, with the placeholders `{event_type}`, `{aggregate_type}`, \
-         `{aggregate_id}` and `{key}`. An event's own topic takes its place.",
+         `{aggregate_id}` and `{key}`. An event's own topic takes its place, within `allow_topic`.",
+    ),
+    key(
+        "allow_topic",
+        Kind::Text,
+        Default::Absent("what begins as `subject` does before its first placeholder"),
+        "Which topics events may choose for themselves besides: subject filters with commas between, \
+         `orders.>, bills.*`. Danger: whoever can write a row publishes there with the relay's rights. \
+         Subjects that begin with `$` only count where the filter begins with the same: \
+         `$KV.bucket.>`.",
     ),
     key(
         "stream",
@@ -87,7 +96,8 @@ const NATS: &[Key] = &[
         "tls_required",
         Kind::Bool,
         Default::Value("false"),
-        "Refuse a connection without TLS. Otherwise the server decides.",
+        "Refuse a connection without TLS. Otherwise the server decides, unless `tls_ca_file` or \
+         `tls_cert_file` is given, which mean the same.",
     ),
     key(
         "tls_first",
@@ -98,7 +108,7 @@ const NATS: &[Key] = &[
     key(
         "tls_ca_file",
         Kind::Text,
-        Default::Absent("the system's authorities"),
+        Default::Absent("the machine's authorities, or those of `SSL_CERT_FILE`"),
         "Certificate authorities to trust beside the system's (PEM). Implies `tls_required`.",
     ),
     key(
@@ -120,7 +130,7 @@ const NATS: &[Key] = &[
     key(
         "connect_timeout",
         POSITIVE,
-        Default::Value("5s"),
+        Default::Value("2s"),
         "The longest one attempt to connect takes.",
     ),
     key(

@@ -141,6 +141,16 @@ impl NatsServer {
         self.wait().await;
     }
 
+    /// Gives it another configuration while it runs, as an operator does who edits the file and sends
+    /// it a signal. The server takes it over within moments.
+    ///
+    /// # Panics
+    /// Where it is not running, or the file cannot be written.
+    pub fn reload(&self, config: &str) {
+        std::fs::write(self.folder.path().join("nats.conf"), config).expect("its configuration");
+        self.running().signal("HUP");
+    }
+
     /// Leaves process and connections in place, new connections included, and lets it do nothing
     /// from the return of this call until [`thaw`](Self::thaw).
     ///
