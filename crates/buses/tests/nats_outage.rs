@@ -193,13 +193,19 @@ async fn at_most_max_ack_inflight_events_wait_for_acknowledgements() {
 
 #[tokio::test]
 async fn a_limit_that_was_raised_is_asked_for_before_an_event_is_refused() {
-    let Some(server) = NatsServer::start("max_payload: 4096").await else { return };
+    // A server whose JetStream is switched on by a flag loses it when it reads its file again.
+    let folder = tempfile::tempdir().unwrap();
+    let settings = |max_payload: u32| {
+        format!("max_payload: {max_payload}\njetstream {{ store_dir: {:?} }}", folder.path())
+    };
+    let started = NatsServer::start_without_jetstream(&settings(4_096)).await;
+    let Some(server) = started else { return };
     create_stream(&server.url()).await;
     let bus = NatsBus::connect(config(&server.url())).await.unwrap();
     let large = support::bytes_event(8_000);
     let results = bus.publish(std::slice::from_ref(&large)).await;
     assert_eq!(error(&results[0]).kind(), ErrorKind::TooLarge);
-    server.reload("max_payload: 16384");
+    server.reload(&settings(16_384));
     // What was asked a moment ago is not asked again.
     let begun = std::time::Instant::now();
     loop {

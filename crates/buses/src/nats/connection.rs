@@ -156,6 +156,25 @@ impl Connection {
         }
     }
 
+    /// Waits for the answer to a question that is published to `subject`. `None` where there is none
+    /// in time, or the right to ask is missing: nobody answers then.
+    pub(super) async fn answer<T>(
+        &self,
+        subject: &str,
+        wait: Duration,
+        question: impl Future<Output = T>,
+    ) -> Option<T> {
+        let (start, mut refusals) = (Instant::now(), self.refusals());
+        let refused = async {
+            while self.refusal(subject, start).is_none() && refusals.changed().await.is_ok() {}
+        };
+        tokio::select! {
+            biased;
+            answer = timeout(wait, question) => answer.ok(),
+            () = refused => None,
+        }
+    }
+
     /// A receiver that changes when the connection is lost.
     pub(super) fn losses(&self) -> watch::Receiver<u64> {
         self.monitor.losses.subscribe()

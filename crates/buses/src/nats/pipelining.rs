@@ -8,7 +8,7 @@ use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::stream;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::connection::Connection;
 
@@ -116,7 +116,8 @@ type Found = (Pipelining, Option<Arc<[String]>>);
 /// `None` where there is no server. Nobody answers a relay that lacks the right to ask: it cannot know,
 /// and should not ask again soon.
 async fn find(connection: &Connection, stream: &str, wait: Duration) -> Option<Found> {
-    let Ok(found) = timeout(wait, connection.jetstream.get_stream(stream)).await else {
+    let question = connection.jetstream.get_stream(stream);
+    let Some(found) = connection.answer(&info_subject(stream), wait, question).await else {
         return Some((Pipelining::OnePerKey, None));
     };
     let stream = match found {
@@ -129,6 +130,11 @@ async fn find(connection: &Connection, stream: &str, wait: Duration) -> Option<F
     let info = stream.cached_info();
     let filters = info.config.subjects.clone().into();
     Some((of_stream(connection, info, wait).await, Some(filters)))
+}
+
+/// Where the server is asked about a stream.
+pub(super) fn info_subject(stream: &str) -> String {
+    format!("$JS.API.STREAM.INFO.{stream}")
 }
 
 /// Whether the server's list has no such stream.
@@ -147,9 +153,9 @@ async fn of_stream(connection: &Connection, info: &stream::Info, wait: Duration)
         return Pipelining::OnePerKey;
     }
     let account = connection.jetstream.request::<_, _, Account>("INFO", &());
-    let is_unlimited = match timeout(wait, account).await {
-        Ok(Ok(account)) => account.is_unlimited(config.storage),
-        Ok(Err(_)) | Err(_) => false,
+    let is_unlimited = match connection.answer("$JS.API.INFO", wait, account).await {
+        Some(Ok(account)) => account.is_unlimited(config.storage),
+        Some(Err(_)) | None => false,
     };
     if is_unlimited { Pipelining::Chains } else { Pipelining::OnePerKey }
 }

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::connection::Connection;
-use super::pipelining::is_not_found;
+use super::pipelining::{info_subject, is_not_found};
 use super::subject::is_covered;
 
 /// How long an answer of the server is good for, and how long where it speaks against a stream.
@@ -39,10 +39,11 @@ impl Streams {
 
     /// Asks the server. One that does not answer a relay without the right to ask is taken for a yes.
     pub(super) async fn ask(&self, connection: &Connection, stream: &str, wait: Duration) {
-        let filters = match timeout(wait, connection.jetstream.get_stream(stream)).await {
-            Ok(Ok(found)) => Some(found.cached_info().config.subjects.clone().into()),
-            Ok(Err(error)) if is_not_found(&error) => Some(Arc::new([]) as Arc<[String]>),
-            Ok(Err(_)) | Err(_) => None,
+        let question = connection.jetstream.get_stream(stream);
+        let filters = match connection.answer(&info_subject(stream), wait, question).await {
+            Some(Ok(found)) => Some(found.cached_info().config.subjects.clone().into()),
+            Some(Err(error)) if is_not_found(&error) => Some(Arc::new([]) as Arc<[String]>),
+            Some(Err(_)) | None => None,
         };
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= STREAMS_MAX {

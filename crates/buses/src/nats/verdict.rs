@@ -3,14 +3,15 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use async_nats::jetstream::context::GetStreamByNameErrorKind;
+use async_nats::jetstream::context::{GetStreamByNameError, GetStreamByNameErrorKind};
 use futures_util::StreamExt as _;
 use posthaste_core::{Error, ErrorKind, PublishResult, Subject};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::acknowledgement::{Outcome, no_leader, no_stream, not_covered, over_max_payload};
 use super::bus::NatsBus;
 use super::check;
+use super::pipelining::info_subject;
 use super::reporter::Reporter;
 use super::slots::{Slot, State};
 use super::subject::is_covered;
@@ -138,25 +139,28 @@ impl NatsBus {
     }
 
     async fn coverage(&self, subject: &str) -> Coverage {
-        let wait = self.question_wait();
+        let (wait, connection) = (self.question_wait(), &self.connection);
         let jetstream = &self.connection.jetstream;
         let silent = || Coverage::Unknown(ErrorKind::Timeout, "JetStream does not answer".into());
         let unknown = |error: Error| Coverage::Unknown(error.kind(), error.report());
         match self.config.stream.as_deref() {
-            Some(stream) => match timeout(wait, check::find(jetstream, stream)).await {
-                Ok(Ok(config)) if is_covered(&config.subjects, subject) => Coverage::Covered,
-                Ok(Ok(config)) => Coverage::NotByStream(config.subjects),
-                Ok(Err(error)) => unknown(error),
-                Err(_) => silent(),
-            },
-            None => match timeout(wait, jetstream.stream_by_subject(subject)).await {
-                Ok(Ok(_)) => Coverage::Covered,
-                Ok(Err(error)) if error.kind() == GetStreamByNameErrorKind::NotFound => {
+            Some(stream) => {
+                let question = check::find(jetstream, stream);
+                match connection.answer(&info_subject(stream), wait, question).await {
+                    Some(Ok(config)) if is_covered(&config.subjects, subject) => Coverage::Covered,
+                    Some(Ok(config)) => Coverage::NotByStream(config.subjects),
+                    Some(Err(error)) => unknown(error),
+                    None => silent(),
+                }
+            }
+            None => match self.stream_of(subject).await {
+                Some(Ok(_)) => Coverage::Covered,
+                Some(Err(error)) if error.kind() == GetStreamByNameErrorKind::NotFound => {
                     let all = self.is_all_uncovered(subject).await;
                     Coverage::NotCovered(if all { Subject::Destination } else { Subject::Route })
                 }
-                Ok(Err(error)) => unknown(check::unanswered(error)),
-                Err(_) => silent(),
+                Some(Err(error)) => unknown(check::unanswered(error)),
+                None => silent(),
             },
         }
     }
@@ -178,11 +182,16 @@ impl NatsBus {
     /// Whether no stream stores anything of what the template makes, of which `subject` is one.
     async fn is_all_uncovered(&self, subject: &str) -> bool {
         let Some(all) = self.allowed.template_filter(subject) else { return false };
-        let asking = self.connection.jetstream.stream_by_subject(all);
-        match timeout(self.question_wait(), asking).await {
-            Ok(Err(error)) => error.kind() == GetStreamByNameErrorKind::NotFound,
-            Ok(Ok(_)) | Err(_) => false,
+        match self.stream_of(&all).await {
+            Some(Err(error)) => error.kind() == GetStreamByNameErrorKind::NotFound,
+            Some(Ok(_)) | None => false,
         }
+    }
+
+    /// The name of a stream that stores something of `filter`, as the server's list says.
+    async fn stream_of(&self, filter: &str) -> Option<Result<String, GetStreamByNameError>> {
+        let question = self.connection.jetstream.stream_by_subject(filter);
+        self.connection.answer("$JS.API.STREAM.NAMES", self.question_wait(), question).await
     }
 
     /// The server's limit, asked for anew where an event is over that which the client knows.
