@@ -4,8 +4,7 @@
 //!
 //! # Quick start
 //!
-//! An outbox and a bus in memory, as a service's own tests would use them. With PostgreSQL only
-//! the first line differs: `PostgresOutbox::connect(&PostgresOptions::default()).await?`.
+//! An outbox and a bus in memory, as a service's own tests would use them.
 //!
 //! ```
 //! use posthaste::memory::{MemoryBus, MemoryRepository};
@@ -32,9 +31,78 @@
 //! # }
 //! ```
 //!
-//! In a service that lives on, [`OutboxProcessor::start`] delivers in the background and
-//! [`OutboxProcessor::stop`] ends it; or the program `posthaste run` delivers, and the service
-//! only writes.
+//! [`MemoryBus::strict`](memory::MemoryBus::strict) also refuses what one of the real brokers cannot
+//! carry.
+//!
+//! # With PostgreSQL
+//!
+//! ```no_run
+//! # #[cfg(all(feature = "postgres", feature = "nats"))]
+//! # async fn service(order: uuid::Uuid) -> posthaste::Result<()> {
+//! use posthaste::buses::nats::{NatsBus, NatsConfig};
+//! use posthaste::postgres::{PostgresOptions, PostgresOutbox};
+//! use posthaste::{OutboxEvent, OutboxMigrations, OutboxProcessor};
+//!
+//! let outbox = PostgresOutbox::connect(&PostgresOptions::default()).await?;
+//! outbox.migrate().await?;
+//! let bus = NatsBus::connect(NatsConfig::new("nats://127.0.0.1:4222", "events.{event_type}")).await?;
+//! let relay = OutboxProcessor::builder(outbox.clone()).bus(bus).build()?;
+//! relay.start().await?;
+//!
+//! let mut work = outbox.begin().await?;
+//! // … the service's own statements, on work.connection() …
+//! work.add_event(OutboxEvent::new(order, "order.placed", "any value that serde serialises")?);
+//! work.commit().await?;
+//!
+//! relay.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! In a transaction of the service's own, `postgres::store_events(&mut transaction, &[event])` is
+//! the last thing before its commit.
+//!
+//! # With SQLite
+//!
+//! ```
+//! # #[cfg(feature = "sqlite")]
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (folder, order) = (tempfile::tempdir()?, uuid::Uuid::now_v7());
+//! # let path = folder.path().join("shop.db");
+//! use posthaste::memory::MemoryBus;
+//! use posthaste::sqlite::SqliteOutbox;
+//! use posthaste::{OutboxEvent, OutboxMigrations, OutboxProcessor};
+//!
+//! let outbox = SqliteOutbox::open(&path).await?;
+//! outbox.migrate().await?;
+//! // One relay at a time: none where another process holds the lock.
+//! let _lock = outbox.try_lock_relay()?;
+//!
+//! let mut work = outbox.begin().await?;
+//! // … the service's own statements, on work.connection() …
+//! work.add_event(OutboxEvent::new(order, "order.placed", &[1, 2, 3])?);
+//! work.commit().await?;
+//!
+//! let processor = OutboxProcessor::builder(outbox).bus(MemoryBus::new()).build()?;
+//! assert_eq!(processor.process_events().await?, 1);
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "sqlite"))]
+//! # fn main() {}
+//! ```
+//!
+//! # A relay that lives in a service
+//!
+//! [`OutboxProcessor::start`] delivers in the background, also when the database is away at first.
+//! [`OutboxProcessor::shutdown`] ends it and closes its buses; [`OutboxProcessor::stop`] ends it so
+//! that it can be started again. [`OutboxProcessor::ended`] completes when it ends, also when it
+//! died: wait for it beside the service's other work. [`ProcessorStatistics::unhealthy_because`] is
+//! what a health check shows. Metrics go to the recorder of the [`metrics`] crate that the service
+//! installs; where it has several outboxes, [`OutboxProcessorBuilder::name`] tells them apart. Or
+//! the program `posthaste run` delivers, and the service only writes.
+//!
+//! [`metrics`]: https://docs.rs/metrics
 //!
 //! # What is where
 //!
@@ -45,6 +113,7 @@
 //! | an outbox and a bus for tests | [`memory`] |
 //! | PostgreSQL | `postgres` (feature `postgres`) |
 //! | SQLite | `sqlite` (feature `sqlite`) |
+//! | `sqlx`, `jiff`, `uuid`, `async_trait`, of the versions that stand in signatures | here, at the root |
 //! | NATS JetStream, webhooks, files and standard output | `buses` (features `nats`, `webhook`, `ndjson`) |
 //!
 //! All features are on by default. A service that wants less names what it uses:
@@ -58,6 +127,12 @@
 //! Databases and brokers are reached through rustls with the aws-lc-rs provider. A program that
 //! also compiles another provider must choose one before its first connection, by
 //! `CryptoProvider::install_default`.
+
+// Crates that stand in signatures: of these versions, no others.
+pub use async_trait::async_trait;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub use sqlx;
+pub use {jiff, uuid};
 
 pub use posthaste_core::*;
 pub use posthaste_processor::*;

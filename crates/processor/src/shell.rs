@@ -59,6 +59,9 @@ impl Shell {
         if !matches!(until, Until::Stopped) {
             machine = machine.without_patience();
         }
+        if matches!(until, Until::PassDone) {
+            machine.offer_once();
+        }
         let mut answers: JoinSet<Input> = JoinSet::new();
         let (outcomes, mut outcomes_known) = mpsc::unbounded_channel();
         let clock = Clock::start();

@@ -195,6 +195,8 @@ pub(crate) struct Machine {
     /// Destinations that events name and nobody configured.
     unknown_names: BTreeSet<Box<str>>,
     stopping: bool,
+    /// Each event is offered once, however soon its retry is due.
+    one_pass: bool,
     /// Mean payload size of what was fetched, in bytes: keeps a page of large events small.
     payload_bytes_mean: usize,
     reports: Vec<Report>,
@@ -233,12 +235,18 @@ impl Machine {
             unsent_above: None,
             unknown_names: BTreeSet::new(),
             stopping: false,
+            one_pass: false,
             payload_bytes_mean: 0,
             reports: Vec::new(),
             counts: Counts::default(),
             routes,
             settings,
         }
+    }
+
+    /// Offers what is due once, and no retry of it.
+    pub(crate) const fn offer_once(&mut self) {
+        self.one_pass = true;
     }
 
     /// Takes in what has happened.
@@ -310,7 +318,9 @@ impl Machine {
     /// What is to be done now.
     pub(crate) fn commands(&mut self, now: Duration) -> Vec<Command> {
         self.decide_undecided(now);
-        self.keys.wake(now);
+        if !self.one_pass {
+            self.keys.wake(now);
+        }
         let mut commands = Vec::new();
         if self.database.may(Work::Leasing, now) {
             let request = self.leases.next_request(now, || self.settling.unrecorded_shards());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use posthaste_core::{ErrorKind, OutboxRepository};
+use posthaste_core::{ErrorKind, OutboxRepository, RetryPolicy};
 use posthaste_processor::{ProcessorSettings, RelayState, StopReport};
 use posthaste_testkit::faults::{Fault, Operation};
 
@@ -190,6 +190,23 @@ async fn a_pass_offers_each_due_event_once_and_counts_what_was_delivered() {
     assert_eq!(world.script.attempts(failing), 1);
     world.store(&[event("new", 0)]).await;
     assert_eq!(processor.process_events().await.unwrap(), 1, "the count is that of one pass");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pass_offers_no_event_twice_however_soon_its_retry_is_due() {
+    let world = World::with(&singles(3)).await;
+    world.script.set(Some(Fault::FailBeforeWrite));
+    let soon = RetryPolicy { base_delay: Duration::from_millis(1), ..RetryPolicy::default() };
+    let processor = world.builder().retry_policy(soon).build().unwrap();
+    for pass in 1..=2 {
+        let begun = tokio::time::Instant::now();
+        assert_eq!(processor.process_events().await.unwrap(), 0);
+        assert!(begun.elapsed() < Duration::from_millis(100), "it waits for a verdict");
+        for event in world.outbox.events() {
+            assert_eq!((world.script.attempts(event.id()), event.retry_count()), (pass, pass));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[tokio::test(start_paused = true)]
