@@ -109,7 +109,7 @@ const NATS: &[Key] = &[
         "tls_ca_file",
         Kind::Text,
         Default::Absent("the machine's authorities, or those of `SSL_CERT_FILE`"),
-        "Certificate authorities to trust beside the system's (PEM). Implies `tls_required`.",
+        "Certificate authorities to trust instead of the machine's (PEM). Implies `tls_required`.",
     ),
     key(
         "tls_cert_file",
