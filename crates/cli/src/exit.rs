@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use posthaste_core::{Error, ErrorKind};
 
-use crate::config::Problems;
+use crate::config::{Config, Problems};
 use crate::logs;
 
 /// It did not work.
@@ -59,6 +59,13 @@ pub(crate) struct Hint {
     pub(crate) message: String,
     /// What to do.
     pub(crate) hint: String,
+}
+
+impl Hint {
+    /// With the outbox that it concerns.
+    pub(crate) fn at(self, config: &Config) -> Self {
+        Self { message: format!("{} ({})", self.message, config.database.address()), ..self }
+    }
 }
 
 impl fmt::Display for Hint {

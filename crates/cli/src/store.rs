@@ -121,7 +121,7 @@ pub(crate) async fn migration_sql(config: &Config) -> anyhow::Result<String> {
 /// As [`open`]; a [`Hint`] where the schema is missing or old; `Schema` where it is newer.
 pub(crate) async fn open_ready(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     let store = open(config, Missing::Refuse).await?;
-    require_schema(&store.migration_status().await?)?;
+    require_schema(&store.migration_status().await?).map_err(|hint| hint.at(config))?;
     Ok(store)
 }
 

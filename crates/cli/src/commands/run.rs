@@ -116,12 +116,13 @@ async fn start_store(
     loop {
         match try_start_store(config).await {
             Err(error) if is_outage(&error) => {
-                if patience.is_some_and(|patience| since.elapsed() + RECONNECT_DELAY > patience) {
+                let left = patience.map(|patience| patience.saturating_sub(since.elapsed()));
+                if left.is_some_and(|left| left.is_zero()) {
                     return Err(error.context(given_up(since.elapsed())));
                 }
                 let error = exit::text_of(&error);
                 tracing::warn!(error, "the database cannot be used yet; trying again");
-                tokio::time::sleep(RECONNECT_DELAY).await;
+                tokio::time::sleep(left.unwrap_or(RECONNECT_DELAY).min(RECONNECT_DELAY)).await;
             }
             Err(error) if is_wrong_set_up(&error) => return Err(error.context(WrongSetUp)),
             started => return started,
@@ -150,7 +151,7 @@ async fn try_start_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
             tracing::info!(version = migration.version, name = migration.name, "schema migrated");
         }
     } else {
-        store::require_schema(&status)?;
+        store::require_schema(&status).map_err(|hint| hint.at(config))?;
     }
     store.check().await?;
     Ok(store)

@@ -17,9 +17,29 @@ pub(crate) fn is_conflict(error: &sqlx::Error) -> bool {
     matches!(code.as_deref(), Some("40001" | "40P01"))
 }
 
+/// The SQLSTATE that the server gave, where it was the server.
+#[allow(dead_code, reason = "asked by what tells one refusal from another")]
+pub(crate) fn sqlstate(error: &Error) -> Option<String> {
+    let source = std::error::Error::source(error)?.downcast_ref::<ServerError>()?;
+    source.0.as_database_error()?.code().map(Into::into)
+}
+
+/// Whether the pool had no connection, of which it does not say why.
+pub(crate) fn is_pool_timeout(error: &Error) -> bool {
+    let source = std::error::Error::source(error);
+    let source = source.and_then(|source| source.downcast_ref::<ServerError>());
+    source.is_some_and(|source| matches!(source.0, sqlx::Error::PoolTimedOut))
+}
+
 fn classify(operation: &'static str, error: sqlx::Error) -> Error {
     let (kind, message) = match &error {
         sqlx::Error::Database(database) => classify_state(database.as_ref()),
+        sqlx::Error::Io(error) if error.to_string().contains("invalid peer certificate") => (
+            ErrorKind::Unreachable,
+            "the server's certificate is not trusted: name its authority with sslrootcert, and the \
+             host as the certificate has it"
+                .into(),
+        ),
         sqlx::Error::Io(_) => (ErrorKind::Unreachable, "the connection failed".into()),
         sqlx::Error::Tls(_) => (ErrorKind::Unreachable, "the TLS handshake failed".into()),
         sqlx::Error::PoolTimedOut => (
@@ -64,7 +84,15 @@ fn classify_state(error: &dyn DatabaseError) -> (ErrorKind, String) {
         "08P01" if error.message().contains("startup parameter") => {
             (ErrorKind::Config, "a pooler refuses our settings; set `transaction_pooler = true`")
         }
-        "25006" => (ErrorKind::Conflict, "the database is read-only; is it a standby?"),
+        "25006" => (
+            ErrorKind::Unreachable,
+            "the database takes no writes: it is a standby, or default_transaction_read_only is on",
+        ),
+        "3F000" => (
+            ErrorKind::Config,
+            "no schema of the search_path exists; create it, or correct schema= in the address",
+        ),
+        "53300" => (ErrorKind::Throttled, "there is no connection left for this user"),
         "55P03" | "40001" | "40P01" => (ErrorKind::Conflict, "another session is in the way"),
         "25P02" => (
             ErrorKind::Rejected,

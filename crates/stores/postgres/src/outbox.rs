@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use posthaste_core::{Error, ErrorKind, OutboxEvent, Result, UnitOfWork};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, PgPool};
 
-use crate::error::failed;
+use crate::error::{failed, is_pool_timeout};
 use crate::options::{PostgresOptions, address, may_use_tls};
 use crate::servers::Servers;
 use crate::session::{Begin, Session};
@@ -20,6 +20,9 @@ use crate::warm::WarmConnections;
 /// How much longer than the server's own limit we wait for its answer, before we take the network
 /// for dead.
 const ANSWER_GRACE: Duration = Duration::from_secs(5);
+
+/// How long a server is asked why there is no connection.
+const ASKED_WITHIN: Duration = Duration::from_secs(1);
 
 /// An outbox in PostgreSQL. Clones share one pool.
 ///
@@ -249,7 +252,26 @@ impl PostgresOutbox {
                 Err(Error::new(ErrorKind::Timeout, operation, message))
             })
         };
-        result.map_err(|error| self.locate(error))
+        match result {
+            Err(error) if is_pool_timeout(&error) => {
+                Err(self.locate(self.why_no_connection(operation).await.unwrap_or(error)))
+            }
+            result => result.map_err(|error| self.locate(error)),
+        }
+    }
+
+    /// What the server says to one who asks for a connection now. The pool tries again and again,
+    /// and forgets why it could not.
+    async fn why_no_connection(&self, operation: &'static str) -> Option<Error> {
+        let options = self.0.pool.connect_options();
+        match tokio::time::timeout(ASKED_WITHIN, options.connect()).await {
+            Ok(Ok(connection)) => {
+                let _ = connection.close().await;
+                None
+            }
+            Ok(Err(error)) => Some(failed(operation)(error)),
+            Err(_) => None,
+        }
     }
 }
 
