@@ -10,7 +10,7 @@ use posthaste_buses::ndjson::{NdjsonBus, NdjsonConfig, NdjsonTarget};
 use posthaste_buses::webhook::{WebhookBus, WebhookConfig, WebhookTls};
 use posthaste_buses::{EnvelopeFormat, Secret};
 use posthaste_core::{
-    BusCapabilities, Error, ErrorKind, EventBus, OutboxEvent, PublishResult, Result,
+    BusCapabilities, Error, ErrorKind, EventBus, OutboxEvent, PublishResult, Result, RetryPolicy,
 };
 use posthaste_processor::Destination;
 use rustix::fs::OFlags;
@@ -148,6 +148,8 @@ pub(crate) async fn open(
             name: settings.name.clone(),
             bus,
             dead_head: settings.dead_head,
+            max_attempts: settings.max_attempts,
+            retry_policy: settings.retry_policy,
         });
     }
     Ok(open)
@@ -301,12 +303,20 @@ pub(crate) struct OpenDestination {
     /// The bus.
     pub(crate) bus: Arc<dyn EventBus>,
     dead_head: posthaste_processor::DeadHeadPolicy,
+    max_attempts: Option<u32>,
+    retry_policy: RetryPolicy,
 }
 
 impl OpenDestination {
     /// For the processor.
     pub(crate) fn destination(&self) -> Destination {
-        Destination::new(&self.name, Arc::clone(&self.bus)).dead_head(self.dead_head)
+        let destination = Destination::new(&self.name, Arc::clone(&self.bus))
+            .dead_head(self.dead_head)
+            .retry_policy(self.retry_policy);
+        match self.max_attempts {
+            Some(attempts) => destination.max_attempts(attempts),
+            None => destination,
+        }
     }
 }
 

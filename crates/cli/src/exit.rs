@@ -132,13 +132,30 @@ pub(crate) fn text_of(error: &anyhow::Error) -> String {
     text
 }
 
+/// What to do about some of the things that PostgreSQL says, where more is known than by the kind.
+const SERVER_HINTS: [(&str, &str); 5] = [
+    ("(SQLSTATE 42501)", "grant this user what is missing, or name another with --database-url"),
+    (
+        "(SQLSTATE 53300)",
+        "end idle sessions of this user, or raise its connection limit or max_connections",
+    ),
+    (
+        "(SQLSTATE 25006)",
+        "name the primary in the address; of several hosts the one that takes writes is used",
+    ),
+    ("(SQLSTATE 3F000)", "`create schema NAME`, or correct the address"),
+    ("certificate is not trusted", "see docs/tls.md; nothing was sent"),
+];
+
 /// What the error says to do, where it says something.
 pub(crate) fn hint_of(error: &anyhow::Error) -> Option<String> {
     if let Some(hint) = error.downcast_ref::<Hint>() {
         return Some(hint.hint.clone());
     }
     let error = error.downcast_ref::<Error>()?;
-    let hint = error.kind().hint();
+    let text = error.to_string();
+    let of_server = SERVER_HINTS.iter().find(|(sign, _)| text.contains(sign));
+    let hint = of_server.map_or(error.kind().hint(), |(_, hint)| hint);
     // Where the error itself already says it, once is enough.
     (!error.to_string().contains(hint)).then(|| hint.to_owned())
 }

@@ -25,7 +25,7 @@ fn listed(list: &Value) -> Vec<(&str, &str)> {
 
 #[test]
 fn a_blocked_key_is_shown_with_its_head_why_since_when_and_what_waits() {
-    let cli = Cli::migrated();
+    let cli = Cli::migrated().env("POSTHASTE_RELAY__UNKNOWN_DESTINATION", "dead");
     assert_eq!(cli.run(&["keys", "list"]).succeeded().stdout, "no key waits\n");
     let mut lines = line("a", "placed", Some("nowhere"));
     lines.extend((0..3).map(|_| line("a", "paid", None)));

@@ -95,7 +95,7 @@ fn nothing_is_changed_in_bulk_without_a_yes() {
 
 #[test]
 fn a_dead_letter_is_visible_and_can_be_retried() {
-    let cli = Cli::migrated();
+    let cli = Cli::migrated().env("POSTHASTE_RELAY__UNKNOWN_DESTINATION", "dead");
     let to_nowhere = ["--destination", "nowhere", "--data", "1"];
     cli.run(&[&["publish", "t", "--aggregate-id", AGGREGATE][..], &to_nowhere].concat())
         .succeeded();
@@ -128,7 +128,7 @@ fn cleanup_removes_only_what_was_delivered() {
 
 #[test]
 fn without_retention_nothing_delivered_is_left_and_commands_say_so() {
-    let cli = Cli::migrated();
+    let cli = Cli::migrated().env("POSTHASTE_RELAY__UNKNOWN_DESTINATION", "dead");
     // Delivered while there still was a history: cleaned up as before.
     cli.publish("old", "1");
     cli.run(&["run", "--drain"]).succeeded();

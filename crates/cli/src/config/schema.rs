@@ -241,6 +241,24 @@ pub(crate) const SECTIONS: &[Section] = &[
                  your process supervisor.",
             ),
             key(
+                "relay.outage_patience",
+                duration(0),
+                Default::Value("2m"),
+                "How long failures count no attempt that nothing proves to be their events' own, because \
+                 nothing else is there to send or others fail as well. An outage of a quiet \
+                 destination that is shorter costs no attempt; a lone event that cannot be delivered \
+                 is tried for so long before its first attempt counts. `run --once` and `run --drain` \
+                 have no patience.",
+            ),
+            key(
+                "relay.unknown_destination",
+                Kind::Choice(&["hold", "dead"]),
+                Default::Value("hold"),
+                "What happens to events whose `destination` column names one that is not configured \
+                 here: `hold` keeps them, and their keys, until a relay knows the name, since writers \
+                 may be deployed first; with `dead` they are dead letters at once.",
+            ),
+            key(
                 "relay.retention",
                 Kind::Duration { min_ms: 0, none: Some("forever") },
                 Default::Value("30d"),
@@ -255,6 +273,15 @@ pub(crate) const SECTIONS: &[Section] = &[
         doc: "When an event that failed is tried again. An outage of a whole destination is not \
               a failure of an event and counts no attempt.",
         keys: &[
+            key(
+                "relay.retry.max_attempts",
+                Kind::Integer { min: 1, max: ANY_COUNT },
+                Default::Absent(
+                    "the `max_retries` of each event, 3 unless its writer says otherwise",
+                ),
+                "How many failed attempts make a dead letter, whatever the event's row says. A \
+                 destination may say otherwise.",
+            ),
             key(
                 "relay.retry.base_delay",
                 duration(1),
@@ -363,6 +390,24 @@ pub(crate) const DESTINATION_KEYS: &[Key] = &[
         "What happens to the later events of a key whose first one is a dead letter: `block` \
          keeps them waiting until someone retries or discards it, which keeps the key's order; \
          `skip` goes on without it. A route may say otherwise for what goes its way.",
+    ),
+    key(
+        "max_attempts",
+        Kind::Integer { min: 1, max: ANY_COUNT },
+        Default::Absent("what `relay.retry.max_attempts` says"),
+        "How many failed attempts make a dead letter here, whatever the event's row says.",
+    ),
+    key(
+        "base_delay",
+        duration(1),
+        Default::Absent("what `relay.retry.base_delay` says"),
+        "The delay before the first retry.",
+    ),
+    key(
+        "max_delay",
+        duration(1),
+        Default::Absent("what `relay.retry.max_delay` says"),
+        "The longest delay between two attempts.",
     ),
 ];
 

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use posthaste_core::RetryPolicy;
-use posthaste_processor::{DeadHeadPolicy, Pattern, ProcessorSettings, Route};
+use posthaste_processor::{DeadHeadPolicy, Pattern, ProcessorSettings, Route, UnknownDestination};
 
 use super::resolve::{Resolved, Values};
 use super::schema;
+use super::units::format_duration;
 use super::value::{Origin, Value};
 use super::{Config, Database, Problem, database};
 
@@ -22,6 +23,10 @@ pub(crate) struct DestinationSettings {
     pub(crate) kind: String,
     /// What happens to a key whose head is dead.
     pub(crate) dead_head: DeadHeadPolicy,
+    /// How many failed attempts make a dead letter; `None` leaves it to each event.
+    pub(crate) max_attempts: Option<u32>,
+    /// When an event that failed here is tried again.
+    pub(crate) retry_policy: RetryPolicy,
     /// All its keys.
     keys: Vec<DestinationKey>,
 }
@@ -193,7 +198,7 @@ pub(crate) fn build(
             });
         }
     }
-    let destinations = destinations_of(&values, problems);
+    let destinations = destinations_of(&read, &relay.retry_policy, problems);
     let routes = routes_of(&values, problems);
     let ops = OpsSettings {
         listen: match read.text("ops.listen").as_deref() {
@@ -268,6 +273,11 @@ fn relay_of(read: &Reader<'_>) -> ProcessorSettings {
             backoff_multiplier: number("relay.retry.backoff_multiplier"),
             jitter: read.flag("relay.retry.jitter"),
         },
+        outage_patience: read.duration("relay.outage_patience").unwrap_or_default(),
+        unknown_destination: match read.text("relay.unknown_destination").as_deref() {
+            Some("dead") => UnknownDestination::Dead,
+            _ => UnknownDestination::Hold,
+        },
         rate_limit_events_per_second: read
             .integer("relay.rate_limit_events_per_second")
             .and_then(|rate| u32::try_from(rate).ok())
@@ -279,7 +289,13 @@ fn relay_of(read: &Reader<'_>) -> ProcessorSettings {
     }
 }
 
-fn destinations_of(values: &Values, problems: &mut Vec<Problem>) -> Vec<DestinationSettings> {
+fn destinations_of(
+    read: &Reader<'_>,
+    retry_policy: &RetryPolicy,
+    problems: &mut Vec<Problem>,
+) -> Vec<DestinationSettings> {
+    let values = read.0;
+    let attempts = |path: &str| read.integer(path).and_then(|count| u32::try_from(count).ok());
     let mut destinations = Vec::new();
     for (name, kind) in &values.destinations {
         let prefix = format!("destinations.{name}.");
@@ -302,12 +318,29 @@ fn destinations_of(values: &Values, problems: &mut Vec<Problem>) -> Vec<Destinat
             })
             .collect();
         let dead_head = keys.iter().find(|key| key.name == "dead_head");
-        destinations.push(DestinationSettings {
+        let own = |key: &str| read.duration(&format!("{prefix}{key}"));
+        let settings = DestinationSettings {
             name: name.clone(),
             kind: kind.clone().unwrap_or_default(),
             dead_head: dead_head.and_then(|key| policy(&key.value)).unwrap_or_default(),
+            max_attempts: attempts(&format!("{prefix}max_attempts"))
+                .or_else(|| attempts("relay.retry.max_attempts")),
+            retry_policy: RetryPolicy {
+                base_delay: own("base_delay").unwrap_or(retry_policy.base_delay),
+                max_delay: own("max_delay").unwrap_or(retry_policy.max_delay),
+                ..*retry_policy
+            },
             keys,
-        });
+        };
+        let RetryPolicy { base_delay, max_delay, .. } = settings.retry_policy;
+        let given = own("base_delay").or_else(|| own("max_delay")).is_some();
+        if given && base_delay > max_delay {
+            let key = if own("max_delay").is_some() { "max_delay" } else { "base_delay" };
+            let (base, max) = (format_duration(base_delay), format_duration(max_delay));
+            let why = format!("base_delay is {base} here, and max_delay {max}");
+            problems.push(settings.problem(key, &why, "give both, or another one"));
+        }
+        destinations.push(settings);
     }
     destinations
 }

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use posthaste_processor::UnknownDestination;
+
 use super::*;
 
 /// Loads `text` as a file, with these environment variables.
@@ -118,6 +120,36 @@ fn rules_across_keys_are_checked() {
     let found = problems("[relay.retry]\nbase_delay = \"2m\"\nmax_delay = \"1m\"\n");
     assert_eq!(found.len(), 1);
     assert!(found[0].message.contains("relay.retry.max_delay must be at least base_delay"));
+}
+
+#[test]
+fn a_destination_has_its_own_attempts_and_delays_or_those_of_all() {
+    let text = "\
+[relay]
+unknown_destination = \"dead\"
+[relay.retry]
+max_attempts = 5
+max_delay = \"30s\"
+[destinations.a]
+type = \"stdout\"
+[destinations.b]
+type = \"file\"
+path = \"x\"
+max_attempts = 20
+base_delay = \"5s\"
+max_delay = \"10m\"
+";
+    let config = load(text, &[]).unwrap();
+    assert_eq!(config.relay.unknown_destination, UnknownDestination::Dead);
+    let of = |index: usize| {
+        let destination = &config.destinations[index];
+        let policy = &destination.retry_policy;
+        (destination.max_attempts, policy.base_delay.as_secs(), policy.max_delay.as_secs())
+    };
+    assert_eq!((of(0), of(1)), ((Some(5), 1, 30), (Some(20), 5, 600)));
+    let found = problems("[destinations.a]\ntype = \"stdout\"\nbase_delay = \"2m\"\n");
+    assert!(found[0].message.contains("destinations.a.base_delay"), "{found:?}");
+    assert!(found[0].place.as_deref().unwrap().ends_with(":3:1"), "{found:?}");
 }
 
 #[test]
