@@ -131,7 +131,7 @@ async fn a_stream_that_is_missing_costs_no_attempt_and_delivery_begins_when_it_i
         .env("POSTHASTE_DESTINATIONS__DEFAULT__SUBJECT", &format!("{name}.{{event_type}}"));
     cli.publish("order.placed", r#"{"total":42}"#);
     let mut running = cli.start(&["run", "--drain"]);
-    running.wait_for_log("destination is unavailable");
+    running.wait_for_log("no JetStream stream covers");
     let event = &cli.json(&["events", "list"])["events"][0];
     assert_eq!(event["retry_count"], 0, "{event}");
     let stream = async_nats::jetstream::stream::Config {

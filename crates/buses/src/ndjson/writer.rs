@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use posthaste_core::{Error, ErrorKind, Result};
+use posthaste_core::{Error, ErrorKind, Result, Subject};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -71,9 +71,11 @@ impl Writer {
 }
 
 impl Failure {
-    /// The error of one event. Always `Unavailable`: the target failed, not the event.
+    /// The error of one event. Always `Unavailable`: the target failed, whatever the event.
     pub(super) fn error(&self) -> Error {
-        let new = |kind, message: String| Error::new(kind, "write lines", message);
+        let new = |kind, message: String| {
+            Error::new(kind, "write lines", message).about(Subject::Connection)
+        };
         match self {
             Self::Io(kind, text) => new(Self::kind(*kind), format!("the target failed: {text}")),
             Self::Timeout(limit) => {
