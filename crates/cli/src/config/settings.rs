@@ -285,7 +285,6 @@ fn relay_of(read: &Reader<'_>) -> ProcessorSettings {
         buffer_bytes_max: count("relay.buffer_bytes_max").unwrap_or_default(),
         shutdown_timeout: read.duration("relay.shutdown_timeout").unwrap_or_default(),
         retention: read.duration("relay.retention"),
-        ..ProcessorSettings::default()
     }
 }
 
