@@ -117,13 +117,15 @@ impl Shell {
                     }
                 }
                 Some(answer) = answers.join_next(), if !answers.is_empty() => {
-                    // The end of a call comes after all that it told.
-                    while let Ok(known) = outcomes_known.try_recv() {
-                        machine.handle(known, clock.now());
-                    }
-                    take_in(&mut machine, answer, clock);
-                    while let Some(answer) = answers.try_join_next() {
+                    let mut ended = Some(answer);
+                    while let Some(answer) = ended {
+                        // The end of a call comes after all that it told: of each, for one may end
+                        // while another is taken in.
+                        while let Ok(known) = outcomes_known.try_recv() {
+                            machine.handle(known, clock.now());
+                        }
                         take_in(&mut machine, answer, clock);
+                        ended = answers.try_join_next();
                     }
                 }
                 () = stopped(&mut self.stop), if stop_by.is_none() => {

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use posthaste_core::memory::MemoryBus;
 use posthaste_core::{
     BusCapabilities, Error, ErrorKind, EventBus, OutboxEvent, PublishResult, Subject,
 };
 use posthaste_processor::{Destination, OutboxProcessor, ProcessorSettings};
 use tokio::time::Instant;
 
-use crate::support::{HOUR, MINUTE, SECOND, World, builder, until};
+use crate::support::{HOUR, MINUTE, SECOND, World, builder, interleaved, until};
 
 /// How the receiver answers an event.
 type Answer = dyn Fn(&OutboxEvent) -> (Duration, PublishResult) + Send + Sync;
@@ -302,4 +303,31 @@ async fn time_outs_do_not_feed_themselves() {
     let calls = receiver.calls.lock().unwrap().len();
     assert!(calls < 400, "{calls} calls for 200 events");
     assert_eq!(world.dead(), 0);
+}
+
+/// Takes one event a call, and answers at once.
+struct OneByOne(MemoryBus);
+
+#[async_trait]
+impl EventBus for OneByOne {
+    fn capabilities(&self) -> BusCapabilities {
+        BusCapabilities { batch_events_max: 1, ..self.0.capabilities() }
+    }
+
+    async fn publish(&self, events: &[OutboxEvent]) -> Vec<PublishResult> {
+        self.0.publish(events).await
+    }
+}
+
+/// Calls end on other threads while the ends of others are taken in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_call_never_ends_before_what_it_told() {
+    let events = interleaved(2_000, 10);
+    let world = World::with(&events).await;
+    let inner = MemoryBus::new();
+    let bus = OneByOne(inner.clone());
+    let processor = OutboxProcessor::builder(world.outbox.clone()).bus(bus).build().unwrap();
+    processor.drain(MINUTE).await.unwrap();
+    assert_eq!(world.pending(), 0);
+    assert_eq!(inner.published().len(), events.len(), "sent again, though each was answered");
 }
