@@ -125,10 +125,51 @@ pub(crate) enum MigrateCommand {
     Up,
     /// Shows what the database has and what this version wants
     Status,
-    /// Writes all migrations as SQL, for reviewers, alembic and Flyway
-    Sql,
+    /// Writes migrations as SQL, for reviewers, alembic, Flyway, goose and Liquibase
+    Sql(MigrateSqlArgs),
     /// Turns an outbox_events table of your own into posthaste's, keeping its rows (PostgreSQL)
-    Adopt,
+    Adopt {
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct MigrateSqlArgs {
+    /// From this version on, which the database has; with --down, back to this one
+    #[arg(long, value_name = "VERSION", default_value_t = 0, hide_default_value = true)]
+    pub(crate) from: u32,
+    /// For this database [default: the one of the configuration]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) dialect: Option<SqlDialect>,
+    /// How statements are written
+    #[arg(long, value_name = "FORM", default_value = "plain")]
+    pub(crate) format: SqlFormat,
+    /// The way back; without --from it drops the outbox with all events
+    #[arg(long)]
+    pub(crate) down: bool,
+    /// Roles and rights for writers, relays, operators and the migrator, instead
+    #[arg(long, conflicts_with_all = ["from", "down"])]
+    pub(crate) roles: bool,
+}
+
+/// Whose SQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum SqlDialect {
+    /// PostgreSQL's
+    Postgres,
+    /// SQLite's
+    Sqlite,
+}
+
+/// How statements are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum SqlFormat {
+    /// With comments and line breaks
+    Plain,
+    /// One statement a line, without comments and dollar quotes: for asyncpg, goose and Liquibase
+    Statements,
 }
 
 const BULK: &str = "\

@@ -94,25 +94,16 @@ pub(crate) async fn open(config: &Config, missing: Missing) -> anyhow::Result<Ar
     }
 }
 
-/// All migrations as SQL. Connects to nothing.
+/// SQLite's migrations as SQL, and the version they lead to.
 ///
 /// # Errors
-/// `Config`, for an address that no client could use.
-pub(crate) async fn migration_sql(config: &Config) -> anyhow::Result<String> {
-    match &config.database {
-        Database::Postgres { url } => {
-            let options = PostgresOptions { url: url.clone(), ..PostgresOptions::default() };
-            Ok(PostgresOutbox::connect_lazy(&options)?.migration_sql())
-        }
-        Database::Sqlite { .. } => {
-            // A store always has a file: here one that nobody keeps.
-            let folder = tempfile::tempdir()?;
-            let store = SqliteOutbox::open(folder.path().join("unused.db")).await?;
-            let sql = store.migration_sql();
-            store.close().await;
-            Ok(sql)
-        }
-    }
+/// Those of a file that nobody keeps: a store always has one.
+pub(crate) async fn sqlite_migration_sql() -> anyhow::Result<(String, u32)> {
+    let folder = tempfile::tempdir()?;
+    let store = SqliteOutbox::open(folder.path().join("unused.db")).await?;
+    let (sql, status) = (store.migration_sql(), store.migration_status().await);
+    store.close().await;
+    Ok((sql, status?.wanted))
 }
 
 /// Opens the outbox and makes sure that its schema is one this version understands.

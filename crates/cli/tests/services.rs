@@ -87,7 +87,7 @@ async fn a_table_of_ones_own_is_adopted() {
     );
     database.run(&insert).await;
     cli.run(&["migrate", "up"]).failed(1, &["posthaste migrate adopt"]);
-    assert_eq!(cli.json(&["migrate", "adopt"])["pending"], 1);
+    assert_eq!(cli.json(&["migrate", "adopt", "--yes"])["pending"], 1);
     assert_eq!(cli.run(&["run", "--drain"]).succeeded().events()[0]["type"], "old");
 }
 

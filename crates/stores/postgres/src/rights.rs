@@ -21,7 +21,7 @@ const MISSING: &str = "\
         from (values \
             ('outbox_migrations', '{select}'::text[]), \
             ('outbox_events', '{select,update,delete}'), \
-            ('outbox_events_pending', '{select}'), \
+            ('outbox_events_pending', '{select,update}'), \
             ('outbox_signal', '{select}'), \
             ('outbox_relays', '{select,insert,update,delete}'), \
             ('outbox_shards', '{select,update}') \

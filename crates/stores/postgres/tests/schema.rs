@@ -189,3 +189,51 @@ async fn a_flat_table_is_adopted_whole_and_in_order() {
     assert_eq!(pending_types(&outbox).await.last().map(String::as_str), Some("new"));
     assert!(outbox.adopt_table().await.unwrap_err().to_string().contains("already"));
 }
+
+/// As asyncpg runs it, and tools that split at the ends of lines.
+#[tokio::test]
+async fn a_statement_a_line_gives_what_migrate_gives() {
+    let (Some(migrated), Some(lines)) =
+        (TestDatabase::create().await, TestDatabase::create().await)
+    else {
+        return;
+    };
+    migrated.outbox().await;
+    let mut connection = lines.connection().await;
+    let script = posthaste_postgres::statement_per_line(&posthaste_postgres::migration_sql(0));
+    assert!(!script.contains("$$"));
+    for statement in script.lines() {
+        // By the extended protocol, which takes one statement only.
+        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await.unwrap();
+    }
+    let same = "select count(*) from pg_class where relnamespace = 'public'::regnamespace";
+    assert_eq!(migrated.value::<i64>(same).await, lines.value::<i64>(same).await);
+    let outbox = PostgresOutbox::connect(&lines.options()).await.unwrap();
+    assert_eq!(outbox.migrate().await.unwrap(), []);
+    outbox.check().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_upgrade_as_sql_goes_there_and_back() {
+    let Some(database) = TestDatabase::create().await else { return };
+    database.version_2().await;
+    let outbox = PostgresOutbox::connect(&database.options()).await.unwrap();
+    database.run(&insert("kept")).await;
+    for _ in 0..2 {
+        database.run(&posthaste_postgres::migration_sql(2)).await;
+        outbox.check().await.unwrap();
+        database.run(&posthaste_postgres::rollback_sql(2).unwrap()).await;
+        assert_eq!(outbox.migration_status().await.unwrap().current, 2);
+    }
+    outbox.migrate().await.unwrap();
+    assert_eq!(pending_types(&outbox).await, ["kept"]);
+    assert_eq!(posthaste_postgres::rollback_sql(1), None);
+    database.run(&posthaste_postgres::rollback_sql(0).unwrap()).await;
+    let left: i64 = database
+        .value(
+            "select (select count(*) from pg_class where relname like 'outbox%') \
+                + (select count(*) from pg_proc where proname like 'outbox%')",
+        )
+        .await;
+    assert_eq!(left, 0);
+}

@@ -24,7 +24,7 @@ pub const FINGERPRINT: &str = "
                       format_type(a.atttypid, a.atttypmod), pg_get_expr(d.adbin, d.adrelid))
         from pg_attribute a left join pg_attrdef d on (d.adrelid, d.adnum) = (a.attrelid, a.attnum)
         join pg_class c on c.oid = a.attrelid
-        where c.relnamespace = 'public'::regnamespace and a.attnum > 0
+        where c.relnamespace = 'public'::regnamespace and a.attnum > 0 and not a.attisdropped
         union all select pg_get_indexdef(indexrelid) from pg_index
         where indrelid::regclass::text like 'outbox%'
         union all select pg_get_triggerdef(oid) from pg_trigger
@@ -122,7 +122,7 @@ impl Drop for TestDatabase {
 
 impl TestDatabase {
     /// For `drop` of what lives within it.
-    fn run_at_the_end(&self, sql: &str) {
+    pub fn run_at_the_end(&self, sql: &str) {
         run_apart(self.connect_options(), sql.to_owned());
     }
 }
