@@ -151,7 +151,9 @@ impl WithRoles {
         let rename = |sql: String, role: &&str| {
             sql.replace(&format!("outbox_{role}"), &format!("{}{role}", self.prefix))
         };
-        ROLES.iter().fold(sql.to_owned(), rename)
+        let renamed = ROLES.iter().fold(sql.to_owned(), rename);
+        // The table that is named as the role is.
+        renamed.replace(&format!("{}relays", self.prefix), "outbox_relays")
     }
 
     async fn acting_as(&self, role: &str) -> PostgresOutbox {

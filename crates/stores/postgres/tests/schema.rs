@@ -10,7 +10,7 @@ use posthaste_core::{ErrorKind, OutboxAdmin, OutboxMigrations, OutboxRepository}
 use posthaste_postgres::PostgresOutbox;
 use tokio::sync::Barrier;
 
-use common::{FINGERPRINT, TestDatabase, insert, pending, pending_types};
+use common::{FINGERPRINT, TestDatabase, insert, pending, pending_types, run};
 
 /// A hand-written outbox: the contract's columns as a flat table.
 const FLAT: &str = "create table outbox_events (
@@ -202,10 +202,12 @@ async fn a_statement_a_line_gives_what_migrate_gives() {
     let mut connection = lines.connection().await;
     let script = posthaste_postgres::statement_per_line(&posthaste_postgres::migration_sql(0));
     assert!(!script.contains("$$"));
+    run(&mut connection, "begin").await;
     for statement in script.lines() {
         // By the extended protocol, which takes one statement only.
         sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await.unwrap();
     }
+    run(&mut connection, "commit").await;
     let same = "select count(*) from pg_class where relnamespace = 'public'::regnamespace";
     assert_eq!(migrated.value::<i64>(same).await, lines.value::<i64>(same).await);
     let outbox = PostgresOutbox::connect(&lines.options()).await.unwrap();
