@@ -259,8 +259,8 @@ async fn no_role_can_do_more() {
         "update outbox_events set dead_at = now()",
         "delete from outbox_events",
         "truncate outbox_events",
-        "lock table outbox_events in access exclusive mode",
-        "lock table outbox_migrations in share update exclusive mode",
+        "begin; lock table outbox_events in access exclusive mode",
+        "begin; lock table outbox_migrations in share update exclusive mode",
         "select from outbox_shards for update",
     ] {
         refused.push(("writer", denied.to_owned()));
