@@ -199,7 +199,7 @@ fn migrations_are_applied_once_and_shown() {
     assert_eq!(cli.json(&["migrate", "up"])["applied"], json!([]));
     let status = cli.json(&["migrate", "status"]);
     assert_eq!(status["current"], status["wanted"]);
-    let sql = cli.run(&["migrate", "sql"]).succeeded().stdout;
+    let sql = cli.run(&["migrate", "sql", "--dialect", "sqlite"]).succeeded().stdout;
     assert!(sql.to_lowercase().contains("create table"), "{sql}");
     let postgres = ["--database-url", "postgres://nobody@192.0.2.1/x", "migrate", "sql"];
     assert!(cli.run(&postgres).succeeded().stdout.contains("jsonb"), "no server is needed");
