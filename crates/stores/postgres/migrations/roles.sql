@@ -33,9 +33,10 @@ grant select, insert, update, delete on outbox_relays to outbox_relay;
 grant select, update on outbox_shards to outbox_relay;
 
 -- Operators look, retry and discard.
-grant select on outbox_migrations, outbox_signal, outbox_events_pending, outbox_events_processed,
-    outbox_events_seq, outbox_relays, outbox_shards to outbox_operator;
+grant select on outbox_migrations, outbox_events_pending, outbox_events_processed, outbox_events_seq,
+    outbox_relays, outbox_shards to outbox_operator;
 grant select, update, delete on outbox_events to outbox_operator;
+grant select, update on outbox_signal to outbox_operator;
 
 -- The migrator owns all of it: `migrate up` and `cleanup` run with this role.
 do $$
