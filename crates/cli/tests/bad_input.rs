@@ -62,6 +62,24 @@ fn wrong_database_addresses_are_refused_without_their_password() {
 }
 
 #[test]
+fn a_configuration_that_names_no_database_makes_no_new_outbox() {
+    let cli = Cli::without_database();
+    let destination = "[destinations.a]\ntype = \"file\"\npath = \"out\"\n";
+    cli.write("posthaste.toml", destination);
+    for command in [&["run", "--once"][..], &["migrate", "up"], &["status"], &["config", "check"]] {
+        cli.run(command).failed(78, &["no database is named", "sqlite:posthaste.db"]);
+    }
+    assert!(!cli.path("posthaste.db").exists());
+    let cli = Cli::without_database().env("POSTHASTE_DATABSE_URL", "postgres://h/d");
+    cli.run(&["run", "--once"]).failed(78, &["did you mean POSTHASTE_DATABASE_URL?"]);
+    assert!(!cli.path("posthaste.db").exists());
+    let cli = Cli::without_database();
+    cli.write("posthaste.toml", destination);
+    cli.run(&["--database-url", "sqlite:named.db", "run", "--once"]).succeeded();
+    assert!(cli.path("named.db").exists());
+}
+
+#[test]
 fn a_missing_outbox_says_how_to_create_it() {
     let cli = Cli::new();
     for command in [&["status"][..], &["events", "list"], &["cleanup", "--older-than", "1d"]] {

@@ -30,7 +30,7 @@ fn what_was_published_is_what_drain_writes_to_standard_output() {
 
 #[test]
 fn run_without_anything_creates_its_outbox_and_writes_no_log_to_standard_output() {
-    let cli = Cli::new();
+    let cli = Cli::without_database();
     let ended = cli.run(&["run", "--once"]).succeeded();
     assert_eq!(ended.stdout, "");
     assert!(ended.stderr.contains("reads sqlite:posthaste.db, sends to default (stdout)"));

@@ -107,7 +107,7 @@ async fn a_missing_database_is_named_and_an_unreachable_server_too() {
 async fn the_standard_variables_choose_the_database() {
     let Some(database) = TestDatabase::create().await else { return };
     let server: PgConnectOptions = database.url().parse().unwrap();
-    let cli = Cli::new()
+    let cli = Cli::without_database()
         .env("PGHOST", server.get_host())
         .env("PGPORT", &server.get_port().to_string())
         .env("PGUSER", server.get_username())

@@ -35,7 +35,8 @@ use writer::Writer;
 pub enum NdjsonTarget {
     /// The process's standard output. It must be nobody else's: keep logs on standard error.
     Stdout,
-    /// A file that lines are appended to. Created where missing (its folder is not). It is opened
+    /// A file that lines are appended to. Created where missing (its folder is not), with mode 0640 less
+    /// what the umask takes away. It is opened
     /// again when it was moved away or deleted, so a log rotation that renames it is safe. A named
     /// pipe or a device may stand there instead; it is not synced.
     File(PathBuf),

@@ -98,7 +98,13 @@ fn open(path: &Path) -> io::Result<File> {
         return OpenOptions::new().append(true).open(path);
     }
     let existed = path.exists();
-    let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).create(true);
+    // Events are the application's data: nothing for other users of the machine. The process's umask can
+    // take away more.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o640);
+    let mut file = options.open(path)?;
     if file.seek(SeekFrom::End(0))? > 0 {
         let mut last = [0];
         file.seek(SeekFrom::End(-1))?;
@@ -213,6 +219,17 @@ mod tests {
         let mut sink = Sink::file(path.clone());
         sink.write(b"{\"a\":1}\n").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"a\":0}\n{\"a\":\n{\"a\":1}\n");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn nobody_else_may_read_a_file_that_is_created() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events");
+        Sink::file(path.clone()).write(b"1\n").unwrap();
+        let mode = path.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o007, 0, "{mode:o}");
     }
 
     #[cfg(unix)]

@@ -10,6 +10,11 @@ use super::value::Refusal;
 /// The file that is used when nothing names a database.
 pub(crate) const DEFAULT_FILE: &str = "posthaste.db";
 
+/// What other programs write before the name of a SQLite file.
+const SQLITE_LIKE: [&str; 2] = ["sqlite", "file"];
+/// Parameters of other clients that change nothing here.
+const PARAMETERS: [&str; 2] = ["mode=rwc", "mode=rw"];
+
 /// Which database holds the outbox.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Database {
@@ -65,6 +70,14 @@ pub(crate) fn parse(text: &str) -> Result<Database, Refusal> {
         return sqlite(path.strip_prefix("//").unwrap_or(path));
     }
     let Some((scheme, rest)) = text.split_once("://") else {
+        // One letter is a drive.
+        if let Some((scheme, _)) = text.split_once(':')
+            && scheme.len() > 1
+            && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+            && SQLITE_LIKE.iter().any(|known| scheme.to_ascii_lowercase().starts_with(known))
+        {
+            return Err((format!("{scheme}: is no form of an address"), mend()));
+        }
         if [".db", ".sqlite", ".sqlite3"].iter().any(|ending| text.ends_with(ending)) {
             return Ok(Database::Sqlite { path: text.into() });
         }
@@ -98,15 +111,38 @@ pub(crate) fn parse(text: &str) -> Result<Database, Refusal> {
 }
 
 fn sqlite(path: &str) -> Result<Database, Refusal> {
-    // Parameters (`?mode=rwc`) are other clients' affair.
-    let path = path.split('?').next().unwrap_or_default();
+    let mend = || "write sqlite:PATH, with the path as it is".to_owned();
+    let (path, parameters) = path.split_once('?').unwrap_or((path, ""));
     if path.is_empty() || path.contains(":memory:") {
         return Err((
             "names no file, and a database in memory ends with this process".into(),
             "write sqlite:PATH".into(),
         ));
     }
+    if path.starts_with("file:") {
+        return Err(("has two schemes, and would name a file called `file:…`".into(), mend()));
+    }
+    if is_percent_encoded(path) {
+        return Err(("is percent-encoded, and nothing here decodes it".into(), mend()));
+    }
+    let unknown =
+        parameters.split('&').find(|given| !given.is_empty() && !PARAMETERS.contains(given));
+    if let Some(parameter) = unknown {
+        // Not its value, which may be a secret.
+        let name = parameter.split('=').next().unwrap_or_default();
+        return Err((
+            format!("has the parameter {name}, which means nothing here"),
+            format!("{}; a path with a question mark cannot be named", mend()),
+        ));
+    }
     Ok(Database::Sqlite { path: path.into() })
+}
+
+/// Whether a client that decodes would take another file.
+fn is_percent_encoded(path: &str) -> bool {
+    path.as_bytes()
+        .windows(3)
+        .any(|part| part[0] == b'%' && part[1..].iter().all(u8::is_ascii_hexdigit))
 }
 
 #[cfg(test)]
@@ -130,8 +166,31 @@ mod tests {
             ("sqlite:///var/a.db", sqlite_at("/var/a.db")),
             ("sqlite+aiosqlite://a.db", sqlite_at("a.db")),
             ("dir/a.db", sqlite_at("dir/a.db")),
+            ("sqlite:100%.db", sqlite_at("100%.db")),
+            ("C:/data/a.db", sqlite_at("C:/data/a.db")),
         ] {
             assert_eq!(parse(text), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_form_that_would_make_another_file_is_refused() {
+        for (bad, why) in [
+            ("sqlite:a?b.db", "parameter b.db"),
+            ("sqlite://a.db?mode=ro", "parameter mode"),
+            ("sqlite:a.db?key=hunter2", "parameter key"),
+            ("sqlite3:a.db", "sqlite3: is no form"),
+            ("SQLITE:a.db", "SQLITE: is no form"),
+            ("file:a.db", "file: is no form"),
+            ("sqlite+aiosqlite:a.db", "sqlite+aiosqlite: is no form"),
+            ("sqlite:file:a.db", "two schemes"),
+            ("sqlite:///a%20b.db", "percent-encoded"),
+            ("sqlite3://a.db", "sqlite3:// is not a database"),
+        ] {
+            let (told, help) = parse(bad).unwrap_err();
+            assert!(told.contains(why), "{bad}: {told}");
+            assert!(help.contains("sqlite:PATH"), "{bad}: {help}");
+            assert!(!told.contains("hunter2") && !help.contains("hunter2"), "{told}");
         }
     }
 

@@ -98,6 +98,9 @@ fn meant_by(name: &str, rest: &str) -> Option<String> {
     if name == DATABASE_URL || is_of_kubernetes(rest) {
         return None;
     }
+    if strsim::jaro_winkler(name, DATABASE_URL) > 0.95 {
+        return Some(DATABASE_URL.to_owned());
+    }
     let plain = |name: &str| name.replace('_', "");
     let known: Vec<String> = schema::fixed_keys().map(|key| variable_of(key.path)).collect();
     if let Some(variable) = known.iter().find(|variable| plain(variable) == plain(name)) {
@@ -144,7 +147,11 @@ fn single_underscore(name: &str, meant: &str) -> Problem {
         path: String::new(),
         place: None,
         message: format!("unknown variable {name}; did you mean {meant}?"),
-        help: "the parts of a path are joined by two underscores".into(),
+        help: if meant == DATABASE_URL {
+            "correct its name, or unset it".into()
+        } else {
+            "the parts of a path are joined by two underscores".into()
+        },
     }
 }
 

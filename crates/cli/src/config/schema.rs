@@ -136,13 +136,17 @@ pub(crate) const SECTIONS: &[Section] = &[
         name: "database",
         doc: "The outbox that is read. The address is taken from the first of these that is \
               given: `--database-url`, `POSTHASTE_DATABASE_URL`, `database.url` in the file, \
-              `DATABASE_URL`, the standard `PG*` variables, and otherwise the SQLite file \
-              `posthaste.db` in the working directory.",
+              `DATABASE_URL`, the standard `PG*` variables. Where none is given and no \
+              destination is configured, it is the SQLite file `posthaste.db` in the working \
+              directory; with destinations, that must be named as well.",
         keys: &[
             key(
                 "database.url",
                 Kind::SecretUrl,
-                Default::Absent("`sqlite:posthaste.db`, unless the environment names a database"),
+                Default::Absent(
+                    "`sqlite:posthaste.db`, where the environment names no database and no \
+                     destination is configured",
+                ),
                 "`postgres://USER@HOST/DATABASE`, or `sqlite:PATH`. The name of a driver, as in \
                  `postgresql+psycopg://`, is ignored. libpq's forms are read: a socket as \
                  `?host=/FOLDER`; several hosts with commas between, of which the one that takes writes \

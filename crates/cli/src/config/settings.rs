@@ -237,9 +237,31 @@ pub(crate) fn build(
     })
 }
 
+/// Whether somebody configured destinations. Then a new, empty file that is taken for the outbox because
+/// a variable is missing would look like a relay that works.
+fn has_destinations(values: &Values) -> bool {
+    values.destinations.iter().any(|(name, _)| {
+        let kind = values.get(&format!("destinations.{name}.type"));
+        kind.is_some_and(|kind| kind.origin != Origin::Default)
+    })
+}
+
 fn database_of(values: &Values, problems: &mut Vec<Problem>) -> Option<Database> {
     let resolved = values.get("database.url")?;
     let Value::Text(text) = &resolved.value else {
+        if has_destinations(values) {
+            problems.push(Problem {
+                path: "database.url".into(),
+                place: None,
+                message: "no database is named, and destinations are configured".into(),
+                help: format!(
+                    "set database.url in the file, or DATABASE_URL; for a SQLite file here write \
+                     database.url = \"sqlite:{}\"",
+                    database::DEFAULT_FILE
+                ),
+            });
+            return None;
+        }
         return Some(Database::Sqlite { path: database::DEFAULT_FILE.into() });
     };
     match database::parse(text) {

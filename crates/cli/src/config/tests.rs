@@ -6,8 +6,12 @@ use posthaste_processor::UnknownDestination;
 
 use super::*;
 
-/// Loads `text` as a file, with these environment variables.
+/// Loads `text` as a file, with these environment variables, and one that names a database.
 fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, Problems> {
+    load_as_it_is(text, &[environment, &[("DATABASE_URL", "sqlite:posthaste.db")]].concat())
+}
+
+fn load_as_it_is(text: &str, environment: &[(&str, &str)]) -> Result<Config, Problems> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("posthaste.toml");
     fs::write(&file, text).unwrap();
@@ -102,6 +106,26 @@ fn a_destination_needs_a_known_type_and_its_required_keys() {
     let found = problems("[destinations.a]\ntype = \"file\"\n");
     assert!(found[0].message.contains("destinations.a.path is missing"), "{found:?}");
     assert!(found[0].help.contains("POSTHASTE_DESTINATIONS__A__PATH"), "{found:?}");
+}
+
+#[test]
+fn destinations_without_a_database_are_refused() {
+    let destination = "[destinations.a]\ntype = \"stdout\"\n";
+    let in_environment = ("POSTHASTE_DESTINATIONS__A__TYPE", "stdout");
+    for found in [
+        load_as_it_is(destination, &[]).unwrap_err().0,
+        load_as_it_is("", &[in_environment]).unwrap_err().0,
+    ] {
+        assert_eq!(found.len(), 1);
+        assert!(found[0].message.contains("no database is named"), "{found:?}");
+        assert!(found[0].help.contains("database.url = \"sqlite:posthaste.db\""), "{found:?}");
+    }
+    let misspelt = [("POSTHASTE_DATABSE_URL", "postgres://h/d")];
+    let found = load_as_it_is("", &misspelt).unwrap_err().0;
+    assert!(found[0].message.contains("did you mean POSTHASTE_DATABASE_URL?"), "{found:?}");
+    let named = [destination, "[database]\nurl = \"sqlite:a.db\"\n"].concat();
+    load_as_it_is(&named, &[]).unwrap();
+    load_as_it_is(destination, &[("PGHOST", "h")]).unwrap();
 }
 
 #[test]

@@ -29,7 +29,13 @@ pub(crate) struct Ended {
 }
 
 impl Cli {
+    /// With `posthaste.db` for its outbox.
     pub(crate) fn new() -> Self {
+        Self::without_database().env("DATABASE_URL", "sqlite:posthaste.db")
+    }
+
+    /// With nothing that names an outbox.
+    pub(crate) fn without_database() -> Self {
         Self { folder: tempfile::tempdir().unwrap(), environment: Vec::new() }
     }
 
@@ -41,6 +47,7 @@ impl Cli {
     }
 
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.retain(|(known, _)| known != name);
         self.environment.push((name.into(), value.into()));
         self
     }

@@ -45,10 +45,11 @@ impl OutboxAdmin for SqliteOutbox {
     async fn event_place(&self, id: Uuid) -> Result<Option<EventPlace>> {
         let mut sql = QueryBuilder::new("select seq from outbox_events where true");
         push_ids(&mut sql, &[id]);
+        let mut connection = self.reader("find event").await?;
         let seq: Option<i64> = sql
             .build_query_scalar()
             .persistent(false)
-            .fetch_optional(&self.readers)
+            .fetch_optional(&mut *connection)
             .await
             .map_err(|error| database("find event", error))?;
         let (Some(seq), Some(event)) = (seq, self.find_event(id).await?) else { return Ok(None) };
@@ -59,10 +60,11 @@ impl OutboxAdmin for SqliteOutbox {
         let mut sql = QueryBuilder::new("select count(*) from (select 1 from outbox_events where ");
         push_filter(&mut sql, filter);
         sql.push(" limit ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX)).push(")");
+        let mut connection = self.reader("count events").await?;
         let count: i64 = sql
             .build_query_scalar()
             .persistent(false)
-            .fetch_one(&self.readers)
+            .fetch_one(&mut *connection)
             .await
             .map_err(|error| database("count events", error))?;
         Ok(u64::try_from(count).unwrap_or(0))
@@ -103,7 +105,8 @@ impl SqliteOutbox {
         events: &mut Vec<OutboxEvent>,
         mut sql: QueryBuilder<Sqlite>,
     ) -> Result<()> {
-        let rows = sql.build().persistent(false).fetch_all(&self.readers).await;
+        let mut connection = self.reader("list events").await?;
+        let rows = sql.build().persistent(false).fetch_all(&mut *connection).await;
         let rows = rows.map_err(|error| database("list events", error))?;
         for row in &rows {
             events.push(row::shown(row)?);
@@ -114,7 +117,7 @@ impl SqliteOutbox {
     /// Runs an operator's change, and tells running relays of every process.
     async fn change(&self, operation: &'static str, mut sql: QueryBuilder<Sqlite>) -> Result<u64> {
         let fail = |error| database(operation, error);
-        let mut transaction = self.writer.begin_with("begin immediate").await.map_err(fail)?;
+        let mut transaction = self.begin_write(operation).await?;
         let done = sql.build().persistent(false).execute(&mut *transaction).await.map_err(fail)?;
         let changed = done.rows_affected();
         if changed > 0 {

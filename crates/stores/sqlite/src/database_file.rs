@@ -80,13 +80,13 @@ impl DatabaseFile {
             fail("the database file is gone; put it back, or stop the relay").with_source(error)
         })?;
         if files.database != anchor.files.database {
-            tracing::warn!(
-                path = %self.path.display(),
-                "another file is in the place of the database; it is opened, and read from the start"
-            );
             *anchor = Anchor::open(&self.path, &self.connect).await.map_err(|error| {
                 database(operation, error).with_context("path", self.path.display())
             })?;
+            tracing::warn!(
+                path = %self.path.display(),
+                "another file is in the place of the database; it was opened, and is read from the start"
+            );
             let mut replaced_at = self.replaced_at.lock().unwrap_or_else(PoisonError::into_inner);
             *replaced_at = Some(Instant::now());
             self.begin_incarnation();

@@ -55,14 +55,28 @@ fn classify_code(extended: i32, message: &str) -> (ErrorKind, &'static str) {
         3 | 23 => (ErrorKind::Unauthorized, "access to the database file is denied"),
         5 | 6 => (ErrorKind::Conflict, "another connection is writing"),
         7 => (ErrorKind::Throttled, "out of memory"),
-        8 => (ErrorKind::Config, "the database file or its directory is read-only"),
+        8 => (
+            ErrorKind::Unauthorized,
+            "the database file or its folder is read-only; this user must be able to write both",
+        ),
         10 => (ErrorKind::Unreachable, "reading or writing the database file failed"),
-        11 => (ErrorKind::Schema, "the database file is damaged"),
+        11 => (
+            ErrorKind::Schema,
+            "the database file is damaged; stop what uses it, see with `pragma integrity_check` what is \
+             wrong, then restore a backup or save what is left with `.recover` of the sqlite3 shell",
+        ),
         13 => (ErrorKind::Throttled, "the disk is full"),
-        14 => (ErrorKind::Config, "the database file cannot be opened or created"),
+        14 => (
+            ErrorKind::Config,
+            "the database file cannot be opened or created; check the path, and that this user may \
+             write the file and its folder",
+        ),
         18 => (ErrorKind::TooLarge, "a value is over SQLite's limit"),
         19 => (ErrorKind::Rejected, "a constraint refused the row"),
-        26 => (ErrorKind::Schema, "the file is not an SQLite database"),
+        26 => (
+            ErrorKind::Schema,
+            "the file is not an SQLite database, or it is encrypted; name another one, or move it away",
+        ),
         _ => (ErrorKind::Internal, "SQLite refused the statement"),
     }
 }

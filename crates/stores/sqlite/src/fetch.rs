@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use posthaste_core::{
-    DeadHead, Error, OrderKey, PendingEvent, PendingPage, PendingQuery, PendingSelection, Result,
-    Seq, Shard, Watermark,
+    DeadHead, Error, ErrorKind, OrderKey, PendingEvent, PendingPage, PendingQuery,
+    PendingSelection, Result, Seq, Shard, Watermark,
 };
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Connection, QueryBuilder, Row, Sqlite};
@@ -17,6 +17,10 @@ use crate::row;
 /// The greatest number drawn, and the revision. `sqlite_sequence` is what AUTOINCREMENT keeps.
 pub(crate) const WATERMARK: &str = "select coalesce((select seq from sqlite_sequence \
      where name = 'outbox_events'), 0), (select revision from outbox_signal)";
+
+const BURY: &str = "update outbox_events set \
+     dead_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), dead_reason = 'corrupt', error_message = ?1 \
+     where seq = ?2 and processed_at is null and dead_at is null";
 
 /// A row that cannot be read as an event.
 struct CorruptRow {
@@ -70,22 +74,32 @@ impl SqliteOutbox {
         Ok((page, corrupt))
     }
 
-    /// Dead-letters rows that cannot be read.
+    /// Dead-letters rows that cannot be read. One that cannot be dead-lettered either (a trigger of the
+    /// owner's refuses it) stands alone: it stays as it is, and the caller holds it back.
     async fn bury(&self, rows: &[CorruptRow]) -> Result<()> {
-        let fail = |error| database("dead-letter corrupt rows", error);
-        let mut transaction = self.begin_write("dead-letter corrupt rows").await?;
+        const OPERATION: &str = "dead-letter corrupt rows";
+        let fail = |error| database(OPERATION, error);
+        let mut transaction = self.begin_write(OPERATION).await?;
         for CorruptRow { head: DeadHead { seq, .. }, error } in rows {
-            tracing::error!(seq, error = error.report(), "a stored row cannot be read as an event");
-            sqlx::query(
-                "update outbox_events set dead_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), \
-                 dead_reason = 'corrupt', error_message = ?1 \
-                 where seq = ?2 and processed_at is null and dead_at is null",
-            )
-            .bind(error.report())
-            .bind(seq)
-            .execute(&mut *transaction)
-            .await
-            .map_err(fail)?;
+            let buried = sqlx::query(BURY)
+                .bind(error.report())
+                .bind(seq)
+                .execute(&mut *transaction)
+                .await
+                .map_err(fail);
+            match buried {
+                Ok(done) if done.rows_affected() > 0 => {
+                    let error = error.report();
+                    tracing::error!(seq, error, "a stored row cannot be read as an event");
+                }
+                Ok(_) => {}
+                // The statement alone was undone. Told of less loudly, since it comes again and again.
+                Err(refused) if refused.kind() == ErrorKind::Rejected => {
+                    let (error, refused) = (error.report(), refused.report());
+                    tracing::debug!(seq, error, refused, "a row that cannot be read stays pending");
+                }
+                Err(failed) => return Err(failed),
+            }
         }
         transaction.commit().await.map_err(fail)
     }
@@ -106,7 +120,9 @@ impl SqliteOutbox {
     pub(crate) async fn read_dead_heads(&self, after: Seq, limit: usize) -> Result<Vec<DeadHead>> {
         let mut connection = self.reader("read dead heads").await?;
         let rows = sqlx::query(
-            "select seq, partition_key, aggregate_id, event_type, destination \
+            "select seq, iif(length(cast(partition_key as blob)) > 512, \
+                 cast(substr(cast(partition_key as blob), 1, 513) as text), partition_key), \
+                 substr(aggregate_id, 1, 513), event_type, substr(destination, 1, 513) \
              from outbox_events indexed by outbox_events_dead \
              where processed_at is null and dead_at is not null and seq > ?1 \
              order by seq limit ?2",
@@ -123,9 +139,13 @@ impl SqliteOutbox {
 /// Place and size of the body of what `query` selects, and of one more.
 fn sizes(query: &PendingQuery) -> QueryBuilder<Sqlite> {
     let mut sql = QueryBuilder::new(
-        // `octet_length` of a column reads the row's head, not its body.
-        "select seq, case when payload is null then octet_length(event_data) \
-         else octet_length(payload) end from outbox_events ",
+        // `octet_length` of a column reads the row's head, not its body. The rest of a row counts
+        // beyond what is usual for it: all that is brought into memory has a limit.
+        "select seq, iif(payload is null, octet_length(event_data), octet_length(payload)) \
+         + max(0, iif(payload is null, 0, octet_length(event_data)) + coalesce(octet_length(headers), 0) \
+         + coalesce(octet_length(topic), 0) + coalesce(octet_length(destination), 0) \
+         + coalesce(octet_length(aggregate_type), 0) + coalesce(octet_length(content_type), 0) \
+         - 2048) from outbox_events ",
     );
     // Delivered events stay in the table, so a scan by seq would walk over all of them: name the
     // index rather than hope for it.

@@ -14,10 +14,16 @@ struct Step {
     sql: &'static str,
 }
 
-const STEPS: &[Step] = &[Step {
-    migration: Migration { version: 1, name: "outbox" },
-    sql: include_str!("../migrations/0001_outbox.sql"),
-}];
+const STEPS: &[Step] = &[
+    Step {
+        migration: Migration { version: 1, name: "outbox" },
+        sql: include_str!("../migrations/0001_outbox.sql"),
+    },
+    Step {
+        migration: Migration { version: 2, name: "as meant" },
+        sql: include_str!("../migrations/0002_as_meant.sql"),
+    },
+];
 
 const BOOKKEEPING: &str = "\
 create table if not exists outbox_migrations (

@@ -102,6 +102,12 @@ impl SqliteOutbox {
         self.readers.acquire().await.map_err(|error| database(operation, error))
     }
 
+    /// The connection for writing to the file that has the name now.
+    pub(crate) async fn writing(&self, operation: &'static str) -> Result<PoolConnection<Sqlite>> {
+        self.file.confirm(operation).await?;
+        self.writer.acquire().await.map_err(|error| database(operation, error))
+    }
+
     /// The write transaction of the file that has the name now.
     pub(crate) async fn begin_write(
         &self,

@@ -3,18 +3,21 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 use posthaste_core::{
-    DEFAULT_MAX_RETRIES, DeadHead, Error, ErrorKind, EventRecord, Headers, OrderKey, OutboxEvent,
-    Payload, Result, Seq, Shard,
+    DEFAULT_MAX_RETRIES, DeadHead, Error, ErrorKind, EventRecord, Headers, ORDER_KEY_BYTES_MAX,
+    OrderKey, OutboxEvent, Payload, Result, Seq, Shard,
 };
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Decode, Row, Sqlite, TypeInfo, ValueRef};
 use uuid::Uuid;
 
-/// All columns, in the order in which [`Column`] counts them.
-pub(crate) const COLUMNS: &str = "seq, id, aggregate_id, aggregate_type, event_type, \
-     partition_key, destination, topic, headers, event_data, payload, content_type, created_at, \
+/// All columns, in the order in which [`Column`] counts them. A key that is too long is cut where it shows
+/// that, and an error where nobody reads on.
+pub(crate) const COLUMNS: &str = "seq, substr(id, 1, 513), substr(aggregate_id, 1, 513), \
+     aggregate_type, event_type, iif(length(cast(partition_key as blob)) > 512, \
+         cast(substr(cast(partition_key as blob), 1, 513) as text), partition_key), \
+     destination, topic, headers, event_data, payload, content_type, created_at, \
      available_at, processed_at, dead_at, dead_reason, cast(coalesce(retry_count, 0) as integer), \
-     cast(max_retries as integer), error_message";
+     cast(max_retries as integer), substr(error_message, 1, 2000)";
 
 #[derive(Clone, Copy)]
 enum Column {
@@ -170,6 +173,9 @@ fn named_key(row: &SqliteRow) -> Result<Option<OrderKey>> {
     let Some(raw) = bytes(row, Column::PartitionKey).filter(|raw| !raw.is_empty()) else {
         return Ok(None);
     };
+    if raw.len() > ORDER_KEY_BYTES_MAX {
+        return Err(corrupt("partition_key", "it has more than 512 bytes"));
+    }
     if is_blob(row, Column::PartitionKey as usize) {
         return Err(corrupt("partition_key", "it is a blob; a key is text"));
     }

@@ -75,7 +75,8 @@ fn insert(events: &[OutboxEvent]) -> QueryBuilder<Sqlite> {
             .push_bind(event.aggregate_id().to_string())
             .push_bind(event.event_type().to_owned())
             .push_bind(text)
-            .push_bind(i64::from(event.max_retries()))
+            // The table takes 0 for "not given"; here it was.
+            .push_bind(i64::from(event.max_retries().max(1)))
             .push_bind(event.aggregate_type().map(str::to_owned))
             .push_bind(event.order_key().as_named().map(str::to_owned))
             .push_bind(event.destination().map(str::to_owned))

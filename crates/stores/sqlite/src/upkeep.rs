@@ -91,10 +91,11 @@ impl SqliteOutbox {
         let cutoff = to_text(cutoff);
         let mut removed = 0;
         loop {
+            let mut connection = self.writing("clean up delivered events").await?;
             let done = sqlx::query(CLEANUP)
                 .bind(&cutoff)
                 .bind(CLEANUP_EVENTS_MAX.cast_signed())
-                .execute(&self.writer)
+                .execute(&mut *connection)
                 .await
                 .map_err(|error| database("clean up delivered events", error))?;
             removed += done.rows_affected();
@@ -106,8 +107,9 @@ impl SqliteOutbox {
 
     /// Moves what it can from the write-ahead log to the database, so that the log stays small.
     pub(crate) async fn checkpoint(&self) -> Result<()> {
+        let mut connection = self.writing("checkpoint write-ahead log").await?;
         sqlx::query("pragma wal_checkpoint(passive)")
-            .execute(&self.writer)
+            .execute(&mut *connection)
             .await
             .map_err(|error| database("checkpoint write-ahead log", error))?;
         Ok(())

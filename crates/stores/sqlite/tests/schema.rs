@@ -22,11 +22,11 @@ async fn migrating_twice_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let outbox = SqliteOutbox::open(directory.path().join("new.db")).await.unwrap();
     let status = outbox.migration_status().await.unwrap();
-    assert_eq!((status.current, status.wanted, status.pending.len()), (0, 1, 1));
+    assert_eq!((status.current, status.wanted, status.pending.len()), (0, 2, 2));
     let error = outbox.check().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Schema);
     assert!(error.report().contains("there is no outbox"), "{}", error.report());
-    assert_eq!(outbox.migrate().await.unwrap().len(), 1);
+    assert_eq!(outbox.migrate().await.unwrap().len(), 2);
     outbox.store(&[event()]).await.unwrap();
     assert_eq!(outbox.migrate().await.unwrap(), []);
     assert_eq!(outbox.migration_status().await.unwrap().pending, []);
@@ -45,7 +45,7 @@ async fn of_many_that_start_at_once_one_migrates() {
         for task in (0..8).map(start).collect::<Vec<_>>() {
             applied += task.await.unwrap().unwrap();
         }
-        assert_eq!(applied, 1);
+        assert_eq!(applied, 2);
     }
 }
 
@@ -93,7 +93,8 @@ async fn a_table_of_somebody_elses_is_not_touched() {
 #[tokio::test]
 async fn an_altered_table_is_found_before_anything_runs() {
     for sql in [
-        "alter table outbox_events drop column topic",
+        "drop trigger outbox_events_refused; drop trigger outbox_events_as_meant;
+         alter table outbox_events drop column topic",
         "drop table outbox_signal",
         "drop table outbox_events",
     ] {
@@ -124,6 +125,107 @@ async fn a_bad_path_is_named() {
     assert!(!absent.exists());
 }
 
+/// Whether file permissions bind this user at all.
+#[cfg(unix)]
+fn is_bound_by_permissions(folder: &std::path::Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    let probe = folder.join("probe");
+    std::fs::write(&probe, "").unwrap();
+    std::fs::set_permissions(&probe, PermissionsExt::from_mode(0o000)).unwrap();
+    std::fs::File::open(&probe).is_err()
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_file_without_rights_says_which_and_what_to_do() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    if !is_bound_by_permissions(directory.path()) {
+        println!("skipped: root may write everything");
+        return;
+    }
+    let path = directory.path().join("shop.db");
+    let outbox = SqliteOutbox::open(&path).await.unwrap();
+    outbox.migrate().await.unwrap();
+    outbox.close().await;
+    let allow = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    for (file, folder) in [(0o000, 0o700), (0o400, 0o700), (0o400, 0o500), (0o600, 0o500)] {
+        allow(&path, file);
+        allow(directory.path(), folder);
+        let met = match SqliteOutbox::open(&path).await {
+            Ok(outbox) => outbox.store(&[event()]).await,
+            Err(error) => Err(error),
+        };
+        allow(directory.path(), 0o700);
+        let error = met.unwrap_err();
+        assert!(
+            matches!(error.kind(), ErrorKind::Config | ErrorKind::Unauthorized),
+            "{file:o} {folder:o}: {}",
+            error.report()
+        );
+        assert!(error.report().contains("this user"), "{}", error.report());
+    }
+}
+
+#[tokio::test]
+async fn damage_is_told_with_what_to_do() {
+    use std::io::{Seek, SeekFrom, Write};
+    let (directory, outbox) = outbox().await;
+    let events: Vec<_> = (0..2_000).map(|_| event()).collect();
+    outbox.store(&events).await.unwrap();
+    outbox.close().await;
+    let path = directory.path().join("outbox.db");
+    let mut file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let size = file.metadata().unwrap().len();
+    // All but the schema.
+    file.seek(SeekFrom::Start(4_096 * 12)).unwrap();
+    file.write_all(&vec![0xa5; usize::try_from(size - 4_096 * 12).unwrap()]).unwrap();
+    let damaged = SqliteOutbox::open(&path).await.unwrap();
+    let error = damaged.fetch_pending(&support::forward()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Schema, "{}", error.report());
+    for expected in ["damaged", "pragma integrity_check", "restore a backup", ".recover"] {
+        assert!(error.report().contains(expected), "{}", error.report());
+    }
+}
+
+#[tokio::test]
+async fn an_outbox_of_the_first_version_is_mended_by_the_second() {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = SqliteOutbox::open(directory.path().join("old.db")).await.unwrap();
+    let first = include_str!("../migrations/0001_outbox.sql");
+    let odd = "create table outbox_migrations (version integer primary key, name text not null, \
+         applied_at text); insert into outbox_migrations values (1, 'outbox', 'x'); \
+         insert into outbox_events (seq, id, aggregate_id, event_type, event_data) values \
+         (7, '00000000-0000-0000-0000-000000000000', '018f0000-0000-7000-8000-000000000000', 't', '1'), \
+         (-3, 'x', '018f0000-0000-7000-8000-000000000000', 'low', '1')";
+    run_sql(&outbox, &format!("{first}\n{odd}")).await.unwrap();
+    assert_eq!(outbox.migrate().await.unwrap().len(), 1);
+    outbox.check().await.unwrap();
+    assert_eq!(outbox.watermark().await.unwrap().high, 8);
+    run_sql(&outbox, "update outbox_events set id = lower(hex(randomblob(16))) where id = 'x'")
+        .await
+        .unwrap();
+    let found = pending(&outbox).await;
+    assert_eq!(found.iter().map(|found| found.seq).collect::<Vec<_>>(), [7, 8]);
+    assert!(!found[0].event.id().is_nil());
+}
+
+#[tokio::test]
+async fn a_current_schema_waits_for_nobodys_write_lock() {
+    let (_directory, outbox) = outbox().await;
+    let options =
+        SqliteOptions::new(outbox.path()).busy_timeout(std::time::Duration::from_millis(50));
+    let unit = outbox.begin().await.unwrap();
+    let starting = SqliteOutbox::open_with(options).await.unwrap();
+    assert_eq!(starting.migrate().await.unwrap(), []);
+    starting.check().await.unwrap();
+    let _claim = starting.claim().await.unwrap();
+    assert!(pending(&starting).await.is_empty());
+    unit.rollback().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_file_that_is_no_database_is_refused_and_kept() {
     let directory = tempfile::tempdir().unwrap();
@@ -133,6 +235,7 @@ async fn a_file_that_is_no_database_is_refused_and_kept() {
     let error = SqliteOutbox::open(&path).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Schema, "{}", error.report());
     assert!(error.report().contains("notes.txt"), "{}", error.report());
+    assert!(error.report().contains("or it is encrypted; name another one"), "{}", error.report());
     assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
 }
 

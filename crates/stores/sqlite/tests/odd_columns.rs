@@ -1,0 +1,139 @@
+//! What languages and tools write for "not given", and what nobody can mean.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use posthaste_core::{ErrorKind, OrderKey, OutboxRepository, Settlement, SettlementOutcome};
+use support::{event, outbox, pending, run_sql};
+use uuid::Uuid;
+
+fn insert(columns: &str, values: &str) -> String {
+    format!(
+        "insert into outbox_events (aggregate_id, event_type, event_data, {columns}) \
+         values ('018f0000-0000-7000-8000-000000000000', 't', '1', {values})"
+    )
+}
+
+#[tokio::test]
+async fn what_would_be_lost_or_never_delivered_is_refused_where_it_is_written() {
+    let (_directory, outbox) = outbox().await;
+    let long = format!("'{}'", "k".repeat(513));
+    for (columns, values, why) in [
+        ("id", "'00000000-0000-0000-0000-000000000000'", "the id is nil"),
+        ("id", "'00000000000000000000000000000000'", "the id is nil"),
+        ("id", "zeroblob(16)", "the id is nil"),
+        ("seq", "0", "seq is drawn"),
+        ("seq", "-9", "seq is drawn"),
+        ("processed_at", "'0001-01-01 00:00:00+00:00'", "a time that was never set"),
+        ("processed_at", "'0001-01-01T00:00:00Z'", "a time that was never set"),
+        ("partition_key", long.as_str(), "more than 512 bytes"),
+        ("headers", "'[1]'", "one JSON object"),
+        ("headers", "'7'", "one JSON object"),
+        ("headers", "'no json'", "one JSON object"),
+        ("headers", "'\"text\"'", "one JSON object"),
+        ("headers", "'\"[1]\"'", "one JSON object"),
+    ] {
+        let error = run_sql(&outbox, &insert(columns, values)).await.unwrap_err().to_string();
+        assert!(error.contains(why), "{columns} {values}: {error}");
+    }
+    // Alone: what the same transaction wrote before stays the application's to decide on.
+    let mut unit = outbox.begin().await.unwrap();
+    sqlx::query("create table orders (id text)").execute(unit.connection()).await.unwrap();
+    let refused = insert("headers", "'7'");
+    let refused = sqlx::query(sqlx::AssertSqlSafe(refused)).execute(unit.connection()).await;
+    assert!(refused.is_err());
+    unit.add_event(event());
+    unit.commit().await.unwrap();
+    assert_eq!(pending(&outbox).await.len(), 1);
+}
+
+#[tokio::test]
+async fn zero_values_are_not_given() {
+    let (_directory, outbox) = outbox().await;
+    for (columns, values) in [
+        ("partition_key, destination, topic, aggregate_type", "'', '', '', ''"),
+        ("max_retries, retry_count", "0, -1"),
+        ("headers", "'null'"),
+        ("headers", "'[]'"),
+        ("headers", "''"),
+        ("headers", "'\"\"'"),
+        ("headers", "'\"{}\"'"),
+        ("created_at, available_at, dead_at", "'0001-01-01T00:00:00Z', '', '0001-01-01T00:00:00Z'"),
+        ("processed_at, dead_at, dead_reason, error_message", "'', '', '', ''"),
+        ("error_message", "hex(zeroblob(3000))"),
+    ] {
+        run_sql(&outbox, &insert(columns, values)).await.unwrap();
+        let found = pending(&outbox).await;
+        let event = &found.last().unwrap().event;
+        let aggregate = OrderKey::Aggregate(event.aggregate_id());
+        assert_eq!(event.order_key(), &aggregate, "{columns}");
+        assert_eq!((event.destination(), event.topic()), (None, None), "{columns}");
+        assert_eq!((event.max_retries(), event.retry_count()), (3, 0), "{columns}");
+        assert!(event.headers().is_empty(), "{columns}");
+        let age = jiff::Timestamp::now().duration_since(event.created_at());
+        assert!(age.abs() < jiff::SignedDuration::from_mins(1), "{columns}: {age:#}");
+        assert!(found.last().unwrap().wait.is_zero());
+        assert!(event.error_message().is_none_or(|text| text.len() == 2_000), "{columns}");
+    }
+    assert_eq!(pending(&outbox).await.len(), 10);
+    let twice = insert("headers", "'\"{\\\"tenant\\\":\\\"acme\\\"}\"'");
+    run_sql(&outbox, &twice).await.unwrap();
+    let found = pending(&outbox).await;
+    assert_eq!(found.last().unwrap().event.headers().get("tenant"), Some("acme"));
+}
+
+#[tokio::test]
+async fn all_of_a_row_counts_in_the_size_of_a_page() {
+    let (_directory, outbox) = outbox().await;
+    for column in ["topic", "destination", "aggregate_type", "content_type", "payload"] {
+        for _ in 0..4 {
+            run_sql(&outbox, &insert(column, "hex(zeroblob(50000))")).await.unwrap();
+        }
+    }
+    let query = posthaste_core::PendingQuery { bytes_max: 150_000, ..support::forward() };
+    let page = outbox.fetch_pending(&query).await.unwrap();
+    assert!(page.more);
+    assert_eq!(page.events.len() + page.buried.len(), 2);
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_buried_stands_alone() {
+    let (_directory, outbox) = outbox().await;
+    outbox.store(&[event(), event(), event()]).await.unwrap();
+    let spoil = "update outbox_events set headers = '7' where seq in (1, 2); \
+         create trigger hands_off before update on outbox_events when old.seq = 1 \
+         begin select raise(abort, 'hands off'); end";
+    run_sql(&outbox, spoil).await.unwrap();
+    let page = outbox.fetch_pending(&support::forward()).await.unwrap();
+    assert_eq!(page.events.iter().map(|found| found.seq).collect::<Vec<_>>(), [3]);
+    assert_eq!(page.buried.iter().map(|head| head.seq).collect::<Vec<_>>(), [1, 2]);
+    let dead = outbox.dead_heads(0, 10).await.unwrap();
+    assert_eq!(dead.iter().map(|head| head.seq).collect::<Vec<_>>(), [2]);
+}
+
+#[tokio::test]
+async fn a_settlement_that_the_owners_trigger_refuses_is_the_events_own() {
+    let (_directory, outbox) = outbox().await;
+    outbox.store(&[event(), event()]).await.unwrap();
+    let trigger = "create trigger hands_off before update on outbox_events when old.seq = 1 \
+         begin select raise(abort, 'hands off'); end";
+    run_sql(&outbox, trigger).await.unwrap();
+    let settlements: Vec<Settlement> = pending(&outbox)
+        .await
+        .iter()
+        .map(|found| Settlement {
+            seq: found.seq,
+            id: found.event.id(),
+            lease: None,
+            outcome: SettlementOutcome::Delivered,
+        })
+        .collect();
+    let error = outbox.settle(&settlements).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Rejected);
+    assert!(error.report().contains("hands off"), "{}", error.report());
+    // Nothing of the batch is half recorded, and the others are by themselves.
+    assert_eq!(outbox.settle(&settlements[1..]).await.unwrap(), 1);
+    assert!(pending(&outbox).await.iter().all(|found| found.seq == 1));
+    assert_ne!(settlements[0].id, Uuid::nil());
+}
