@@ -40,7 +40,11 @@ fn run() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return exit::report(&error.into()),
     };
-    let result = runtime.block_on(commands::run(arguments));
+    let result = runtime.block_on(async {
+        let result = commands::run(arguments).await;
+        store::close().await;
+        result
+    });
     // A read of standard input may still block a thread: do not wait for it.
     runtime.shutdown_background();
     result.unwrap_or_else(|error| exit::report(&error))

@@ -1,7 +1,8 @@
 //! The stores: which one the address means, and what the commands ask of any of them.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use posthaste_core::{
@@ -29,6 +30,9 @@ pub(crate) struct Adopted {
 /// All that the commands ask of a store.
 #[async_trait]
 pub(crate) trait Store: OutboxRepository + OutboxAdmin + OutboxMigrations {
+    /// Closes what a file is closed by. Default: nothing, since a server sees to its own.
+    async fn close_file(&self) {}
+
     /// Turns a table of the owner's into an outbox, and says what was done.
     ///
     /// # Errors
@@ -51,6 +55,10 @@ impl Store for PostgresOutbox {
 
 #[async_trait]
 impl Store for SqliteOutbox {
+    async fn close_file(&self) {
+        self.close().await;
+    }
+
     async fn adopt(&self) -> Result<Adopted> {
         Err(Error::new(
             ErrorKind::Config,
@@ -69,11 +77,32 @@ pub(crate) enum Missing {
     Refuse,
 }
 
+/// What this process opened last, to be closed at its end.
+static OPENED: Mutex<Option<Arc<dyn Store>>> = Mutex::new(None);
+/// Whatever still uses it then.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Closes what was opened: then what was committed to a SQLite file is in the file itself, and whoever
+/// copies that alone has it.
+pub(crate) async fn close() {
+    let opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(store) = opened {
+        // Without this, SQLite finds all that it needs at the next opening.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, store.close_file()).await;
+    }
+}
+
 /// Opens the outbox of the configuration, whatever its schema.
 ///
 /// # Errors
 /// The store's; a [`Hint`] where a SQLite file is missing and may not be created.
 pub(crate) async fn open(config: &Config, missing: Missing) -> anyhow::Result<Arc<dyn Store>> {
+    let store = open_file_or_server(config, missing).await?;
+    *OPENED.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&store));
+    Ok(store)
+}
+
+async fn open_file_or_server(config: &Config, missing: Missing) -> anyhow::Result<Arc<dyn Store>> {
     match &config.database {
         Database::Postgres { url } => {
             let options = PostgresOptions {

@@ -38,6 +38,18 @@ fn run_without_anything_creates_its_outbox_and_writes_no_log_to_standard_output(
 }
 
 #[test]
+fn a_copy_of_the_file_alone_has_all_that_a_command_committed() {
+    let cli = Cli::migrated();
+    for number in 0..5 {
+        cli.publish("a", "1");
+        let copy = format!("copy-{number}.db");
+        std::fs::copy(cli.path("posthaste.db"), cli.path(&copy)).unwrap();
+        let status = ["--database-url", &format!("sqlite:{copy}"), "status"];
+        assert_eq!(cli.json(&status)["backlog"]["pending"], number + 1);
+    }
+}
+
+#[test]
 fn the_file_in_the_working_directory_is_used_and_named() {
     let cli = Cli::migrated();
     cli.publish("a", "1");
