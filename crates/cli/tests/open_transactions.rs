@@ -170,3 +170,38 @@ async fn a_standby_is_refused_by_every_command_that_would_deliver_or_change() {
         assert!(ended.stdout.contains("address of the primary"), "{ended:?}");
     }
 }
+
+/// What a relay knows and the database does not.
+#[tokio::test]
+async fn doctor_and_status_tell_what_a_running_relay_says_of_itself() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let cli = Cli::new().env("DATABASE_URL", &database.url()).env("POSTHASTE_OPS__LISTEN", "off");
+    cli.write(
+        "posthaste.toml",
+        "[database]\nurl = \"env:DATABASE_URL\"\n[destinations.billing]\ntype = \"webhook\"\n\
+         url = \"http://127.0.0.1:9/hook\"\nallow_private_addresses = true\n",
+    );
+    cli.run(&["migrate", "up"]).succeeded();
+    let report: Value =
+        serde_json::from_str(&cli.run(&["--output", "json", "doctor"]).stdout).unwrap();
+    assert!(finding(&report, "relays")["message"].as_str().unwrap().contains("none runs"));
+    cli.publish("order.placed", "1");
+    let relay = cli.start(&["run"]);
+    relay.wait_for_log("paused");
+    let begun = std::time::Instant::now();
+    loop {
+        let ended = cli.run(&["--output", "json", "doctor"]);
+        let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+        let relays = finding(&report, "relays");
+        if relays["message"].as_str().unwrap().contains("destination billing is paused: ") {
+            assert_eq!(relays["level"], "warning");
+            break;
+        }
+        assert!(begun.elapsed().as_secs() < 30, "{relays}");
+    }
+    let human = cli.run(&["status"]).succeeded().stdout;
+    assert!(human.contains("relay") && human.contains("64 shards"), "{human}");
+    let shown = cli.json(&["status"]);
+    assert_eq!(shown["relays"][0]["report"]["destinations"][0]["name"], "billing", "{shown}");
+    relay.end();
+}

@@ -45,6 +45,13 @@ pub trait OutboxAdmin: Send + Sync {
     /// the backlog: a store looks at so many events only and says where to go on.
     async fn stuck_keys(&self, query: &StuckKeyQuery) -> Result<StuckKeyPage>;
 
+    /// The relays that share the outbox, and what each says of itself.
+    ///
+    /// Default: none, for stores that know none.
+    async fn relays(&self) -> Result<Vec<RelayView>> {
+        Ok(Vec::new())
+    }
+
     /// Transactions that are open for `older_than` or longer and have stored events, or may have:
     /// the oldest first, at most `limit`. One whose age we may not see is among them, at the end.
     ///
@@ -55,6 +62,28 @@ pub trait OutboxAdmin: Send + Sync {
         _limit: usize,
     ) -> Result<Vec<OpenTransaction>> {
         Ok(Vec::new())
+    }
+}
+
+/// A relay as the database knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RelayView {
+    /// Host and process id.
+    pub name: Box<str>,
+    /// How long its lease runs still, by the database's clock; zero for one that is taken for dead.
+    pub lease_left: Duration,
+    /// Shards it holds, of 64.
+    pub shards: usize,
+    /// What it said of itself last, as JSON; `None` before it said anything.
+    pub report: Option<Box<str>>,
+}
+
+impl RelayView {
+    /// A relay.
+    #[must_use]
+    pub fn new(name: &str, lease_left: Duration, shards: usize, report: Option<&str>) -> Self {
+        Self { name: name.into(), lease_left, shards, report: report.map(Into::into) }
     }
 }
 

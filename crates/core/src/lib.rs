@@ -30,7 +30,7 @@ mod shard;
 mod stuck_key;
 mod unit_of_work;
 
-pub use admin::{EventFilter, EventPlace, EventState, OutboxAdmin};
+pub use admin::{EventFilter, EventPlace, EventState, OutboxAdmin, RelayView};
 pub use bus::{BusCapabilities, EventBus, KeyPipelining, Outcomes, PublishResult};
 pub use claim::Claim;
 pub use error::{Error, ErrorKind, ErrorStatus, RETRY_AFTER_MAX, Result, Subject};

@@ -100,6 +100,14 @@ pub trait OutboxRepository: Send + Sync + 'static {
         Ok(())
     }
 
+    /// A relay tells what it is doing, for operators that ask the database
+    /// ([`OutboxAdmin::relays`](crate::OutboxAdmin::relays)). `report` is JSON. Forgotten when it leaves.
+    ///
+    /// Default: nobody asks.
+    async fn tell(&self, _relay: Uuid, _report: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// Completes when there may be new events. A hint: it may come late, twice or never. Pends for
     /// ever where the store has no such signal. Must be safe to drop at any time.
     async fn wait_for_events(&self);
@@ -292,6 +300,9 @@ pub struct Backlog {
     pub oldest_pending_at: Option<Timestamp>,
     /// Age of that event by the database's clock.
     pub oldest_pending_age: Duration,
+    /// Whether what is pending is an estimate: it moves with what is delivered and stored, and is right
+    /// within a tenth where numbers are not drawn in vain.
+    pub is_estimated: bool,
 }
 
 impl Backlog {

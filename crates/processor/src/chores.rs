@@ -14,6 +14,10 @@ use crate::telemetry::Telemetry;
 const BACKLOG_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two updates of the gauges that ask no database.
 const GAUGE_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two looks at whether there is something new to tell operators.
+const TELL_INTERVAL: Duration = Duration::from_secs(2);
+/// It is told again although nothing changed: the row may have been made anew.
+const TELL_INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// Between two rounds of upkeep and cleanup.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(600);
 
@@ -32,7 +36,28 @@ pub(crate) async fn run(
             tokio::time::sleep(GAUGE_INTERVAL).await;
         }
     };
-    tokio::join!(backlog, upkeep, gauges);
+    let telling = tell_operators(&*repository, &shared, &telemetry);
+    tokio::join!(backlog, upkeep, gauges, telling);
+}
+
+/// Says in the database what this relay does, for operators that cannot ask it: when it changes, and now
+/// and then.
+async fn tell_operators(repository: &dyn OutboxRepository, shared: &Shared, telemetry: &Telemetry) {
+    let (mut told, mut told_at) = (String::new(), Instant::now());
+    loop {
+        if let Some(relay) = shared.id() {
+            let report = shared.statistics().as_report();
+            if report != told || told_at.elapsed() > TELL_INTERVAL_MAX {
+                match telemetry.storage("tell", repository.tell(relay, &report)).await {
+                    Ok(()) => (told, told_at) = (report, Instant::now()),
+                    Err(error) => {
+                        tracing::debug!(error = error.report(), "cannot tell what this relay does");
+                    }
+                }
+            }
+        }
+        tokio::time::sleep(TELL_INTERVAL).await;
+    }
 }
 
 async fn keep_backlog_fresh(

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use posthaste_core::{Backlog, Seq};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::machine::{Counts, Machine};
 use crate::{DestinationState, ProcessorStatistics, RelayState, StopReport};
@@ -18,6 +19,7 @@ pub(crate) struct Shared {
 #[derive(Debug, Default)]
 struct State {
     relay: RelayState,
+    id: Option<Uuid>,
     started: Option<Instant>,
     /// When the loop goes on at the latest, by its own word. `None` while it waits for something
     /// that has no time, and where there is no loop.
@@ -36,6 +38,7 @@ struct State {
     backlog: Option<(Backlog, Instant)>,
     database_error: Option<String>,
     failure: Option<String>,
+    unknown_destinations: Vec<String>,
     destinations: Vec<DestinationState>,
 }
 
@@ -52,6 +55,7 @@ impl Shared {
         state.earlier = sum(state.earlier, state.counts);
         state.counts = Counts::default();
         state.database_error = None;
+        state.unknown_destinations.clear();
         state.failure = None;
         state.destinations = destinations
             .map(|name| DestinationState { name, paused_for: None, failing_keys: 0 })
@@ -81,6 +85,15 @@ impl Shared {
         self.lock().due = at_most.and_then(|rest| Instant::now().checked_add(rest));
     }
 
+    /// A run goes by this name in the database.
+    pub(crate) fn identified(&self, relay: Uuid) {
+        self.lock().id = Some(relay);
+    }
+
+    pub(crate) fn id(&self) -> Option<Uuid> {
+        self.lock().id
+    }
+
     pub(crate) fn relay_state(&self, relay: RelayState) {
         self.lock().relay = relay;
     }
@@ -107,6 +120,10 @@ impl Shared {
         if let Some(destination) = self.lock().destinations.get_mut(destination) {
             destination.paused_for = error;
         }
+    }
+
+    pub(crate) fn unknown_destination(&self, name: &str) {
+        self.lock().unknown_destinations.push(name.to_owned());
     }
 
     pub(crate) fn database(&self, error: Option<String>) {
@@ -145,6 +162,7 @@ impl Shared {
             overdue: state.due.map_or(Duration::ZERO, |due| due.elapsed()),
             database_error: state.database_error.clone(),
             failure: state.failure.clone(),
+            unknown_destinations: state.unknown_destinations.clone(),
             destinations: state.destinations.clone(),
         }
     }

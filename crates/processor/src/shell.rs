@@ -68,6 +68,7 @@ impl Shell {
         let send_until = watch::Sender::new(Duration::ZERO);
         let name = name_of_process();
         let relay = Relay { id: Uuid::new_v4(), name, clock, send_until, outcomes };
+        self.shared.identified(relay.id);
         let woken = Arc::new(Notify::new());
         let mut chores = JoinSet::new();
         chores.spawn(forward_wakes(
@@ -290,11 +291,14 @@ impl Shell {
                      of its own"
                 );
             }
-            Report::UnknownDestination { name } => tracing::error!(
-                destination = &**name,
-                "events name a destination that is not configured; they and their keys wait until a \
-                 relay knows it, or they are sent elsewhere"
-            ),
+            Report::UnknownDestination { name } => {
+                self.shared.unknown_destination(name);
+                tracing::error!(
+                    destination = &**name,
+                    "events name a destination that is not configured; they and their keys wait until \
+                     a relay knows it, or they are sent elsewhere"
+                );
+            }
             Report::DeadLettered { event, reason, error, blocks_key } => {
                 self.telemetry.dead_lettered(reason, 1);
                 tracing::error!(

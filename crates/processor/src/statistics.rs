@@ -49,6 +49,8 @@ pub struct ProcessorStatistics {
     pub database_error: Option<String>,
     /// What the relay died of, until it is started again.
     pub failure: Option<String>,
+    /// Names that events gave as their destination and that are not configured: they wait.
+    pub unknown_destinations: Vec<String>,
     /// One entry per destination.
     pub destinations: Vec<DestinationState>,
 }
@@ -101,6 +103,31 @@ impl RelayState {
 }
 
 impl ProcessorStatistics {
+    /// What operators read of a relay in the database, as JSON: what changes seldom, so that it is
+    /// written seldom.
+    pub(crate) fn as_report(&self) -> String {
+        let destinations: Vec<_> = self
+            .destinations
+            .iter()
+            .map(|to| {
+                serde_json::json!({
+                    "name": to.name,
+                    "paused_for": to.paused_for,
+                    "failing_keys": to.failing_keys,
+                })
+            })
+            .collect();
+        serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "state": self.state.as_str(),
+            "database_error": self.database_error,
+            "lost_as_repeat": self.lost_as_repeat,
+            "unknown_destinations": self.unknown_destinations,
+            "destinations": destinations,
+        })
+        .to_string()
+    }
+
     /// Why the outbox is not healthy, or `None`.
     ///
     /// Healthy means that events get delivered, not that the process lives: with events due and

@@ -9,6 +9,7 @@ use posthaste_processor::DeadHeadPolicy;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
+use super::relays::{self, Relay};
 use super::{keys, open_transactions};
 use crate::config::{Config, secrets, units};
 use crate::destinations;
@@ -159,6 +160,7 @@ async fn look_at_outbox(store: &dyn Store, config: &Config) -> Vec<Finding> {
         found.unwrap_or_else(|error| Finding::failed(about, &error))
     };
     vec![
+        or_failed("relays", relays::find(store).await.map(|relays| judge_relays(&relays, config))),
         or_failed("keys", look_at_keys(store, config).await),
         or_failed("open transactions", look_at_transactions(store).await),
         or_failed(
@@ -170,6 +172,33 @@ async fn look_at_outbox(store: &dyn Store, config: &Config) -> Vec<Finding> {
                 .map(|backlog| look_at_backlog(&backlog, config.ops.stall_after)),
         ),
     ]
+}
+
+/// What the running relays say of themselves. An embedded database has none that it knows of.
+fn judge_relays(relays: &[Relay], config: &Config) -> Finding {
+    let about = "relays";
+    let alive: Vec<&Relay> = relays.iter().filter(|relay| relay.is_alive()).collect();
+    if alive.is_empty() && !config.database.has_relays() {
+        return Finding::new(about, Level::Fine, "not known to an embedded database");
+    }
+    if alive.is_empty() {
+        return Finding::new(about, Level::Warning, "none runs: nothing is delivered")
+            .hint("start one with `posthaste run`");
+    }
+    let troubles: Vec<String> = alive
+        .iter()
+        .flat_map(|relay| std::iter::repeat(relay.as_line()).zip(relay.troubles()))
+        .map(|(relay, trouble)| {
+            format!("{}: {trouble}", relay.split(':').take(2).collect::<Vec<_>>().join(":"))
+        })
+        .collect();
+    let running = format!("{} alive", count(alive.len() as u64, "relay"));
+    if troubles.is_empty() {
+        return Finding::new(about, Level::Fine, format!("{running}, none has anything to tell"));
+    }
+    let message = format!("{running}\n         {}", troubles.join("\n         "));
+    Finding::new(about, Level::Warning, message)
+        .hint("what is paused goes on by itself when the other side answers; `posthaste keys list`")
 }
 
 async fn look_at_keys(store: &dyn Store, config: &Config) -> anyhow::Result<Finding> {
@@ -235,7 +264,8 @@ fn judge_transactions(transactions: Vec<OpenTransaction>) -> Finding {
 }
 
 fn look_at_backlog(backlog: &Backlog, stall_after: Duration) -> Finding {
-    let pending = count(backlog.pending(), "event");
+    let about = if backlog.is_estimated { "~" } else { "" };
+    let pending = format!("{about}{}", count(backlog.pending(), "event"));
     if backlog.ready == 0 || backlog.oldest_pending_age < stall_after {
         return Finding::new("backlog", Level::Fine, format!("{pending} pending, none overdue"));
     }

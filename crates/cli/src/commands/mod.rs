@@ -11,6 +11,7 @@ mod keys;
 mod migrate;
 mod open_transactions;
 mod publish;
+mod relays;
 mod run;
 mod signals;
 mod status;

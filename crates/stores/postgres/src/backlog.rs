@@ -18,9 +18,9 @@ const SAMPLE: i64 = 10_000;
 /// A gauge that takes longer has no right to load the database.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// `$1`: from where; `$2`: how many rows to look at. The estimates use what VACUUM and ANALYZE
-/// last saw, scaled to the table's present size, and the span of numbers as an upper bound. The
-/// conditions on `dead_at` are those of fetching, for the same reason.
+/// `$1`: from where; `$2`: how many rows to look at. The estimate of what is pending counts on as
+/// many of the numbers above those rows as of the latest ones, and so moves with what is delivered and
+/// stored; the one of dead letters is what VACUUM and ANALYZE last saw. The conditions on `dead_at` are those of fetching, for the same reason.
 const COUNT: &str = "\
     with sample as materialized ( \
         select created_at, retry_count, coalesce(available_at <= now(), true) as due, seq \
@@ -32,6 +32,12 @@ const COUNT: &str = "\
             select from outbox_events_pending \
             where dead_at >= '-infinity' and seq > 0 order by seq limit (select $2::bigint) \
         ) counted \
+    ), tail as ( \
+        select count(*) as rows, min(seq) as first from ( \
+            select seq from outbox_events_pending \
+            where (dead_at >= '-infinity') is not true and seq > $1 \
+            order by seq desc limit (select $2::bigint / 4) \
+        ) last_ones \
     ), oldest as ( \
         select coalesce(created_at, now()) as created_at from sample where due \
         order by seq limit 1 \
@@ -42,10 +48,9 @@ const COUNT: &str = "\
         (select dead from dead), \
         (select created_at from oldest), \
         now(), \
-        (select last_value from outbox_events_seq) - $1, \
-        (select (reltuples / greatest(relpages, 1) \
-                * (pg_relation_size(oid) / current_setting('block_size')::int))::bigint \
-            from pg_class where oid = to_regclass('outbox_events_pending')), \
+        (select last_value from outbox_events_seq) - (select max(seq) from sample), \
+        (select rows::float8 / greatest((select last_value from outbox_events_seq) - first + 1, 1) \
+            from tail), \
         (select reltuples::bigint from pg_class \
             where oid = to_regclass('outbox_events_pending_dead')) \
     from sample";
@@ -66,8 +71,8 @@ fn read(row: &sqlx::postgres::PgRow) -> Result<Backlog, sqlx::Error> {
     let dead: i64 = row.try_get(3)?;
     let oldest: Option<Instant> = row.try_get(4)?;
     let now: Instant = row.try_get(5)?;
-    let span: i64 = row.try_get(6)?;
-    let rows = row.try_get::<Option<i64>, _>(7)?.unwrap_or(-1);
+    let numbers_above: i64 = row.try_get::<Option<i64>, _>(6)?.unwrap_or_default();
+    let density = row.try_get::<Option<f64>, _>(7)?.unwrap_or_default().clamp(0.0, 1.0);
     let dead_seen = row.try_get::<Option<i64>, _>(8)?.unwrap_or(-1);
 
     let dead = if dead > SAMPLE { dead_seen.max(dead) } else { dead };
@@ -80,10 +85,13 @@ fn read(row: &sqlx::postgres::PgRow) -> Result<Backlog, sqlx::Error> {
         oldest_pending_age: oldest
             .and_then(|oldest| Duration::try_from(now.0.duration_since(oldest.0)).ok())
             .unwrap_or_default(),
+        is_estimated: sampled > SAMPLE,
     };
     if sampled > SAMPLE {
-        // Never below what was seen, and in the proportions of what was seen.
-        let estimate = if rows > 0 { span.min(rows - dead) } else { span }.max(sampled);
+        // What was counted, and of the numbers above that as many as of the latest ones are pending; in
+        // the proportions of what was seen. The first ones may be few among many that are delivered
+        // already, of keys that wait or of other relays; so they tell nothing of the rest.
+        let estimate = sampled + (numbers_above.max(0) as f64 * density) as i64;
         let scale = estimate as f64 / sampled as f64;
         let scaled = |part: u64| (part as f64 * scale) as u64;
         backlog.retrying = scaled(backlog.retrying);

@@ -39,6 +39,7 @@ mod open_transactions;
 mod options;
 mod outbox;
 mod plans;
+mod relays;
 mod repository;
 mod rights;
 mod row;

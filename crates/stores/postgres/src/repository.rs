@@ -15,7 +15,8 @@ use crate::outbox::PostgresOutbox;
 use crate::row::{self, StoredEvent, columns, order_key, shard_column};
 use crate::store::store;
 use crate::{
-    backlog, fetch, history, integrity, lease, migrations, rights, settle, standby, watermark,
+    backlog, fetch, history, integrity, lease, migrations, relays, rights, settle, standby,
+    watermark,
 };
 
 const DEAD_HEADS: &str = concat!(
@@ -101,6 +102,10 @@ impl OutboxRepository for PostgresOutbox {
 
     async fn leave(&self, relay: Uuid) -> Result<()> {
         self.bounded("give back lease", lease::leave(self, relay)).await
+    }
+
+    async fn tell(&self, relay: Uuid, report: &str) -> Result<()> {
+        self.bounded("tell what a relay does", relays::tell(self, relay, report)).await
     }
 
     async fn wait_for_events(&self) {

@@ -72,6 +72,7 @@ impl SqliteOutbox {
             ..Backlog::default()
         };
         if backlog.pending() >= PENDING_COUNTED_MAX.unsigned_abs() {
+            backlog.is_estimated = true;
             // Nothing much has been delivered beyond the first ten thousand pending ones, so nearly
             // every place up to the last one is pending still.
             let (counted, last): (Option<Seq>, Option<Seq>) = (row.get(3), row.get(6));
