@@ -118,7 +118,7 @@ async fn a_user_who_may_not_see_sessions_is_told_so_and_sees_the_process() {
 
 #[test]
 fn doctor_says_what_is_wrong_what_to_do_and_fails_only_where_delivery_stops() {
-    let cli = Cli::new();
+    let cli = Cli::new().env("POSTHASTE_RELAY__UNKNOWN_DESTINATION", "dead");
     let ended = cli.run(&["doctor"]);
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stdout.contains("error    database: ") && ended.stdout.contains("migrate up"));

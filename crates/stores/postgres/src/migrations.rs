@@ -156,6 +156,7 @@ async fn migrate(outbox: &PostgresOutbox) -> Result<Vec<Migration>> {
 /// Looks before anything is locked: of those that start, nearly all find nothing to do.
 async fn is_whole(outbox: &PostgresOutbox) -> Result<bool> {
     let mut session = outbox.session(MIGRATE).await?;
+    standby::refuse(&mut session, MIGRATE).await?;
     let found = find(&mut session, MIGRATE).await?;
     let whole = found == Found::Version(WANTED)
         && integrity::missing(&mut session, MIGRATE).await?.is_empty();
