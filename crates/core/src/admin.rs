@@ -117,14 +117,20 @@ impl EventState {
 }
 
 impl OutboxEvent {
+    /// Whether an attempt failed since it was stored or revived, be it that none was counted.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.retry_count() > 0 || self.error_message().is_some()
+    }
+
     /// Where the event is in its life.
     #[must_use]
-    pub const fn state(&self) -> EventState {
+    pub fn state(&self) -> EventState {
         if self.processed_at().is_some() {
             EventState::Delivered
         } else if self.dead_at().is_some() {
             EventState::Dead
-        } else if self.retry_count() > 0 {
+        } else if self.has_failed() {
             EventState::Retrying
         } else {
             EventState::Pending

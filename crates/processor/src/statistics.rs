@@ -184,6 +184,19 @@ impl ProcessorStatistics {
                 paused.concat()
             ));
         }
+        let failing = self.destinations.iter().find(|to| to.failing_keys > 0);
+        if let Some(to) = failing
+            && idle >= stall_after
+            && backlog.retrying > 0
+        {
+            return Some(format!(
+                "{} events fail, of {} keys at destination {}, and none was acknowledged for {} s",
+                backlog.retrying,
+                to.failing_keys,
+                to.name,
+                idle.as_secs()
+            ));
+        }
         None
     }
 }

@@ -142,7 +142,12 @@ async fn look_at_destinations(config: &Config) -> Vec<Finding> {
         let about = format!("destination {}", destination.name);
         let checked = tokio::time::timeout(DESTINATION_TIMEOUT, destination.bus.check()).await;
         findings.push(match checked {
-            Ok(Ok(())) => Finding::new(about, Level::Fine, "takes events"),
+            Ok(Ok(())) => {
+                let answered = destination.bus.last_answer();
+                let answered = answered.map(|answer| format!("; it answered: {answer}"));
+                let message = format!("can be reached{}", answered.unwrap_or_default());
+                Finding::new(about, Level::Fine, secrets::redact(&message))
+            }
             Ok(Err(error)) => Finding::failed(about, &error.into()),
             Err(_) => {
                 let waited = units::format_duration(DESTINATION_TIMEOUT);

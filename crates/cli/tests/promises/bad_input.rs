@@ -52,8 +52,11 @@ async fn an_event_over_the_brokers_limit_is_dead_for_that_reason_and_its_key_pro
          [[routes]]\nevent_type = \"skip.*\"\ndestination = \"skipping\"\n",
         stream.subject()
     );
-    let mut relay =
-        Relay::started(&database, &stream, &RelayConfig { more, ..RelayConfig::default() });
+    let mut relay = Relay::started(
+        &database,
+        &stream,
+        &RelayConfig { more, relay: "unknown_destination = \"dead\"", ..RelayConfig::default() },
+    );
     let (over_stream, over_server) = (100_000, 2_000_000);
     database
         .run(

@@ -57,8 +57,10 @@ async fn deliver_from_a_dump(format: DumpFormat) {
     create_accounts(&source, plan.accounts).await;
     source.run(POISON).await;
     source.run(&numbered(waiting, 1)).await;
-    let slow =
-        RelayConfig { relay: "rate_limit_events_per_second = 500", ..RelayConfig::default() };
+    let slow = RelayConfig {
+        relay: "rate_limit_events_per_second = 500\nunknown_destination = \"dead\"",
+        ..RelayConfig::default()
+    };
     let mut relay = Relay::started(&source, &before, &slow);
     let writers = write(&source, &plan);
     let outbox = PostgresOutbox::connect(&PostgresOptions::from_url(source.url())).await.unwrap();

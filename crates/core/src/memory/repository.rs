@@ -248,9 +248,9 @@ impl OutboxRepository for MemoryRepository {
                 backlog.dead += 1;
             } else if event.is_pending() {
                 let due = until(event.available_at(), now).is_zero();
-                match (event.retry_count(), due) {
-                    (0, false) => backlog.scheduled += 1,
-                    (0, true) => backlog.ready += 1,
+                match (event.has_failed(), due) {
+                    (false, false) => backlog.scheduled += 1,
+                    (false, true) => backlog.ready += 1,
                     (_, _) => backlog.retrying += 1,
                 }
                 if due && backlog.oldest_pending_at.is_none() {

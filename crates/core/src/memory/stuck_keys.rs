@@ -37,7 +37,7 @@ fn holds(event: &OutboxEvent, by: StuckBy, now: Timestamp) -> bool {
         StuckBy::DeadLetter => event.is_dead(),
         StuckBy::Retry => {
             event.is_pending()
-                && event.retry_count() > 0
+                && event.has_failed()
                 && event.available_at().is_some_and(|at| at > now)
         }
     }

@@ -78,7 +78,8 @@ impl OutboxAdmin for PostgresOutbox {
     async fn retry_events(&self, filter: &EventFilter) -> Result<u64> {
         let revive = "update outbox_events set dead_at = null, dead_reason = null, \
                       available_at = null, retry_count = 0 \
-                      where processed_at is null and (dead_at is not null or retry_count > 0)";
+                      where processed_at is null and (dead_at is not null or retry_count > 0 \
+                           or error_message is not null)";
         let changed = change(self, RETRY, revive, filter).await;
         let changed = changed.map_err(|error| self.locate(error))?;
         self.notify();
@@ -223,7 +224,7 @@ fn push_filter(query: &mut QueryBuilder<Postgres>, filter: &EventFilter) {
             query.push(" and dead_at is null");
         }
         Some(EventState::Retrying) => {
-            query.push(" and dead_at is null and retry_count > 0");
+            query.push(" and dead_at is null and (retry_count > 0 or error_message is not null)");
         }
         Some(EventState::Dead) => {
             query.push(" and dead_at is not null");

@@ -23,7 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// stored; the one of dead letters is what VACUUM and ANALYZE last saw. The conditions on `dead_at` are those of fetching, for the same reason.
 const COUNT: &str = "\
     with sample as materialized ( \
-        select created_at, retry_count, coalesce(available_at <= now(), true) as due, seq \
+        select created_at, retry_count > 0 or error_message is not null as failed, \
+            coalesce(available_at <= now(), true) as due, seq \
         from outbox_events_pending \
         where (dead_at >= '-infinity') is not true and seq > $1 \
         order by seq limit (select $2::bigint) \
@@ -43,8 +44,8 @@ const COUNT: &str = "\
         order by seq limit 1 \
     ) \
     select count(*), \
-        count(*) filter (where coalesce(retry_count, 0) > 0), \
-        count(*) filter (where coalesce(retry_count, 0) <= 0 and not due), \
+        count(*) filter (where failed), \
+        count(*) filter (where failed is not true and not due), \
         (select dead from dead), \
         (select created_at from oldest), \
         now(), \

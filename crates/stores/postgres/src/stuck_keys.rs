@@ -41,8 +41,9 @@ const WALKED: usize = 21;
 macro_rules! heads {
     ($looked_at:literal, $heads:literal) => {
         concat!(
-            "with looked_at as materialized (select seq, partition_key, aggregate_id, retry_count, \
-             available_at from outbox_events_pending where ",
+            "with looked_at as materialized (select seq, partition_key, aggregate_id, \
+             retry_count > 0 or error_message is not null as failed, available_at \
+             from outbox_events_pending where ",
             $looked_at,
             " order by seq limit (select $3::bigint)), head as (select min(seq) as seq from looked_at ",
             $heads,
@@ -63,7 +64,7 @@ const DEAD: &str = heads!(
 
 const RETRYING: &str = heads!(
     "(dead_at >= '-infinity') is not true and seq > $1",
-    "where retry_count > 0 and available_at > now() \
+    "where failed and available_at > now() \
      group by partition_key, case when partition_key is null then aggregate_id end"
 );
 

@@ -74,7 +74,8 @@ impl OutboxAdmin for SqliteOutbox {
         let mut sql = QueryBuilder::new(
             "update outbox_events set dead_at = null, dead_reason = null, available_at = null, \
              retry_count = 0 \
-             where processed_at is null and (dead_at is not null or retry_count > 0) and ",
+             where processed_at is null and \
+             (dead_at is not null or retry_count > 0 or error_message is not null) and ",
         );
         push_filter(&mut sql, filter);
         self.change("retry events", sql).await
@@ -138,7 +139,8 @@ fn push_filter(sql: &mut QueryBuilder<Sqlite>, filter: &EventFilter) {
         None => "true",
         Some(EventState::Pending) => "processed_at is null and dead_at is null",
         Some(EventState::Retrying) => {
-            "processed_at is null and dead_at is null and retry_count > 0"
+            "processed_at is null and dead_at is null \
+             and (retry_count > 0 or error_message is not null)"
         }
         Some(EventState::Dead) => "processed_at is null and dead_at is not null",
         Some(EventState::Delivered) => "processed_at is not null",

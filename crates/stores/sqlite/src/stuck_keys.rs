@@ -44,10 +44,11 @@ const DEAD: &str = "( \
 /// `?4`: how many pending events to look at.
 const RETRYING: &str = "( \
     select min(seq) from ( \
-        select seq, partition_key, order_key, retry_count, available_at \
+        select seq, partition_key, order_key, retry_count, error_message, available_at \
         from outbox_events indexed by outbox_events_pending \
         where processed_at is null and dead_at is null and seq > ?1 order by seq limit ?4) \
-    where coalesce(retry_count, 0) > 0 and julianday(available_at) > julianday('now') \
+    where (coalesce(retry_count, 0) > 0 or error_message is not null) \
+        and julianday(available_at) > julianday('now') \
     group by coalesce(partition_key, '') = '', order_key order by 1 limit ?2) order by seq";
 
 /// The last of the events that [`RETRYING`] looks at, where it does not look at all.

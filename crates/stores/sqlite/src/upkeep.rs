@@ -21,7 +21,7 @@ const CLEANUP_EVENTS_MAX: u64 = 1_000;
 /// the row and says what is wrong with it.
 const BACKLOG: &str = "\
 with sample as (
-    select seq, coalesce(retry_count, 0) as attempts,
+    select seq, max(coalesce(retry_count, 0), error_message is not null) as attempts,
         available_at is null
             or coalesce(julianday(available_at) <= julianday('now'), true) as due
     from outbox_events indexed by outbox_events_pending
