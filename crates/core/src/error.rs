@@ -150,7 +150,9 @@ impl ErrorKind {
             Self::Unreachable => "check the address and that the server is up",
             Self::Timeout => "the server is slow or the network drops packets",
             Self::Unauthorized => "check the credentials and the rights of this user",
-            Self::Throttled => "the server is at its limit; posthaste slows down by itself",
+            Self::Throttled => {
+                "the server is at a limit of its own; it is tried again, ever more rarely"
+            }
             Self::DestinationMissing => {
                 "create the stream, topic, queue or path, or correct its name"
             }
@@ -164,7 +166,7 @@ impl ErrorKind {
             Self::Schema => "run `posthaste migrate status`",
             Self::Corrupt => "look at the row with `posthaste events show`",
             Self::NotFound => "check the id",
-            Self::Conflict => "another process holds it",
+            Self::Conflict => "another session or process is in the way; see who, and try again",
             Self::Internal => "this is a defect of posthaste; please report it",
         }
     }

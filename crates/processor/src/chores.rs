@@ -32,7 +32,10 @@ pub(crate) async fn run(
     let upkeep = keep_tidy(&*repository, &telemetry, retention);
     let gauges = async {
         loop {
-            telemetry.statistics(&shared.statistics());
+            let statistics = shared.statistics();
+            let never = statistics.running_for;
+            telemetry.backlog_age(statistics.backlog.map_or(never, |(_, age)| age));
+            telemetry.statistics(&statistics);
             tokio::time::sleep(GAUGE_INTERVAL).await;
         }
     };

@@ -24,6 +24,9 @@ use tracing::{Instrument, Span};
 use crate::routes::Destination;
 use crate::{ProcessorStatistics, RelayState};
 
+/// Figures that are older say nothing of now.
+const BACKLOG_STALE: Duration = Duration::from_secs(120);
+
 /// A label's name and value.
 type Tag = (&'static str, SharedString);
 
@@ -196,6 +199,18 @@ impl Telemetry {
             .set(backlog.oldest_pending_age.as_secs_f64());
     }
 
+    /// How old the figures of what waits are; what cannot be read is no number rather than an old one.
+    pub(crate) fn backlog_age(&self, age: Duration) {
+        self.gauge("outbox_backlog_read_age_seconds", []).set(age.as_secs_f64());
+        if age > BACKLOG_STALE {
+            for phase in ["ready", "retrying", "scheduled"] {
+                self.gauge("outbox_pending_events", [("phase", phase.into())]).set(f64::NAN);
+            }
+            self.gauge("outbox_dead_events", []).set(f64::NAN);
+            self.gauge("outbox_oldest_pending_age_seconds", []).set(f64::NAN);
+        }
+    }
+
     /// How long the oldest transaction is known that may hold events back.
     pub(crate) fn oldest_open_writer(&self, age: Duration) {
         self.gauge("outbox_oldest_open_writer_age_seconds", []).set(age.as_secs_f64());
@@ -261,6 +276,11 @@ fn describe_all() {
         "outbox_oldest_pending_age_seconds",
         Unit::Seconds,
         "Age of the oldest event that is due"
+    );
+    describe_gauge!(
+        "outbox_backlog_read_age_seconds",
+        Unit::Seconds,
+        "How long ago the database told what waits"
     );
     describe_gauge!(
         "outbox_oldest_open_writer_age_seconds",

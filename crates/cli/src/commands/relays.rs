@@ -92,8 +92,11 @@ impl Relay {
     }
 
     pub(crate) fn as_json(&self) -> Value {
-        let said: Option<Value> =
-            self.view.report.as_deref().and_then(|report| serde_json::from_str(report).ok());
+        let said: Option<Value> = self
+            .view
+            .report
+            .as_deref()
+            .and_then(|report| serde_json::from_str(&secrets::redact(report)).ok());
         json!({
             "name": self.view.name,
             "lease_left_seconds": self.view.lease_left.as_secs_f64(),

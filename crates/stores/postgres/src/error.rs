@@ -69,6 +69,13 @@ fn classify(operation: &'static str, error: sqlx::Error) -> Error {
 fn classify_state(error: &dyn DatabaseError) -> (ErrorKind, String) {
     let code = error.code().unwrap_or_default();
     let (kind, hint) = match &*code {
+        "57P05" => {
+            (ErrorKind::Unreachable, "the server ended a session that was idle for too long")
+        }
+        "53200" => (
+            ErrorKind::Throttled,
+            "the server is out of memory, or of places for locks (max_locks_per_transaction)",
+        ),
         "57P01" | "57P02" | "57P03" => (ErrorKind::Unreachable, "the server is restarting"),
         "57014" => (ErrorKind::Timeout, "the statement was cancelled or ran out of time"),
         // It may be on its way: renamed, restored or swapped while a relay starts.
