@@ -34,6 +34,20 @@ pub trait OutboxAdmin: Send + Sync {
     /// retries due at once. Running relays notice by themselves. Returns how many changed.
     async fn retry_events(&self, filter: &EventFilter) -> Result<u64>;
 
+    /// Makes matching pending events due at once, whatever they wait for: a delay their writer asked
+    /// for, or the next attempt. Their attempts stay counted. Running relays notice by themselves.
+    /// Returns how many changed.
+    async fn release_events(&self, filter: &EventFilter) -> Result<u64>;
+
+    /// Sends matching pending and dead events to the configured destination of this name, whatever
+    /// their writers or the routes chose; `None` leaves it to the routes again. They stay what they
+    /// are, at their places. Running relays notice by themselves; what is in flight arrives where it
+    /// was sent. Returns how many changed.
+    ///
+    /// # Errors
+    /// `Malformed` for a name that no destination can have.
+    async fn reroute_events(&self, filter: &EventFilter, to: Option<&str>) -> Result<u64>;
+
     /// Deletes matching pending and dead events, undelivered. Delivered events are left to
     /// cleanup. Returns how many.
     async fn discard_events(&self, filter: &EventFilter) -> Result<u64>;

@@ -224,6 +224,36 @@ impl OutboxEvent {
     }
 }
 
+impl EventRecord {
+    /// Whether the texts of a stored event are no longer than those of an event can be. For stores: what
+    /// programs wrote that know only the table obeys no rule before it is read.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Malformed`], naming the part, where one is too long; also for a malformed order key.
+    pub fn check_stored(&self) -> Result<()> {
+        for (part, text, chars_max) in [
+            ("event_type", Some(&self.event_type), EVENT_TYPE_CHARS_MAX),
+            ("aggregate_type", self.aggregate_type.as_ref(), NAME_CHARS_MAX),
+            ("destination", self.destination.as_ref(), NAME_CHARS_MAX),
+            ("topic", self.topic.as_ref(), NAME_CHARS_MAX),
+        ] {
+            if text.is_some_and(|text| text.len() > chars_max && text.chars().count() > chars_max) {
+                let why = format!("{part} is over {chars_max} characters");
+                return Err(Error::new(ErrorKind::Malformed, "read event", why));
+            }
+        }
+        self.order_key.as_named().map_or(Ok(()), |key| OrderKey::named(key).map(drop))
+    }
+}
+
+/// Checks the name of a destination that events are sent to instead of the one they had. For stores.
+///
+/// # Errors
+/// [`ErrorKind::Malformed`] where no event could be built with it.
+pub fn check_destination(name: Option<&str>) -> Result<()> {
+    name.map_or(Ok(()), |name| check_name("destination", name, NAME_CHARS_MAX))
+}
+
 fn check_name(part: &'static str, name: &str, chars_max: usize) -> Result<()> {
     let why = if name.is_empty() {
         "is empty".to_owned()

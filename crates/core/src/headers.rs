@@ -78,6 +78,12 @@ impl Headers {
         Ok(())
     }
 
+    /// Takes a header out, whatever the case of its name.
+    pub fn take(&mut self, name: &str) -> Option<Box<str>> {
+        let at = self.0.iter().position(|(other, _)| other.eq_ignore_ascii_case(name))?;
+        Some(self.0.remove(at).1)
+    }
+
     /// The value of a header.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
@@ -107,7 +113,7 @@ impl Headers {
     }
 
     /// Reads a JSON object of strings, numbers and booleans, as the `headers` column holds it. JSON
-    /// `null` means none: some ORMs write it for "not set".
+    /// `null` means none, and as a value it means that this header is not set: some ORMs write it so.
     ///
     /// # Errors
     /// [`ErrorKind::Malformed`] where the JSON is not such an object or a header breaks a rule of
@@ -124,7 +130,8 @@ impl Headers {
             match value {
                 Value::String(text) => headers.insert(name, text)?,
                 Value::Number(_) | Value::Bool(_) => headers.insert(name, &value.to_string())?,
-                Value::Null | Value::Array(_) | Value::Object(_) => {
+                Value::Null => {}
+                Value::Array(_) | Value::Object(_) => {
                     return Err(Error::new(
                         ErrorKind::Malformed,
                         "read headers",
@@ -207,7 +214,8 @@ mod tests {
         assert_eq!(headers.get("n"), Some("7"));
         assert_eq!(Headers::from_json(headers.to_json().as_bytes()).unwrap(), headers);
         assert!(Headers::from_json(b"null").unwrap().is_empty());
-        for bad in [&b"[]"[..], b"{\"a\":null}", b"{\"a\":{}}", b"nonsense", b"\"x\""] {
+        assert!(Headers::from_json(b"{\"a\":null}").unwrap().is_empty());
+        for bad in [&b"[]"[..], b"{\"a\":[]}", b"{\"a\":{}}", b"nonsense", b"\"x\""] {
             assert_eq!(Headers::from_json(bad).unwrap_err().kind(), ErrorKind::Malformed);
         }
     }

@@ -35,7 +35,7 @@ pub use bus::{BusCapabilities, EventBus, KeyPipelining, Outcomes, PublishResult}
 pub use claim::Claim;
 pub use error::{Error, ErrorKind, ErrorStatus, RETRY_AFTER_MAX, Result, Subject};
 pub use event::{DEFAULT_MAX_RETRIES, EventRecord, OutboxEvent};
-pub use event_builder::{EVENT_TYPE_CHARS_MAX, OutboxEventBuilder};
+pub use event_builder::{EVENT_TYPE_CHARS_MAX, OutboxEventBuilder, check_destination};
 pub use headers::{HEADER_NAME_BYTES_MAX, HEADERS_BYTES_MAX, Headers};
 pub use key::{ORDER_KEY_BYTES_MAX, OrderKey};
 pub use lease::{Lease, LeaseRequest, ShardLease, fair_share};
@@ -44,8 +44,9 @@ pub use open_transaction::{OpenTransaction, SessionActivity, TransactionHolder};
 pub use pattern::Pattern;
 pub use payload::{JSON_CONTENT_TYPE, Payload};
 pub use repository::{
-    Backlog, DeadHead, OpenWriter, OutboxRepository, PendingEvent, PendingPage, PendingQuery,
-    PendingSelection, RepositoryCapabilities, Seq, Settlement, SettlementOutcome, Watermark,
+    Backlog, DeadHead, Head, HeadSelection, OpenWriter, OutboxRepository, PendingEvent,
+    PendingPage, PendingQuery, PendingSelection, RepositoryCapabilities, Seq, Settlement,
+    SettlementOutcome, Unsettled, Watermark,
 };
 pub use retry::{RetryDecision, RetryPolicy};
 pub use shard::{Shard, ShardSet};

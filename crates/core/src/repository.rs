@@ -52,7 +52,8 @@ pub trait OutboxRepository: Send + Sync + 'static {
     /// The pending events (neither delivered nor dead) that `query` selects, ordered by `seq`, as
     /// of one snapshot taken after the call began. Events whose time has not come are included,
     /// with the wait that is left. A row that cannot be read as an event is made a dead letter and
-    /// reported apart, so that it is seen and stops nobody else.
+    /// reported apart, so that it is seen and stops nobody else. Where that cannot be recorded just
+    /// now, it is reported all the same.
     async fn fetch_pending(&self, query: &PendingQuery) -> Result<PendingPage>;
 
     /// Which events may still turn up late. See [`Watermark`].
@@ -62,8 +63,38 @@ pub trait OutboxRepository: Send + Sync + 'static {
     ///
     /// Idempotent: a settlement of an event that is no longer pending changes nothing, nor does one
     /// whose lease is over; the lease is checked in the transaction that records. Returns how many
-    /// events changed.
+    /// events changed. Of fewer than were given, [`unsettled`](Self::unsettled) tells the reason.
+    ///
+    /// What another session holds a lock on is left out, after a short wait at most: one locked row
+    /// must not keep the others from being recorded.
     async fn settle(&self, settlements: &[Settlement]) -> Result<u64>;
+
+    /// Which of these settlements, just given to [`settle`](Self::settle), changed nothing though
+    /// their events are pending still and their leases last, and why.
+    ///
+    /// Default: none, for stores in which nobody else's lock or trigger can be in the way.
+    async fn unsettled(&self, _settlements: &[Settlement]) -> Result<Vec<Unsettled>> {
+        Ok(Vec::new())
+    }
+
+    /// What is undelivered at these places, pending and dead, by place and at most `limit`: without
+    /// bodies, changing nothing, and at a cost that does not grow with the backlog. The processor
+    /// asks again and again whether what it knows of waiting events is so still.
+    ///
+    /// Default: by [`fetch_pending`](Self::fetch_pending), for a store without leases. It tells of
+    /// pending events only.
+    async fn heads(&self, selection: &HeadSelection, limit: usize) -> Result<Vec<Head>> {
+        let (selection, up_to) = match selection {
+            HeadSelection::At(places) => (PendingSelection::At(places.clone()), Seq::MAX),
+            HeadSelection::Between { after, up_to } => {
+                (PendingSelection::Forward { gaps: Vec::new(), after: *after }, *up_to)
+            }
+        };
+        let query =
+            PendingQuery { selection, leases: None, events_max: limit, bytes_max: HEADS_BYTES_MAX };
+        let page = self.fetch_pending(&query).await?;
+        Ok(page.events.into_iter().map(Head::of).filter(|head| head.seq <= up_to).collect())
+    }
 
     /// Dead letters after `after`, ordered by `seq`, at most `limit`: no payloads.
     async fn dead_heads(&self, after: Seq, limit: usize) -> Result<Vec<DeadHead>>;
@@ -193,7 +224,8 @@ pub struct PendingPage {
     /// Whether a limit cut the page short, so that more may follow after the last one.
     pub more: bool,
     /// Rows among these that cannot be read as events, ordered by `seq`: the store has made each a
-    /// dead letter (`corrupt`). What comes after one in its key is the caller's to hold back.
+    /// dead letter (`corrupt`, or `too_large`), or tried to. What comes after one in its key is the
+    /// caller's to hold back.
     pub buried: Vec<DeadHead>,
 }
 
@@ -207,7 +239,10 @@ pub struct PendingPage {
 /// 2. A transaction that drew a number `<= high` and is not in `writers` had ended when `writers`
 ///    was read: its events are visible to every later fetch.
 /// 3. A transaction keeps its token from before it draws its first number until it ends, and no
-///    token is used again while the process that reads them lives.
+///    token is used again, within one incarnation of the database.
+///
+/// What was proven of one incarnation says nothing of the next: a transaction that was prepared
+/// outlives a restart under another token, and numbers can be handed out again.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Watermark {
     /// The greatest number drawn so far; 0 for none.
@@ -218,6 +253,10 @@ pub struct Watermark {
     /// blocked is free: an operator retried or discarded events. The processor then reads from the
     /// start.
     pub revision: i64,
+    /// Tells one incarnation of the database from the next: it changes with a restart of a server
+    /// whose transactions can outlive one, with a failover, with a restored copy, with an outbox that
+    /// was made anew.
+    pub incarnation: i64,
 }
 
 /// A transaction that may hold events not yet visible.
@@ -267,6 +306,69 @@ pub enum SettlementOutcome {
         /// What the attempt met.
         error: Box<str>,
     },
+}
+
+/// Bytes of one page of [`OutboxRepository::heads`] where a store has nothing better for it than
+/// reading whole events.
+const HEADS_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// A settlement that changed nothing though it should have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsettled {
+    /// The event's place.
+    pub seq: Seq,
+    /// What is in the way, for an operator: the session that holds a lock on the row, for one.
+    pub why: Box<str>,
+}
+
+/// Which undelivered events [`OutboxRepository::heads`] tells of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeadSelection {
+    /// Those at these places.
+    At(Vec<Seq>),
+    /// Those in `after < seq <= up_to`.
+    Between {
+        /// Exclusive lower end.
+        after: Seq,
+        /// Inclusive upper end.
+        up_to: Seq,
+    },
+}
+
+/// An undelivered event without its body: what decides when it may go, and where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// Its place.
+    pub seq: Seq,
+    /// Its identity.
+    pub id: Uuid,
+    /// Its key.
+    pub key: OrderKey,
+    /// The shard of its key.
+    pub shard: Shard,
+    /// What happened.
+    pub event_type: Box<str>,
+    /// The configured destination its writer chose.
+    pub destination: Option<Box<str>>,
+    /// How long until it may be delivered, by the database's clock; zero for now.
+    pub wait: Duration,
+    /// Whether it is a dead letter.
+    pub dead: bool,
+}
+
+impl Head {
+    fn of(PendingEvent { seq, wait, shard, event }: PendingEvent) -> Self {
+        Self {
+            seq,
+            id: event.id(),
+            key: event.order_key().clone(),
+            shard,
+            event_type: event.event_type().into(),
+            destination: event.destination().map(Into::into),
+            wait,
+            dead: event.is_dead(),
+        }
+    }
 }
 
 /// A dead letter's place and key, and what decides its destination.

@@ -24,4 +24,4 @@ pub use posthaste_core::Pattern;
 pub use processor::OutboxProcessor;
 pub use routes::{DeadHeadPolicy, Destination, Route, RouteTable, Routed, UnknownDestination};
 pub use settings::ProcessorSettings;
-pub use statistics::{DestinationState, ProcessorStatistics, RelayState, StopReport};
+pub use statistics::{DestinationState, NotRecorded, ProcessorStatistics, RelayState, StopReport};

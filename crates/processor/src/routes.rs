@@ -227,8 +227,16 @@ impl Routes {
     /// The index of the event's destination; `None` where its `destination` column names one that
     /// is not configured.
     pub(crate) fn resolve(&self, event: &OutboxEvent) -> Option<usize> {
-        let routed = self.table.resolve(event.destination(), event.event_type());
-        routed.map(|routed| routed.destination)
+        self.destination_of(event.destination(), event.event_type())
+    }
+
+    /// The same, of an event with these two columns.
+    pub(crate) fn destination_of(
+        &self,
+        destination: Option<&str>,
+        event_type: &str,
+    ) -> Option<usize> {
+        self.table.resolve(destination, event_type).map(|routed| routed.destination)
     }
 
     /// What happens to a key when an event with these two columns is dead.

@@ -8,7 +8,10 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::machine::{Counts, Machine};
-use crate::{DestinationState, ProcessorStatistics, RelayState, StopReport};
+use crate::{DestinationState, NotRecorded, ProcessorStatistics, RelayState, StopReport};
+
+/// Events that are named, of those whose outcome cannot be recorded.
+const NOT_RECORDED_MAX: usize = 20;
 
 /// The last known state of a processor.
 #[derive(Debug, Default)]
@@ -30,6 +33,7 @@ struct State {
     in_flight: usize,
     buffered: usize,
     unsettled: usize,
+    not_recorded: Vec<NotRecorded>,
     parked_keys: usize,
     shards: usize,
     relays: usize,
@@ -75,6 +79,7 @@ impl Shared {
         state.in_flight = machine.in_flight();
         state.buffered = machine.buffered();
         state.unsettled = machine.unsettled();
+        state.not_recorded = machine.rows_not_recorded(NOT_RECORDED_MAX);
         state.parked_keys = machine.stuck_keys();
         (state.shards, state.relays) = machine.shards_and_relays();
         state.hint = machine.hint();
@@ -153,6 +158,7 @@ impl Shared {
             in_flight: state.in_flight,
             buffered: state.buffered,
             unsettled: state.unsettled,
+            not_recorded: state.not_recorded.clone(),
             parked_keys: state.parked_keys,
             shards: state.shards,
             relays: state.relays,

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use posthaste_core::{Error, ErrorKind, LeaseRequest, OutboxRepository, Result};
+use posthaste_core::{
+    Error, ErrorKind, LeaseRequest, OutboxRepository, Result, Settlement, Unsettled,
+};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -220,9 +222,15 @@ impl Shell {
                     Input::Fetched { ticket, page }
                 });
             }
+            Command::Look { selection, limit } => {
+                answers.spawn(async move {
+                    let call = repository.heads(&selection, limit);
+                    Input::Looked(telemetry.storage("heads", call).await)
+                });
+            }
             Command::Settle(settlements) => {
                 answers.spawn(async move {
-                    let result = telemetry.storage("settle", repository.settle(&settlements)).await;
+                    let result = settle(&*repository, &telemetry, &settlements).await;
                     Input::Settled { settlements, result }
                 });
             }
@@ -309,6 +317,10 @@ impl Shell {
             Report::Buried { rows } => {
                 self.telemetry.dead_lettered(ErrorKind::Corrupt.as_str(), *rows as u64);
             }
+            Report::NotRecorded { seq, id, pause, error } => tracing::warn!(
+                seq, %id, ?pause, error = &**error,
+                "the outcome of an event cannot be recorded; it is tried again, and nothing waits for it"
+            ),
             Report::Paused { destination, error } => {
                 self.shared.paused(*destination, Some(error.clone()));
                 tracing::warn!(
@@ -369,6 +381,30 @@ async fn lease_ends(clock: Clock, mut until: Duration, mut renewals: watch::Rece
             () = clock.sleep_until(Some(until)) => {}
         }
     }
+}
+
+/// Records outcomes, and looks for the reason where fewer events changed than should have.
+async fn settle(
+    repository: &dyn OutboxRepository,
+    telemetry: &Telemetry,
+    settlements: &[Settlement],
+) -> Result<Vec<Unsettled>> {
+    let changed = telemetry.storage("settle", repository.settle(settlements)).await?;
+    let given = settlements.len();
+    if usize::try_from(changed).is_ok_and(|changed| changed >= given) {
+        return Ok(Vec::new());
+    }
+    let left = telemetry.storage("unsettled", repository.unsettled(settlements)).await?;
+    if left.is_empty() {
+        tracing::info!(
+            given,
+            changed,
+            first = settlements.first().map(|settlement| settlement.seq),
+            "outcomes changed fewer events than they are of: the others were recorded before, were \
+             changed or removed by somebody else, or are another relay's now"
+        );
+    }
+    Ok(left)
 }
 
 /// Host and process id.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use posthaste_core::Backlog;
+use posthaste_core::{Backlog, Seq};
+use uuid::Uuid;
 
 /// A busy machine lets a process wait for seconds.
 const STANDSTILL_MIN: Duration = Duration::from_secs(10);
@@ -30,6 +31,9 @@ pub struct ProcessorStatistics {
     pub buffered: usize,
     /// Acknowledged and not yet recorded in the database.
     pub unsettled: usize,
+    /// Of the unsettled, some that the database refuses to record, each by itself, with what is in the
+    /// way: the session that holds a lock on the row, for one. They are tried again and again.
+    pub not_recorded: Vec<NotRecorded>,
     /// Keys that wait for a retry, a delay or an operator.
     pub parked_keys: usize,
     /// Shards of the outbox that this relay delivers; all 64 when it is alone.
@@ -53,6 +57,17 @@ pub struct ProcessorStatistics {
     pub unknown_destinations: Vec<String>,
     /// One entry per destination.
     pub destinations: Vec<DestinationState>,
+}
+
+/// An event whose outcome cannot be recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotRecorded {
+    /// Its place.
+    pub seq: Seq,
+    /// Its identity.
+    pub id: Uuid,
+    /// What is in the way.
+    pub why: Box<str>,
 }
 
 /// How a destination is doing.
@@ -158,8 +173,17 @@ impl ProcessorStatistics {
             return Some(format!("what waits is not known: counted last {} s ago", age.as_secs()));
         }
         if self.shards == 0 && self.relays > 1 {
-            // Others have it all, and answer for it.
-            return None;
+            // Others have it all, and answer for it, unless nobody delivers what is due.
+            let waits = backlog.ready > 0 && backlog.oldest_pending_age >= stall_after;
+            return (waits && self.running_for >= stall_after).then(|| {
+                format!(
+                    "{} events wait, the oldest for {} s, and this relay has no share of the keys: \
+                     the other {} have them all and do not deliver these",
+                    backlog.ready,
+                    backlog.oldest_pending_age.as_secs(),
+                    self.relays - 1
+                )
+            });
         }
         let idle = self.last_acknowledged.unwrap_or(self.running_for).min(self.running_for);
         if backlog.ready > 0 && backlog.oldest_pending_age >= stall_after && idle >= stall_after {

@@ -9,16 +9,30 @@ use uuid::Uuid;
 
 use super::{limits, stuck_keys};
 use crate::{
-    Backlog, DeadHead, Error, ErrorKind, EventFilter, EventPlace, EventRecord, EventState,
-    OutboxAdmin, OutboxEvent, OutboxRepository, OutboxTransaction, PendingEvent, PendingPage,
-    PendingQuery, PendingSelection, RepositoryCapabilities, Result, Seq, Settlement,
+    Backlog, DeadHead, Error, ErrorKind, EventFilter, EventPlace, EventRecord, EventState, Head,
+    HeadSelection, OutboxAdmin, OutboxEvent, OutboxRepository, OutboxTransaction, PendingEvent,
+    PendingPage, PendingQuery, PendingSelection, RepositoryCapabilities, Result, Seq, Settlement,
     SettlementOutcome, Shard, StuckKeyPage, StuckKeyQuery, UnitOfWork, Watermark,
+    check_destination,
 };
 
 /// An outbox in memory. Clones share their events.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone)]
 pub struct MemoryRepository {
     state: Arc<Mutex<State>>,
+    clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+}
+
+impl Default for MemoryRepository {
+    fn default() -> Self {
+        Self::with_clock(Timestamp::now)
+    }
+}
+
+impl std::fmt::Debug for MemoryRepository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryRepository").field("state", &self.state).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -37,6 +51,17 @@ impl MemoryRepository {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty outbox whose time is what `clock` says. For tests whose runtime's time stands still or
+    /// jumps: delays and retries are counted by the outbox's clock, so it must go along.
+    #[must_use]
+    pub fn with_clock(clock: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self { state: Arc::default(), clock: Arc::new(clock) }
+    }
+
+    fn now(&self) -> Timestamp {
+        (self.clock)()
     }
 
     /// Starts a unit of work. Its events appear at commit, all at once.
@@ -95,6 +120,31 @@ fn new(event: &OutboxEvent) -> OutboxEvent {
         error_message: None,
         ..event.record().clone()
     })
+}
+
+impl MemoryRepository {
+    /// Gives what matches another value, where `change` has one, and tells relays.
+    fn change(
+        &self,
+        filter: &EventFilter,
+        change: impl Fn(&OutboxEvent) -> Option<OutboxEvent>,
+    ) -> u64 {
+        let mut state = self.lock();
+        let mut changed = 0;
+        for seq in state.matching(filter) {
+            let Some(event) = state.events.get_mut(&seq) else { continue };
+            if let Some(other) = change(event) {
+                *event = other;
+                changed += 1;
+            }
+        }
+        state.revision += 1;
+        state.stored += 1;
+        for waker in state.waiting.drain(..) {
+            waker.wake();
+        }
+        changed
+    }
 }
 
 impl State {
@@ -177,7 +227,7 @@ impl OutboxRepository for MemoryRepository {
 
     async fn fetch_pending(&self, query: &PendingQuery) -> Result<PendingPage> {
         let state = self.lock();
-        let now = Timestamp::now();
+        let now = self.now();
         let mut page = PendingPage::default();
         let mut bytes = 0;
         for (seq, event) in &state.events {
@@ -200,12 +250,17 @@ impl OutboxRepository for MemoryRepository {
 
     async fn watermark(&self) -> Result<Watermark> {
         let state = self.lock();
-        Ok(Watermark { high: state.last_seq, writers: Vec::new(), revision: state.revision })
+        Ok(Watermark {
+            high: state.last_seq,
+            writers: Vec::new(),
+            revision: state.revision,
+            incarnation: 0,
+        })
     }
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<u64> {
         let mut state = self.lock();
-        let now = Timestamp::now();
+        let now = self.now();
         let mut changed = 0;
         for settlement in settlements {
             let Some(event) = state.events.get_mut(&settlement.seq) else { continue };
@@ -219,6 +274,20 @@ impl OutboxRepository for MemoryRepository {
             changed += 1;
         }
         Ok(changed)
+    }
+
+    async fn heads(&self, selection: &HeadSelection, limit: usize) -> Result<Vec<Head>> {
+        let state = self.lock();
+        let now = self.now();
+        let is_selected = |seq: Seq| match selection {
+            HeadSelection::At(places) => places.contains(&seq),
+            HeadSelection::Between { after, up_to } => seq > *after && seq <= *up_to,
+        };
+        let undelivered = state
+            .events
+            .iter()
+            .filter(|(seq, event)| is_selected(**seq) && (event.is_pending() || event.is_dead()));
+        Ok(undelivered.take(limit).map(|(seq, event)| head(*seq, event, now)).collect())
     }
 
     async fn dead_heads(&self, after: Seq, limit: usize) -> Result<Vec<DeadHead>> {
@@ -241,7 +310,7 @@ impl OutboxRepository for MemoryRepository {
 
     async fn backlog(&self, _from: Seq) -> Result<Backlog> {
         let state = self.lock();
-        let now = Timestamp::now();
+        let now = self.now();
         let mut backlog = Backlog::default();
         for event in state.events.values() {
             if event.is_dead() {
@@ -264,7 +333,7 @@ impl OutboxRepository for MemoryRepository {
 
     async fn cleanup_processed(&self, older_than: Duration) -> Result<u64> {
         let mut state = self.lock();
-        let now = Timestamp::now();
+        let now = self.now();
         let before = state.events.len();
         state.events.retain(|_, event| {
             event
@@ -300,6 +369,19 @@ fn dead_head(seq: Seq, event: &OutboxEvent) -> DeadHead {
         shard: Shard::default(),
         event_type: record.event_type.clone(),
         destination: record.destination.clone(),
+    }
+}
+
+fn head(seq: Seq, event: &OutboxEvent, now: Timestamp) -> Head {
+    Head {
+        seq,
+        id: event.id(),
+        key: event.order_key().clone(),
+        shard: Shard::default(),
+        event_type: event.event_type().into(),
+        destination: event.destination().map(Into::into),
+        wait: until(event.available_at(), now),
+        dead: event.is_dead(),
     }
 }
 
@@ -366,21 +448,31 @@ impl OutboxAdmin for MemoryRepository {
     }
 
     async fn retry_events(&self, filter: &EventFilter) -> Result<u64> {
-        let mut state = self.lock();
-        let mut changed = 0;
-        for seq in state.matching(filter) {
-            let Some(event) = state.events.get_mut(&seq) else { continue };
-            if matches!(event.state(), EventState::Dead | EventState::Retrying) {
-                *event = event.clone().revived();
-                changed += 1;
-            }
-        }
-        state.revision += 1;
-        state.stored += 1;
-        for waker in state.waiting.drain(..) {
-            waker.wake();
-        }
-        Ok(changed)
+        Ok(self.change(filter, |event| {
+            matches!(event.state(), EventState::Dead | EventState::Retrying)
+                .then(|| event.clone().revived())
+        }))
+    }
+
+    async fn release_events(&self, filter: &EventFilter) -> Result<u64> {
+        let now = self.now();
+        Ok(self.change(filter, |event| {
+            let waits = event.is_pending() && event.available_at().is_some_and(|due| due > now);
+            waits.then(|| {
+                OutboxEvent::restore(EventRecord { available_at: None, ..event.record().clone() })
+            })
+        }))
+    }
+
+    async fn reroute_events(&self, filter: &EventFilter, to: Option<&str>) -> Result<u64> {
+        check_destination(to)?;
+        Ok(self.change(filter, |event| {
+            let other = event.processed_at().is_none() && event.destination() != to;
+            let destination = to.map(Into::into);
+            other.then(|| {
+                OutboxEvent::restore(EventRecord { destination, ..event.record().clone() })
+            })
+        }))
     }
 
     async fn discard_events(&self, filter: &EventFilter) -> Result<u64> {
@@ -397,7 +489,7 @@ impl OutboxAdmin for MemoryRepository {
     }
 
     async fn stuck_keys(&self, query: &StuckKeyQuery) -> Result<StuckKeyPage> {
-        Ok(stuck_keys::page(&self.lock().events, query, Timestamp::now()))
+        Ok(stuck_keys::page(&self.lock().events, query, self.now()))
     }
 }
 

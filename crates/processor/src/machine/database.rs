@@ -1,7 +1,8 @@
 //! Pauses after failures of the database, so that it is not asked in a busy loop.
 //!
-//! Leasing, reading and recording are paused apart: a database that still answers reads while it refuses to
-//! write (a full disk, for one) has not recovered.
+//! Each kind of work is paused apart: a database that still answers reads while it refuses to write (a full
+//! disk, for one) has not recovered, nor has one whose watermark can be read and whose events cannot (a
+//! damaged page).
 
 use std::time::Duration;
 
@@ -20,16 +21,31 @@ const PAUSES: RetryPolicy = RetryPolicy {
 pub(super) enum Work {
     /// Leases.
     Leasing,
-    /// Watermarks, dead letters, events.
-    Reading,
+    /// Watermarks.
+    Watermarks,
+    /// Dead letters.
+    DeadLetters,
+    /// Events.
+    Fetching,
+    /// Looks at what is known to wait. Nothing hangs on them at once.
+    Looking,
     /// Settlements.
     Recording,
+}
+
+impl Work {
+    /// All that goes on only while shards are held.
+    pub(super) const READING: [Self; 4] =
+        [Self::Watermarks, Self::DeadLetters, Self::Fetching, Self::Looking];
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Database {
     leasing: Pause,
-    reading: Pause,
+    watermarks: Pause,
+    dead_letters: Pause,
+    fetching: Pause,
+    looking: Pause,
     recording: Pause,
 }
 
@@ -53,6 +69,11 @@ impl Database {
         was_failing && !self.is_failing()
     }
 
+    /// Whether recording failed last.
+    pub(super) const fn fails_to_record(&self) -> bool {
+        self.recording.failures > 0
+    }
+
     /// Whether it may be asked now.
     pub(super) fn may(&mut self, work: Work, now: Duration) -> bool {
         now >= self.pause(work).until
@@ -60,12 +81,17 @@ impl Database {
 
     /// Whether its last answer to any work was a failure.
     pub(super) const fn is_failing(&self) -> bool {
-        self.leasing.failures > 0 || self.reading.failures > 0 || self.recording.failures > 0
+        self.leasing.failures > 0
+            || self.watermarks.failures > 0
+            || self.dead_letters.failures > 0
+            || self.fetching.failures > 0
+            || self.recording.failures > 0
     }
 
     /// When the pauses end.
     pub(super) fn pauses_end(&self) -> impl Iterator<Item = Duration> {
-        [&self.leasing, &self.reading, &self.recording]
+        let Self { leasing, watermarks, dead_letters, fetching, looking, recording } = self;
+        [leasing, watermarks, dead_letters, fetching, looking, recording]
             .into_iter()
             .filter(|pause| pause.failures > 0)
             .map(|pause| pause.until)
@@ -74,7 +100,10 @@ impl Database {
     const fn pause(&mut self, work: Work) -> &mut Pause {
         match work {
             Work::Leasing => &mut self.leasing,
-            Work::Reading => &mut self.reading,
+            Work::Watermarks => &mut self.watermarks,
+            Work::DeadLetters => &mut self.dead_letters,
+            Work::Fetching => &mut self.fetching,
+            Work::Looking => &mut self.looking,
             Work::Recording => &mut self.recording,
         }
     }
@@ -88,11 +117,22 @@ mod tests {
     fn an_answer_to_a_read_does_not_end_a_failure_to_record() {
         let mut database = Database::default();
         database.failed(Work::Recording, Duration::ZERO, 0.0);
-        assert!(!database.answered(Work::Reading));
+        assert!(!database.answered(Work::Fetching));
         assert!(database.is_failing());
-        assert!(database.may(Work::Reading, Duration::ZERO));
+        assert!(database.may(Work::Fetching, Duration::ZERO));
         assert!(!database.may(Work::Recording, Duration::ZERO));
         assert!(database.answered(Work::Recording));
         assert!(!database.is_failing());
+    }
+
+    #[test]
+    fn one_kind_of_read_that_works_does_not_end_the_pause_of_another() {
+        let mut database = Database::default();
+        database.failed(Work::Fetching, Duration::ZERO, 0.0);
+        assert!(!database.answered(Work::Watermarks));
+        assert!(!database.answered(Work::DeadLetters));
+        assert!(database.is_failing());
+        assert!(!database.may(Work::Fetching, Duration::ZERO));
+        assert!(database.answered(Work::Fetching));
     }
 }

@@ -15,6 +15,11 @@
 //!
 //! Such numbers are *proven*: the next complete read closes their gaps, and passing one leaves
 //! none. No read may be under way while a watermark is read.
+//!
+//! All of this is said of one incarnation of the database. A transaction that was prepared comes back
+//! from a restart under a token that was never seen, and would be given a floor above its own numbers;
+//! numbers that were drawn and not written to disk are drawn again. So the next incarnation begins with
+//! nothing proven, and with everything read again.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -44,6 +49,16 @@ impl Gaps {
         self.floors = floors;
         self.high = watermark.high;
         self.proven = self.floors.values().copied().fold(watermark.high, Seq::min);
+    }
+
+    /// The greatest number that was known to be drawn.
+    pub(super) const fn high(&self) -> Seq {
+        self.high
+    }
+
+    /// Another incarnation of the database answers: nothing is known of it.
+    pub(super) fn forget(&mut self) {
+        *self = Self::default();
     }
 
     /// A forward read begun after the last watermark brought `places`, ascending, from the gaps
@@ -78,6 +93,11 @@ impl Gaps {
     /// The ranges to ask for.
     pub(super) fn ranges(&self) -> Vec<(Seq, Seq)> {
         self.ranges.iter().map(|(low, high)| (*low, *high)).collect()
+    }
+
+    /// Whether there is one at this place.
+    pub(super) fn contains(&self, place: Seq) -> bool {
+        self.ranges.range(..=place).next_back().is_some_and(|(_, high)| *high >= place)
     }
 
     /// Whether there are any.
@@ -234,7 +254,7 @@ mod tests {
         assert_eq!(gaps.ranges(), [(1, 9)]);
         gaps.reopen(7);
         assert_eq!(gaps.ranges(), [(1, 9)]);
-        gaps.observe(&Watermark { high: 20, writers: Vec::new(), revision: 0 });
+        gaps.observe(&Watermark { high: 20, writers: Vec::new(), revision: 0, incarnation: 0 });
         gaps.page_read(9, &[], false);
         gaps.reopen(4);
         assert!(gaps.is_empty(), "nothing can turn up there any more");
@@ -246,10 +266,10 @@ mod tests {
         assert_eq!(gaps.page_read(0, &[1, 4], false), 4);
         assert_eq!(gaps.ranges(), [(2, 3)]);
         let writer = OpenWriter { token: "w".into() };
-        gaps.observe(&Watermark { high: 4, writers: vec![writer], revision: 0 });
+        gaps.observe(&Watermark { high: 4, writers: vec![writer], revision: 0, incarnation: 0 });
         gaps.page_read(4, &[], false);
         assert_eq!(gaps.ranges(), [(2, 3)], "a writer that may have drawn it is open");
-        gaps.observe(&Watermark { high: 4, writers: Vec::new(), revision: 0 });
+        gaps.observe(&Watermark { high: 4, writers: Vec::new(), revision: 0, incarnation: 0 });
         assert_eq!(gaps.ranges(), [(2, 3)], "not looked at since");
         gaps.page_read(4, &[2], true);
         assert_eq!(gaps.ranges(), [(3, 3)], "the page was cut at 2");

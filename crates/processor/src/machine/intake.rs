@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use posthaste_core::{DeadHead, PendingPage, Seq};
+use posthaste_core::{DeadHead, PendingEvent, PendingPage, RETRY_AFTER_MAX, Seq};
+use rustc_hash::FxHashSet;
 
+use super::database::Work;
 use super::key::{Admission, Held, KeyId, Unheld};
 use super::keys::CatchUp;
-use super::reader::{Found, Operation, Purpose};
+use super::reader::{Allowed, Found, Operation, Purpose};
 use super::{Command, FetchTicket, Machine, Report};
 use crate::DeadHeadPolicy;
 
@@ -34,6 +36,11 @@ impl Machine {
         }
         let events = if events < worthwhile && self.in_flight() > worthwhile { 0 } else { events };
         let room = (events, bytes);
+        self.reader.allow(Allowed {
+            watermarks: self.database.may(Work::Watermarks, now),
+            dead_letters: self.database.may(Work::DeadLetters, now),
+            events: self.database.may(Work::Fetching, now),
+        });
         match self.reader.next_operation(now, room, &self.leases, &mut self.keys)? {
             Operation::Watermark => Some(Command::ReadWatermark),
             Operation::DeadHeads { after, limit } => Some(Command::ReadDeadHeads { after, limit }),
@@ -87,13 +94,13 @@ impl Machine {
         }
         let mut any_new = !page.buried.is_empty();
         self.dead_heads_found(&page.buried);
-        for pending in page.events {
+        for mut pending in page.events {
             let seq = pending.seq;
             let id = KeyId::of(pending.event.order_key(), pending.shard);
             if !self.leases.is_active(id.shard()) {
                 continue;
             }
-            let due = now.saturating_add(pending.wait);
+            let due = now.saturating_add(self.wait_of(&pending));
             let found = self.reader.recognise(seq, pending.event.id());
             // An operator may have made a waiting head due. A row read before its own settlement
             // says nothing of that.
@@ -112,6 +119,12 @@ impl Machine {
                 }
             }
             any_new = true;
+            // Its latest attempt may not be recorded yet.
+            if let Some(count) = self.settling.unrecorded_retry(seq)
+                && count > pending.event.retry_count()
+            {
+                pending.event = pending.event.with_retry_count(count);
+            }
             let destination = self.routes.resolve(&pending.event).unwrap_or(self.outages.len());
             let event_id = pending.event.id();
             let held = Held { seq, due, destination, event: pending.event };
@@ -130,6 +143,15 @@ impl Machine {
                 self.reader.answered();
             }
         }
+    }
+
+    /// How long an event that was read still waits. A retry never waits longer than anything asks for
+    /// here: a clock that was ahead when it was recorded can have put it off by years.
+    fn wait_of(&self, pending: &PendingEvent) -> Duration {
+        if pending.event.retry_count() == 0 {
+            return pending.wait;
+        }
+        pending.wait.min(self.settings.retry_policy.max_delay.max(RETRY_AFTER_MAX))
     }
 
     fn caught_up(&mut self, catch_up: &CatchUp, more_after: Option<Seq>) {
@@ -154,19 +176,19 @@ impl Machine {
         self.dead_heads_found(heads);
         self.reader.answered();
         let hint = self.reader.hint();
-        for freed in self.reader.dead_letters.page_read(heads) {
+        let blocking: FxHashSet<Seq> =
+            heads.iter().filter(|head| self.blocks(head)).map(|head| head.seq).collect();
+        let blocks = |head: &DeadHead| blocking.contains(&head.seq);
+        for freed in self.reader.dead_letters.page_read(heads, blocks, now) {
             self.keys.unblock(freed.id, &freed.name, freed.still_blocked_by, hint, now);
         }
     }
 
     /// Dead letters that the database knows of: they block their keys where the route says so.
-    fn dead_heads_found(&mut self, heads: &[DeadHead]) {
+    pub(super) fn dead_heads_found(&mut self, heads: &[DeadHead]) {
         for head in heads {
             let id = KeyId::of(&head.key, head.shard);
-            if self.leases.is_active(id.shard())
-                && self.dead_head_policy(head.destination.as_deref(), &head.event_type)
-                    == DeadHeadPolicy::Block
-            {
+            if self.leases.is_active(id.shard()) && self.blocks(head) {
                 self.reader.dead_letters.add(head.seq, id, head.key.clone(), true);
                 self.block(id, head.seq);
             }

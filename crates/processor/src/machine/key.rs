@@ -76,6 +76,8 @@ pub(super) struct Key {
     pub(super) catching_up: bool,
     /// Its destination is down and memory was short: it waits until that answers again.
     pub(super) shelved: bool,
+    /// The first of what is unheld is fetched by itself.
+    pub(super) head_first: bool,
     pub(super) parked_until: Option<Duration>,
     /// Place of the dead letter that blocks what comes after it.
     pub(super) blocked_by: Option<Seq>,
@@ -121,5 +123,19 @@ impl Key {
         {
             self.name = Some(Box::new(name.clone()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    #[test]
+    fn an_aggregate_and_its_text_are_one_key() {
+        let aggregate = Uuid::from_u128(7);
+        let named = OrderKey::named(&aggregate.to_string()).expect("a key");
+        let id = |key: &OrderKey| KeyId::of(key, Shard::default());
+        assert_eq!(id(&OrderKey::Aggregate(aggregate)), id(&named));
     }
 }

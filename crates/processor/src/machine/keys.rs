@@ -8,8 +8,9 @@
 //! 2. An event of a key that was fetched is *held* (here, in memory) or *unheld* (inside the
 //!    key's unheld range, to be fetched again), until it is settled.
 //! 3. Nothing at or above the start of a key's unheld range is held, so that order survives.
-//! 4. A parked or blocked key holds its head at most: memory does not grow behind a stuck key. A
-//!    shelved one, whose destination is down, holds nothing.
+//! 4. A parked or shelved key holds nothing: its head is read again before it is sent, since whatever
+//!    made it wait may have been mended in the database. A blocked one holds what is before its dead
+//!    letter at most. Memory does not grow behind a stuck key.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
@@ -19,9 +20,6 @@ use posthaste_core::{OrderKey, Seq, ShardSet};
 use rustc_hash::FxHashMap;
 
 use super::key::{Admission, Held, Key, KeyId, Unheld};
-
-/// A delay longer than this is waited for without the event: it is fetched again when due.
-const HOLD_DELAY_MAX: Duration = Duration::from_secs(30);
 
 /// What to fetch for keys that can go on.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,7 +37,13 @@ pub(super) struct Keys {
     /// Per destination, keys whose first event can be sent now.
     ready: Vec<VecDeque<KeyId>>,
     wakes: BinaryHeap<Reverse<(Duration, KeyId)>>,
+    /// Keys whose head alone is to be fetched: by its place, at a cost that nothing adds to.
+    catch_up_heads: VecDeque<KeyId>,
+    /// Keys of which a range is to be fetched.
     catch_up: VecDeque<KeyId>,
+    heads_turn: bool,
+    /// Events that were held and are not any more, by place.
+    dropped: Vec<Seq>,
     /// Per destination, its shelved keys.
     shelved: Vec<Vec<KeyId>>,
     held_events: usize,
@@ -54,7 +58,10 @@ impl Keys {
             keys: FxHashMap::default(),
             ready: (0..destinations).map(|_| VecDeque::new()).collect(),
             wakes: BinaryHeap::new(),
+            catch_up_heads: VecDeque::new(),
             catch_up: VecDeque::new(),
+            heads_turn: false,
+            dropped: Vec::new(),
             shelved: vec![Vec::new(); destinations],
             held_events: 0,
             held_bytes: 0,
@@ -85,19 +92,32 @@ impl Keys {
 
     /// Keys that wait to be fetched again.
     pub(super) fn catch_up_count(&self) -> usize {
+        self.catch_up_heads.len() + self.catch_up.len()
+    }
+
+    /// Those of them that wait for a range.
+    pub(super) fn catch_up_ranges(&self) -> usize {
         self.catch_up.len()
+    }
+
+    /// Places of events that were held and have to be fetched again.
+    pub(super) fn take_dropped(&mut self) -> Vec<Seq> {
+        std::mem::take(&mut self.dropped)
     }
 
     /// Takes in an event that a read of all keys found.
     pub(super) fn admit(&mut self, id: KeyId, held: Held, now: Duration) -> Admission {
+        self.go_before_parked_head(id, held.seq);
+        self.hold(id, held, now)
+    }
+
+    /// A late event may precede the head that a parked key waits for; then it goes first.
+    fn go_before_parked_head(&mut self, id: KeyId, seq: Seq) {
         let key = self.keys.entry(id).or_default();
-        // A late event may precede the head that a parked key holds; then it goes first.
-        let before_parked_head =
-            key.parked_until.is_some() && key.front().is_some_and(|front| held.seq < front.seq);
-        if before_parked_head {
+        let is_before = key.unheld.as_ref().is_some_and(|range| seq < range.first);
+        if key.parked_until.is_some() && is_before {
             self.unpark(id);
         }
-        self.hold(id, held, now)
     }
 
     /// Leaves an event in the store: its key fetches it again.
@@ -109,12 +129,12 @@ impl Keys {
     /// Takes in an event that was fetched for its own key, or that comes back unsent.
     pub(super) fn hold(&mut self, id: KeyId, held: Held, now: Duration) -> Admission {
         let key = self.keys.entry(id).or_default();
-        let far_off = held.due > now.saturating_add(HOLD_DELAY_MAX) && key.waiting_count() == 0;
+        let waits = held.due > now && key.waiting_count() == 0;
         let behind_unheld = key.unheld.as_ref().is_some_and(|range| held.seq >= range.first);
-        if far_off || behind_unheld || key.is_blocked_at(held.seq) || key.parked_until.is_some() {
+        if waits || behind_unheld || key.is_blocked_at(held.seq) || key.parked_until.is_some() {
             let due = held.due;
             key.extend_unheld(held.seq, held.event.order_key());
-            if far_off && !behind_unheld && key.parked_until.is_none() {
+            if waits && !behind_unheld && key.parked_until.is_none() {
                 self.park(id, due);
             }
             return Admission::Unheld;
@@ -174,28 +194,13 @@ impl Keys {
         self.refresh(id, now);
     }
 
-    /// The key waits until `until` behind `head`, which comes back. What it holds beyond its head
-    /// becomes unheld; returns the places of that.
-    pub(super) fn park_behind(
-        &mut self,
-        id: KeyId,
-        mut head: Held,
-        until: Duration,
-        now: Duration,
-    ) -> Vec<Seq> {
+    /// The key waits until `until` behind `head`, which comes back. Both it and what the key holds behind
+    /// it become unheld; returns the places of that.
+    pub(super) fn park_behind(&mut self, id: KeyId, head: &Held, until: Duration) -> Vec<Seq> {
         let mut dropped = self.drop_waiting_above(id, head.seq);
-        head.due = until;
-        let seq = head.seq;
-        if until > now.saturating_add(HOLD_DELAY_MAX) {
-            let key = self.keys.entry(id).or_default();
-            key.extend_unheld(seq, head.event.order_key());
-            dropped.push(seq);
-        } else {
-            self.held_events += 1;
-            self.held_bytes += head.bytes();
-            let key = self.keys.entry(id).or_default();
-            key.waiting.get_or_insert_default().push_front(head);
-        }
+        let key = self.keys.entry(id).or_default();
+        key.extend_unheld(head.seq, head.event.order_key());
+        dropped.push(head.seq);
         self.park(id, until);
         dropped
     }
@@ -235,6 +240,7 @@ impl Keys {
         // after whatever of the key comes before.
         if key.unheld.is_some() || dead <= hint {
             key.extend_unheld(dead, name);
+            key.head_first = true;
         }
         self.refresh(id, now);
     }
@@ -300,6 +306,7 @@ impl Keys {
             let Some(key) = self.keys.get_mut(&id) else { continue };
             key.queued = false;
             key.shelved = true;
+            key.head_first = true;
             self.shelved[destination].push(id);
             dropped.extend(self.drop_waiting_above(id, 0));
         }
@@ -328,6 +335,7 @@ impl Keys {
             shelved.retain(stays);
         }
         self.catch_up.retain(stays);
+        self.catch_up_heads.retain(stays);
         dropped
     }
 
@@ -349,18 +357,75 @@ impl Keys {
         self.shelved[destination].len()
     }
 
+    /// The keys that wait for a time, or for a destination.
+    pub(super) fn waiting(&self) -> Vec<KeyId> {
+        let waits = |key: &Key| key.parked_until.is_some() || key.shelved;
+        self.keys.iter().filter(|(_, key)| waits(key)).map(|(id, _)| *id).collect()
+    }
+
+    /// The place of the event that a key waits for, where it waits for a time or a destination.
+    pub(super) fn waits_for(&self, id: KeyId) -> Option<Seq> {
+        let key = self.keys.get(&id)?;
+        let waits = (key.parked_until.is_some() || key.shelved) && key.taken == 0;
+        waits.then_some(key.unheld.as_ref()?.first)
+    }
+
+    pub(super) fn is_shelved(&self, id: KeyId) -> bool {
+        self.keys.get(&id).is_some_and(|key| key.shelved)
+    }
+
+    /// Whatever the key waited for has changed: it reads its head again at once.
+    pub(super) fn go_on(&mut self, id: KeyId, now: Duration) {
+        self.unpark(id);
+        if let Some(key) = self.keys.get_mut(&id)
+            && std::mem::take(&mut key.shelved)
+        {
+            for shelved in &mut self.shelved {
+                shelved.retain(|other| *other != id);
+            }
+        }
+        self.refresh(id, now);
+    }
+
+    /// The key's head is due at another time than was known, beyond what clocks differ by.
+    pub(super) fn reschedule(&mut self, id: KeyId, due: Duration, apart: Duration, now: Duration) {
+        let Some(until) = self.keys.get(&id).and_then(|key| key.parked_until) else { return };
+        if due <= now {
+            self.go_on(id, now);
+        } else if due > until.saturating_add(apart) || until > due.saturating_add(apart) {
+            self.park(id, due);
+        }
+    }
+
+    /// Whether the key is to fetch this place, or a place before it that holds it back.
+    pub(super) fn covers(&self, id: KeyId, seq: Seq) -> bool {
+        let range = self.keys.get(&id).and_then(|key| key.unheld.as_ref());
+        range.is_some_and(|range| (range.first..=range.last).contains(&seq))
+    }
+
+    /// An event turned up at a place that was passed: its key fetches it, before all it holds behind it.
+    /// Returns the places of what is not held any more.
+    pub(super) fn found(
+        &mut self,
+        id: KeyId,
+        seq: Seq,
+        name: &OrderKey,
+        now: Duration,
+    ) -> Vec<Seq> {
+        self.go_before_parked_head(id, seq);
+        let dropped = self.drop_waiting_above(id, seq);
+        self.leave(id, seq, name, now);
+        dropped
+    }
+
     /// Makes a parked key go on at once: its head was found due in the database.
     pub(super) fn wake_head(&mut self, id: KeyId, seq: Seq, due: Duration, now: Duration) {
-        let Some(key) = self.keys.get_mut(&id) else { return };
+        let Some(key) = self.keys.get(&id) else { return };
         if key.parked_until.is_none_or(|until| until <= due) {
             return;
         }
-        let held_head = key.waiting.as_mut().and_then(|waiting| waiting.front_mut());
-        match held_head {
-            Some(head) if head.seq == seq => head.due = due,
-            Some(_) => return,
-            None if key.unheld.as_ref().is_some_and(|range| range.first == seq) => {}
-            None => return,
+        if key.unheld.as_ref().is_none_or(|range| range.first != seq) {
+            return;
         }
         self.unpark(id);
         if due > now {
@@ -394,29 +459,40 @@ impl Keys {
         None
     }
 
-    /// What to fetch next for keys that can go on; single events are asked for together.
+    /// What to fetch next for keys that can go on; heads are asked for together, in turn with ranges.
     pub(super) fn next_catch_up(&mut self, events_max: usize) -> Option<CatchUp> {
-        let mut singles = Vec::new();
+        self.heads_turn = !self.heads_turn;
+        let heads_first = self.heads_turn || self.catch_up.is_empty();
+        if heads_first && let Some(heads) = self.next_heads(events_max) {
+            return Some(heads);
+        }
+        self.next_range().or_else(|| self.next_heads(events_max))
+    }
+
+    fn next_heads(&mut self, events_max: usize) -> Option<CatchUp> {
+        let mut heads = Vec::new();
+        while heads.len() < events_max
+            && let Some(id) = self.catch_up_heads.pop_front()
+        {
+            let Some(key) = self.keys.get_mut(&id) else { continue };
+            match &key.unheld {
+                Some(range) => heads.push((id, range.first)),
+                None => key.catching_up = false,
+            }
+        }
+        (!heads.is_empty()).then_some(CatchUp::At(heads))
+    }
+
+    fn next_range(&mut self) -> Option<CatchUp> {
         while let Some(id) = self.catch_up.pop_front() {
             let Some(key) = self.keys.get_mut(&id) else { continue };
-            let Some(range) = &key.unheld else {
-                key.catching_up = false;
-                continue;
-            };
-            if range.first == range.last {
-                singles.push((id, range.first));
-                if singles.len() >= events_max {
-                    break;
-                }
-            } else if !singles.is_empty() {
-                self.catch_up.push_front(id);
-                break;
-            } else if let Some(name) = &key.name {
+            if let (Some(range), Some(name)) = (&key.unheld, &key.name) {
                 let name = OrderKey::clone(name);
                 return Some(CatchUp::Key { id, name, range: Unheld::clone(range) });
             }
+            key.catching_up = false;
         }
-        (!singles.is_empty()).then_some(CatchUp::At(singles))
+        None
     }
 
     /// A fetch of `asked` brought all of it, or only what is below `more_from`. To be called
@@ -425,6 +501,11 @@ impl Keys {
         let Some(key) = self.keys.get_mut(&id) else { return };
         key.catching_up = false;
         let Some(range) = key.unheld.as_mut() else { return };
+        if range.first < asked.first {
+            // Something turned up below meanwhile: all of it is fetched again, in order.
+            return;
+        }
+        key.head_first = false;
         let first = more_from.unwrap_or(asked.last + 1);
         if first > range.last {
             key.unheld = None;
@@ -472,6 +553,7 @@ impl Keys {
         if let Some(key) = self.keys.get_mut(&id)
             && key.parked_until.take().is_some()
         {
+            key.head_first = true;
             self.parked -= 1;
         }
     }
@@ -504,6 +586,8 @@ impl Keys {
                 return;
             }
             if due > now {
+                let dropped = self.drop_waiting_above(id, 0);
+                self.dropped.extend(dropped);
                 self.park(id, due);
             } else {
                 key.queued = true;
@@ -514,7 +598,10 @@ impl Keys {
         let can_go_on = key.unheld.as_ref().is_some_and(|range| !key.is_blocked_at(range.first));
         if can_go_on && !key.catching_up && !key.shelved {
             key.catching_up = true;
-            self.catch_up.push_back(id);
+            let is_single = key.unheld.as_ref().is_some_and(|range| range.first == range.last);
+            let of_heads = is_single || key.head_first || key.name.is_none();
+            let queue = if of_heads { &mut self.catch_up_heads } else { &mut self.catch_up };
+            queue.push_back(id);
         }
         self.forget_if_idle(id);
     }
@@ -527,189 +614,4 @@ impl Keys {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use posthaste_core::{OutboxEvent, Payload, Shard};
-    use rustc_hash::FxHashSet;
-    use uuid::Uuid;
-
-    const NOW: Duration = Duration::from_secs(100);
-
-    fn held(seq: Seq, key: &str) -> Held {
-        let event = OutboxEvent::builder(Uuid::nil(), "t")
-            .order_key(key)
-            .payload(Payload::json_text("{}").expect("JSON"))
-            .build()
-            .expect("an event");
-        Held { seq, due: Duration::ZERO, destination: 0, event }
-    }
-
-    fn id(key: &str) -> KeyId {
-        KeyId::of(&OrderKey::named(key).expect("a key"), Shard::default())
-    }
-
-    fn take(keys: &mut Keys, per_key: usize) -> Vec<Seq> {
-        keys.take(0, 100, per_key, NOW).iter().map(|(_, held)| held.seq).collect()
-    }
-
-    #[test]
-    fn an_aggregate_and_its_text_are_one_key() {
-        let aggregate = Uuid::from_u128(7);
-        let named = OrderKey::named(&aggregate.to_string()).expect("a key");
-        let id = |key: &OrderKey| KeyId::of(key, Shard::default());
-        assert_eq!(id(&OrderKey::Aggregate(aggregate)), id(&named));
-    }
-
-    #[test]
-    fn a_key_gives_its_events_in_order_and_waits_for_what_was_taken() {
-        let mut keys = Keys::new(1);
-        for seq in [3, 1, 2] {
-            keys.admit(id("a"), held(seq, "a"), NOW);
-        }
-        keys.admit(id("b"), held(4, "b"), NOW);
-        assert_eq!(take(&mut keys, 1), [1, 4]);
-        assert_eq!(take(&mut keys, 1), [0; 0]);
-        keys.release(id("a"), NOW);
-        assert_eq!(take(&mut keys, 2), [2, 3]);
-    }
-
-    #[test]
-    fn a_parked_key_holds_its_head_only_and_asks_for_the_rest_afterwards() {
-        let mut keys = Keys::new(1);
-        for seq in 1..=3 {
-            keys.admit(id("a"), held(seq, "a"), NOW);
-        }
-        let (key, head) = keys.take(0, 1, 1, NOW).remove(0);
-        let until = NOW + Duration::from_secs(1);
-        assert_eq!(keys.park_behind(key, head, until, NOW), [2, 3]);
-        keys.release(key, NOW);
-        assert_eq!(keys.admit(key, held(4, "a"), NOW), Admission::Unheld);
-        assert_eq!((keys.held_events(), keys.stuck()), (1, 1));
-        assert_eq!(take(&mut keys, 1), [0; 0]);
-
-        keys.wake(until);
-        let taken = keys.take(0, 10, 10, until);
-        assert_eq!(taken.len(), 1);
-        keys.release(key, until);
-        let range = Unheld { first: 2, last: 4 };
-        let name = OrderKey::named("a").expect("a key");
-        assert_eq!(
-            keys.next_catch_up(10),
-            Some(CatchUp::Key { id: key, name, range: range.clone() })
-        );
-        // One more arrives while the fetch is under way.
-        assert_eq!(keys.admit(key, held(5, "a"), until), Admission::Unheld);
-        keys.caught_up(key, &range, None);
-        for seq in 2..=4 {
-            keys.hold(key, held(seq, "a"), until);
-        }
-        assert_eq!(keys.take(0, 10, 10, until).len(), 3);
-        for _ in 0..3 {
-            keys.release(key, until);
-        }
-        assert_eq!(keys.next_catch_up(10), Some(CatchUp::At(vec![(key, 5)])));
-    }
-
-    #[test]
-    fn a_blocked_key_stays_until_unblocked_and_then_starts_at_the_dead_letter() {
-        let mut keys = Keys::new(1);
-        keys.admit(id("a"), held(1, "a"), NOW);
-        keys.admit(id("a"), held(2, "a"), NOW);
-        keys.admit(id("b"), held(3, "b"), NOW);
-        let (key, _) = keys.take(0, 1, 1, NOW).remove(0);
-        assert_eq!(keys.block(key, 1), [2]);
-        keys.release(key, NOW);
-        assert_eq!(take(&mut keys, 1), [3], "another key flows");
-        assert!(keys.next_catch_up(10).is_none());
-        keys.unblock(key, &OrderKey::named("a").expect("a key"), None, 3, NOW);
-        assert!(matches!(
-            keys.next_catch_up(10),
-            Some(CatchUp::Key { range: Unheld { first: 1, last: 2 }, .. })
-        ));
-    }
-
-    /// It may be revived: what comes later must not overtake it.
-    #[test]
-    fn a_key_with_nothing_behind_its_dead_letter_starts_there_too_unless_it_is_still_to_be_read() {
-        for (hint, expected) in [(0, None), (1, Some(1))] {
-            let mut keys = Keys::new(1);
-            keys.block(id("a"), 1);
-            keys.unblock(id("a"), &OrderKey::named("a").expect("a key"), None, hint, NOW);
-            let catch_up = expected.map(|seq| CatchUp::At(vec![(id("a"), seq)]));
-            assert_eq!(keys.next_catch_up(10), catch_up);
-            let admission = if catch_up.is_some() { Admission::Unheld } else { Admission::Held };
-            assert_eq!(keys.admit(id("a"), held(2, "a"), NOW), admission);
-        }
-    }
-
-    #[test]
-    fn keys_of_a_dead_destination_are_shelved_but_for_one_that_probes() {
-        let mut keys = Keys::new(2);
-        for (seq, key) in [(1, "a"), (2, "b"), (3, "b"), (4, "c")] {
-            keys.admit(id(key), held(seq, key), NOW);
-        }
-        assert_eq!(keys.shelve(0, 1), [2, 3, 4]);
-        assert_eq!(keys.admit(id("b"), held(5, "b"), NOW), Admission::Unheld);
-        assert_eq!((keys.held_events(), keys.shelved_count(0)), (1, 2));
-        assert_eq!(take(&mut keys, 1), [1]);
-        assert!(keys.next_catch_up(10).is_none());
-        keys.unshelve(0, usize::MAX, NOW);
-        assert!(matches!(
-            keys.next_catch_up(10),
-            Some(CatchUp::Key { range: Unheld { first: 2, last: 5 }, .. })
-        ));
-        assert_eq!(keys.next_catch_up(10), Some(CatchUp::At(vec![(id("c"), 4)])));
-    }
-
-    #[test]
-    fn probes_are_of_other_keys_first_and_then_of_suspects() {
-        let mut keys = Keys::new(1);
-        let names = ["a", "b", "c", "d", "e", "f"];
-        for (seq, key) in (1..).zip(names) {
-            keys.admit(id(key), held(seq, key), NOW);
-        }
-        let suspects: FxHashSet<KeyId> = ["a", "b", "c", "d"].map(id).into_iter().collect();
-        keys.order_probes(0, 4, |id| suspects.contains(&id));
-        assert_eq!(take(&mut keys, 6), [5, 6, 1, 2, 3, 4]);
-
-        let mut keys = Keys::new(1);
-        for (seq, key) in (1..).zip(names) {
-            keys.admit(id(key), held(seq, key), NOW);
-        }
-        let suspects: FxHashSet<KeyId> = ["a"].map(id).into_iter().collect();
-        keys.order_probes(0, 4, |id| suspects.contains(&id));
-        assert_eq!(take(&mut keys, 6), [2, 3, 4, 1, 5, 6]);
-    }
-
-    #[test]
-    fn a_late_event_of_a_parked_key_goes_before_its_head() {
-        let mut keys = Keys::new(1);
-        keys.admit(id("a"), held(5, "a"), NOW);
-        let (key, head) = keys.take(0, 1, 1, NOW).remove(0);
-        keys.park_behind(key, head, NOW + Duration::from_secs(1), NOW);
-        keys.release(key, NOW);
-        assert_eq!(keys.admit(key, held(4, "a"), NOW), Admission::Held);
-        assert_eq!(take(&mut keys, 10), [4]);
-    }
-
-    #[test]
-    fn far_off_events_are_not_kept_in_memory() {
-        let mut keys = Keys::new(1);
-        let due = NOW + Duration::from_secs(3600);
-        let delayed = |seq| Held { due, ..held(seq, "a") };
-        assert_eq!(keys.admit(id("a"), delayed(1), NOW), Admission::Unheld);
-        assert_eq!(keys.admit(id("a"), held(2, "a"), NOW), Admission::Unheld);
-        assert_eq!((keys.held_events(), keys.next_wake()), (0, Some(due)));
-        keys.wake(due);
-        assert!(matches!(keys.next_catch_up(10), Some(CatchUp::Key { .. })));
-    }
-
-    #[test]
-    fn a_key_with_nothing_left_is_forgotten() {
-        let mut keys = Keys::new(1);
-        keys.admit(id("a"), held(1, "a"), NOW);
-        take(&mut keys, 1);
-        keys.release(id("a"), NOW);
-        assert!(keys.keys.is_empty());
-    }
-}
+mod tests;

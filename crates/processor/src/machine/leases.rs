@@ -274,7 +274,9 @@ impl Machine {
         self.nothing_to_record();
         if self.leases.active().is_empty() {
             // Nothing is read now, so nothing could tell that reading works.
-            self.database_answered(Work::Reading);
+            for work in Work::READING {
+                self.database_answered(work);
+            }
         }
         if !changes.gained.is_empty() {
             // Their former owner may have sent what is there by the next watermark.
@@ -288,7 +290,7 @@ impl Machine {
     /// With the last outcome gone there is nothing left to try the database with: whether it records
     /// is unknown again, and must not hold up what could tell.
     pub(super) fn nothing_to_record(&mut self) {
-        if self.settling.unrecorded() == 0 {
+        if self.settling.to_be_tried() == 0 {
             self.database_answered(Work::Recording);
         }
     }

@@ -3,6 +3,7 @@
 //! No clock, I/O or randomness inside: the time is an argument, random numbers come from a seed.
 //! Equal inputs give equal commands, so a seed replays any run.
 
+mod alone;
 mod database;
 mod dead_letters;
 mod dispatch;
@@ -12,9 +13,11 @@ mod intake;
 mod key;
 mod keys;
 mod leases;
+mod looks;
 mod outage;
 mod outcomes;
 mod reader;
+mod recording;
 mod settling;
 #[cfg(test)]
 mod simulation;
@@ -31,8 +34,8 @@ use governor::middleware::NoOpMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 use posthaste_core::{
-    DeadHead, Error, Lease, OutboxEvent, PendingPage, PendingQuery, PublishResult, Result, Seq,
-    Settlement, ShardLease, Watermark,
+    DeadHead, Error, Head, HeadSelection, Lease, OutboxEvent, PendingPage, PendingQuery,
+    PublishResult, Result, Seq, Settlement, ShardLease, Unsettled, Watermark,
 };
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -44,11 +47,12 @@ use self::intake::ids_of;
 use self::key::KeyId;
 use self::keys::Keys;
 use self::leases::Leases;
+use self::looks::Looks;
 use self::outage::Outage;
 use self::reader::{Purpose, Reader};
-use self::settling::{Settling, stays_pending};
-use crate::ProcessorSettings;
+use self::settling::Settling;
 use crate::routes::Routes;
+use crate::{NotRecorded, ProcessorSettings};
 
 /// How many calls the events in flight are spread over, so that answers overlap with sending.
 const CALLS_IN_FLIGHT: usize = 4;
@@ -67,6 +71,8 @@ pub(crate) enum Command {
     /// Publish to the call's destination; answer with [`Input::Published`] as outcomes become known, and
     /// with [`Input::CallEnded`]. From `not_after` on nothing may be sent: then give it up.
     Publish { call: CallId, events: Arc<Vec<OutboxEvent>>, not_after: Duration },
+    /// Look at what is undelivered; answer with [`Input::Looked`].
+    Look { selection: HeadSelection, limit: usize },
     /// Settle; answer with [`Input::Settled`].
     Settle(Vec<Settlement>),
     /// Tell operators.
@@ -102,9 +108,11 @@ pub(crate) enum Input {
     Recovered {
         destination: usize,
     },
+    Looked(Result<Vec<Head>>),
+    /// With what changed nothing though it should have.
     Settled {
         settlements: Vec<Settlement>,
-        result: Result<u64>,
+        result: Result<Vec<Unsettled>>,
     },
     /// No more fetching and sending; what is under way is waited for.
     Stop,
@@ -130,6 +138,9 @@ pub(crate) enum Report {
     DeadLettered { event: Summary, reason: &'static str, error: String, blocks_key: bool },
     /// The store made rows that it cannot read dead letters, and has logged each.
     Buried { rows: usize },
+    /// The outcome of an event cannot be recorded: its row is locked, or refuses the change. It is tried
+    /// again after `pause`, and nothing else waits for it.
+    NotRecorded { seq: Seq, id: uuid::Uuid, pause: Duration, error: Box<str> },
     /// A destination does not answer; nothing is sent there for a while.
     Paused { destination: usize, error: String },
     /// A destination answers again.
@@ -180,6 +191,7 @@ pub(crate) struct Machine {
     reader: Reader,
     leases: Leases,
     outages: Vec<Outage>,
+    looks: Looks,
     settling: Settling,
     database: Database,
     limiter: Option<(Limiter, FakeRelativeClock, Duration)>,
@@ -225,6 +237,7 @@ impl Machine {
             reader: Reader::new(settings.poll_interval),
             leases: Leases::new(shared.then_some(settings.lease_ttl)),
             outages: (0..destinations).map(|_| Outage::default()).collect(),
+            looks: Looks::default(),
             settling: Settling::default(),
             database: Database::default(),
             limiter,
@@ -256,6 +269,7 @@ impl Machine {
             Input::Stop => {
                 self.stopping = true;
                 self.leases.hurry(now);
+                self.settling.try_alone_again();
                 self.decide_undecided(now);
             }
             Input::Leased(Ok(lease)) => {
@@ -267,28 +281,44 @@ impl Machine {
                 self.database_failed(Work::Leasing, &error, now);
             }
             Input::Watermark(Ok(watermark)) => {
-                self.database_answered(Work::Reading);
+                self.database_answered(Work::Watermarks);
                 self.unsent_above.get_or_insert(watermark.high);
-                self.reader.watermark_read(&watermark, now);
+                if self.reader.watermark_read(&watermark, now) {
+                    self.looks.hurry(now);
+                }
             }
             Input::DeadHeads(Ok(heads)) => {
-                self.database_answered(Work::Reading);
+                self.database_answered(Work::DeadLetters);
                 self.dead_heads_read(&heads, now);
             }
             Input::Fetched { ticket, page: Ok(page) } => {
-                self.database_answered(Work::Reading);
+                self.database_answered(Work::Fetching);
                 self.fetched(ticket, page, now);
             }
-            Input::Watermark(Err(error)) | Input::DeadHeads(Err(error)) => {
+            Input::Watermark(Err(error)) => {
                 self.reader.failed();
-                self.database_failed(Work::Reading, &error, now);
+                self.database_failed(Work::Watermarks, &error, now);
+            }
+            Input::DeadHeads(Err(error)) => {
+                self.reader.failed();
+                self.database_failed(Work::DeadLetters, &error, now);
+            }
+            Input::Looked(Ok(heads)) => {
+                self.database.answered(Work::Looking);
+                self.looked(heads, now);
+            }
+            // Whatever it is, the others meet it too. Nothing hangs on this one.
+            Input::Looked(Err(_)) => {
+                let random = self.random();
+                self.database.failed(Work::Looking, now, random);
+                self.look_failed();
             }
             Input::Fetched { ticket, page: Err(error) } => {
                 self.reader.failed();
                 if let Purpose::CatchUp(catch_up) = ticket.0 {
                     self.keys.catch_up_ended(ids_of(&catch_up), now);
                 }
-                self.database_failed(Work::Reading, &error, now);
+                self.database_failed(Work::Fetching, &error, now);
             }
             Input::Published { call, outcomes, repeated } => {
                 self.repeats_seen(call, &repeated);
@@ -296,21 +326,11 @@ impl Machine {
             }
             Input::CallEnded { call, given_up } => self.call_ended(call, given_up, now),
             Input::Recovered { destination } => self.outages[destination].recovered(now),
-            Input::Settled { settlements, result: Ok(_) } => {
-                self.database_answered(Work::Recording);
-                self.settling.recorded(&settlements);
-                for settlement in &settlements {
-                    if self.leases.is_current(settlement.lease) {
-                        let pending = stays_pending(settlement);
-                        self.reader.settled(settlement.seq, settlement.id, pending);
-                    }
-                }
+            Input::Settled { settlements, result: Ok(left) } => {
+                self.recorded(settlements, left, now);
             }
             Input::Settled { settlements, result: Err(error) } => {
-                let leases = &self.leases;
-                self.settling.failed(settlements, |settlement| leases.is_current(settlement.lease));
-                self.database_failed(Work::Recording, &error, now);
-                self.nothing_to_record();
+                self.not_recorded(settlements, &error, now);
             }
         }
     }
@@ -328,7 +348,8 @@ impl Machine {
             commands.extend(request.map(|release| Command::Lease { release, leaving }));
         }
         if self.database.may(Work::Recording, now) {
-            commands.extend(std::iter::from_fn(|| self.settling.next_batch()).map(Command::Settle));
+            commands
+                .extend(std::iter::from_fn(|| self.settling.next_batch(now)).map(Command::Settle));
         }
         if !self.stopping {
             // While the database fails, outcomes cannot be recorded: sending more would only
@@ -336,8 +357,14 @@ impl Machine {
             if self.may_send(now) && !self.database.is_failing() {
                 self.dispatch(now, &mut commands);
             }
-            if self.database.may(Work::Reading, now) && !self.leases.active().is_empty() {
+            for seq in self.keys.take_dropped() {
+                self.reader.forget(seq);
+            }
+            if !self.leases.active().is_empty() {
                 commands.extend(self.read(now));
+                if self.database.may(Work::Looking, now) && !self.database.is_failing() {
+                    commands.extend(self.look(now));
+                }
             }
         }
         commands.extend(self.reports.drain(..).map(Command::Report));
@@ -350,10 +377,13 @@ impl Machine {
     pub(crate) fn next_deadline(&mut self, now: Duration) -> Option<Duration> {
         let mut times: Vec<Duration> = self.database.pauses_end().collect();
         times.extend(self.leases.due());
+        times.extend(self.settling.alone.due());
         times.extend(Some(self.leases.send_until()).filter(|at| *at < Duration::MAX));
         if !self.stopping {
             times.extend([self.keys.next_wake(), self.limited_until].into_iter().flatten());
             times.extend(self.reader.due().into_iter().flatten());
+            times.extend(self.reader.dead_letters_due());
+            times.extend(self.looks.due());
             times.extend(self.outages.iter().filter_map(Outage::pause_ends));
             times.extend(self.outages.iter().filter_map(Outage::fresh_from));
             times.extend(self.verdicts_due());
@@ -370,7 +400,7 @@ impl Machine {
 
     /// Nothing is under way that a stop has to wait for.
     pub(crate) fn is_settled(&self) -> bool {
-        self.in_flight() == 0 && self.undecided().0 == 0 && self.settling.unrecorded() == 0
+        self.in_flight() == 0 && self.undecided().0 == 0 && self.settling.to_be_tried() == 0
     }
 
     /// Every event that is due now was offered once: the end of one pass.
@@ -418,6 +448,17 @@ impl Machine {
 
     pub(crate) fn unsettled(&self) -> usize {
         self.settling.unrecorded()
+    }
+
+    /// Outcomes that cannot be recorded, each with what is in the way, at most `limit`.
+    pub(crate) fn rows_not_recorded(&self, limit: usize) -> Vec<NotRecorded> {
+        let rows = self.settling.alone.iter().take(limit);
+        rows.map(|(Settlement { seq, id, .. }, why)| NotRecorded {
+            seq: *seq,
+            id: *id,
+            why: why.into(),
+        })
+        .collect()
     }
 
     pub(crate) const fn stuck_keys(&self) -> usize {

@@ -363,7 +363,7 @@ impl Machine {
         self.was_sent(held.seq);
         let event = held.event.with_retry_count(retry_count);
         let head = Held { event, ..held };
-        for seq in self.keys.park_behind(id, head, now.saturating_add(delay), now) {
+        for seq in self.keys.park_behind(id, &head, now.saturating_add(delay)) {
             self.reader.forget(seq);
         }
     }

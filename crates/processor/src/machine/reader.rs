@@ -70,6 +70,7 @@ pub(super) struct Reader {
     woken: bool,
     watermark_at: Duration,
     revision: Option<i64>,
+    incarnation: Option<i64>,
     /// Dead letters that block their keys.
     pub(super) dead_letters: DeadLetters,
     /// Events in memory or awaiting settlement, by place. The identity tells a place that was used
@@ -85,8 +86,24 @@ pub(super) struct Reader {
     /// After a slow look that found nothing: the database is not to be kept busy with nothing else.
     rest_until: Duration,
     catch_up_turn: bool,
+    /// What the database may be asked for now.
+    allowed: Allowed,
     /// Other relays deliver some of the numbers that this one passes.
     shares: bool,
+}
+
+/// What the database may be asked for: each kind of read has pauses of its own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Allowed {
+    pub(super) watermarks: bool,
+    pub(super) dead_letters: bool,
+    pub(super) events: bool,
+}
+
+impl Default for Allowed {
+    fn default() -> Self {
+        Self { watermarks: true, dead_letters: true, events: true }
+    }
 }
 
 /// What is known of an event that a fetch found.
@@ -117,6 +134,7 @@ impl Reader {
             woken: false,
             watermark_at: Duration::ZERO,
             revision: None,
+            incarnation: None,
             dead_letters: DeadLetters::default(),
             known: FxHashMap::default(),
             settled_meanwhile: FxHashMap::default(),
@@ -124,6 +142,7 @@ impl Reader {
             stale: false,
             rest_until: Duration::ZERO,
             catch_up_turn: false,
+            allowed: Allowed::default(),
             shares: false,
         }
     }
@@ -153,11 +172,28 @@ impl Reader {
         leases: &Leases,
         keys: &mut Keys,
     ) -> Option<Operation> {
-        if let Some(after) = self.dead_letters.next_page() {
-            return Some(Operation::DeadHeads { after, limit: dead_letters::PAGE_MAX });
+        let dead_letters =
+            |after| Some(Operation::DeadHeads { after, limit: dead_letters::PAGE_MAX });
+        let urgent = self.dead_letters.next_page();
+        if let Some(after) = urgent
+            && self.allowed.dead_letters
+        {
+            return dead_letters(after);
         }
-        if now >= self.watermark_at {
+        if now >= self.watermark_at && self.allowed.watermarks {
             return Some(Operation::Watermark);
+        }
+        // Nothing is read before it is known which database answers, and which keys are blocked.
+        if urgent.is_some() || now >= self.watermark_at {
+            return None;
+        }
+        if self.allowed.dead_letters
+            && let Some(after) = self.dead_letters.next_slow_page(now)
+        {
+            return dead_letters(after);
+        }
+        if !self.allowed.events {
+            return None;
         }
         if events_max == 0 || bytes_max == 0 {
             return None;
@@ -169,7 +205,7 @@ impl Reader {
         };
         self.catch_up_turn = !self.catch_up_turn;
         if self.catch_up_turn || !self.forward_is_due(now) {
-            if keys.catch_up_count() > CATCH_UP_KEYS_MAX {
+            if keys.catch_up_ranges() > CATCH_UP_KEYS_MAX {
                 if let Some(first) = keys.rewind_catch_up() {
                     self.rewind(first - 1);
                 }
@@ -208,6 +244,21 @@ impl Reader {
         [Some(self.watermark_at), self.end_reached.then_some(self.poll_at)]
     }
 
+    /// When the next page of dead letters is due that nothing waits for.
+    pub(super) fn dead_letters_due(&self) -> Option<Duration> {
+        self.dead_letters.slow_due().filter(|_| self.asked_at.is_none())
+    }
+
+    /// What may be asked for from now on.
+    pub(super) const fn allow(&mut self, allowed: Allowed) {
+        self.allowed = allowed;
+    }
+
+    /// Whether this place was passed and is proven to be empty, as far as is known.
+    pub(super) fn has_passed(&self, seq: Seq) -> bool {
+        seq <= self.hint && !self.gaps.contains(seq)
+    }
+
     /// There may be new events: look at once.
     pub(super) fn wake(&mut self, now: Duration) {
         self.woken = true;
@@ -215,25 +266,31 @@ impl Reader {
         self.poll_at = now.max(self.rest_until);
     }
 
-    /// Takes a watermark.
-    pub(super) fn watermark_read(&mut self, watermark: &Watermark, now: Duration) {
+    /// Takes a watermark. Returns whether somebody may have changed what waits.
+    pub(super) fn watermark_read(&mut self, watermark: &Watermark, now: Duration) -> bool {
         self.asked_at = None;
         self.stale = false;
-        self.gaps.observe(watermark);
-        let before = self.revision.replace(watermark.revision);
-        if watermark.high < self.passed {
-            // Numbers went back: the database was restored, or emptied and begun anew.
+        let another = self.incarnation.replace(watermark.incarnation);
+        let another = another.is_some_and(|before| before != watermark.incarnation);
+        // Numbers went back: the database was restored, or emptied and begun anew.
+        let went_back = watermark.high < self.passed.max(self.gaps.high());
+        if another || went_back {
+            self.recheck_up_to = self.recheck_up_to.max(self.passed);
+            self.gaps.forget();
             self.passed = 0;
             self.rewind(0);
         }
+        self.gaps.observe(watermark);
+        let before = self.revision.replace(watermark.revision);
         if before.is_some_and(|before| before != watermark.revision) {
-            self.recheck_up_to = self.passed;
+            self.recheck_up_to = self.recheck_up_to.max(self.passed);
             self.rewind(0);
         }
-        if before != Some(watermark.revision) || self.dead_letters.wants_round() {
+        if another || before != Some(watermark.revision) || self.dead_letters.wants_round() {
             self.dead_letters.begin_round();
         }
         self.watermark_at = now + if self.gaps.is_empty() { REVISION_WAIT } else { GAPS_WAIT };
+        another || before != Some(watermark.revision)
     }
 
     /// What is known of an event that the fetch under way found.
@@ -483,9 +540,9 @@ mod tests {
             |reader: &mut Reader| reader.next_operation(now, ROOM, &leases, &mut keys).unwrap();
 
         assert_eq!(next(&mut reader), Operation::Watermark);
-        let mark = Watermark { high: 7, writers: Vec::new(), revision: 1 };
+        let mark = Watermark { high: 7, revision: 1, ..Watermark::default() };
         reader.watermark_read(&mark, now);
-        let _: Vec<_> = reader.dead_letters.page_read(&[]);
+        let _: Vec<_> = reader.dead_letters.page_read(&[], |_| true, now);
         let forward = |operation: &Operation| matches!(operation, Operation::Fetch { .. });
         assert!(forward(&next(&mut reader)), "no watermark is due");
         reader.failed();

@@ -8,9 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use posthaste_core::memory::MemoryRepository;
 use posthaste_core::{
-    Backlog, DeadHead, Error, ErrorKind, Lease, LeaseRequest, OpenWriter, OutboxEvent,
-    OutboxRepository, PendingPage, PendingQuery, RepositoryCapabilities, Result, Seq, Settlement,
-    Watermark,
+    Backlog, DeadHead, Error, ErrorKind, Head, HeadSelection, Lease, LeaseRequest, OpenWriter,
+    OutboxEvent, OutboxRepository, PendingPage, PendingQuery, RepositoryCapabilities, Result, Seq,
+    Settlement, Watermark,
 };
 use posthaste_testkit::faults::Operation;
 
@@ -106,6 +106,10 @@ impl OutboxRepository for Hooked {
         let page = self.inner.fetch_pending(query).await?;
         (self.fetched)(&page);
         Ok(page)
+    }
+
+    async fn heads(&self, selection: &HeadSelection, limit: usize) -> Result<Vec<Head>> {
+        self.inner.heads(selection, limit).await
     }
 
     async fn watermark(&self) -> Result<Watermark> {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use posthaste_core::memory::{MemoryBus, MemoryRepository};
 use posthaste_core::{
     BusCapabilities, EventBus, KeyPipelining, OutboxEvent, OutboxEventBuilder, OutboxRepository,
@@ -30,7 +31,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
-        let outbox = MemoryRepository::new();
+        let outbox = MemoryRepository::with_clock(clock());
         let repository = FaultyRepository::new(outbox.clone());
         let delivered = MemoryBus::new();
         let bus = FaultyBus::new(delivered.clone());
@@ -108,6 +109,12 @@ impl World {
         assert_eq!(unique.len(), delivered.len(), "an event was delivered twice");
         assert_eq!(unique, ids(&self.outbox.events()).into_iter().collect());
     }
+}
+
+/// The time that goes with the runtime's, which stands still in most tests.
+pub(crate) fn clock() -> impl Fn() -> Timestamp {
+    let (since, at) = (tokio::time::Instant::now(), Timestamp::now());
+    move || at + since.elapsed()
 }
 
 /// Small numbers of the tests' own, so that no default decides what they see.

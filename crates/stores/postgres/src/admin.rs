@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use posthaste_core::{
     EventFilter, EventPlace, EventState, OpenTransaction, OutboxAdmin, OutboxEvent, RelayView,
-    Result, StuckKeyPage, StuckKeyQuery,
+    Result, StuckKeyPage, StuckKeyQuery, check_destination,
 };
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
@@ -25,6 +25,8 @@ const FIND: &str = "find event";
 const LIST: &str = "list events";
 const COUNT: &str = "count events";
 const RETRY: &str = "retry events";
+const RELEASE: &str = "release events";
+const REROUTE: &str = "reroute events";
 const DISCARD: &str = "discard events";
 
 /// A change that meets relays at work is repeated as a whole.
@@ -76,18 +78,43 @@ impl OutboxAdmin for PostgresOutbox {
     }
 
     async fn retry_events(&self, filter: &EventFilter) -> Result<u64> {
-        let revive = "update outbox_events set dead_at = null, dead_reason = null, \
+        let revive = QueryBuilder::new(
+            "update outbox_events set dead_at = null, dead_reason = null, \
                       available_at = null, retry_count = 0 \
                       where processed_at is null and (dead_at is not null or retry_count > 0 \
-                           or error_message is not null)";
+                           or error_message is not null)",
+        );
         let changed = change(self, RETRY, revive, filter).await;
         let changed = changed.map_err(|error| self.locate(error))?;
         self.notify();
         Ok(changed)
     }
 
+    async fn release_events(&self, filter: &EventFilter) -> Result<u64> {
+        let release = QueryBuilder::new(
+            "update outbox_events set available_at = null \
+             where processed_at is null and dead_at is null and available_at > now()",
+        );
+        let changed = change(self, RELEASE, release, filter).await;
+        let changed = changed.map_err(|error| self.locate(error))?;
+        self.notify();
+        Ok(changed)
+    }
+
+    async fn reroute_events(&self, filter: &EventFilter, to: Option<&str>) -> Result<u64> {
+        check_destination(to)?;
+        let mut reroute = QueryBuilder::new("update outbox_events set destination = ");
+        reroute.push_bind(to.map(str::to_owned));
+        reroute.push(" where processed_at is null and destination is distinct from ");
+        reroute.push_bind(to.map(str::to_owned));
+        let changed = change(self, REROUTE, reroute, filter).await;
+        let changed = changed.map_err(|error| self.locate(error))?;
+        self.notify();
+        Ok(changed)
+    }
+
     async fn discard_events(&self, filter: &EventFilter) -> Result<u64> {
-        let delete = "delete from outbox_events where processed_at is null";
+        let delete = QueryBuilder::new("delete from outbox_events where processed_at is null");
         change(self, DISCARD, delete, filter).await.map_err(|error| self.locate(error))
     }
 
@@ -186,16 +213,15 @@ async fn count(outbox: &PostgresOutbox, filter: &EventFilter, limit: u64) -> Res
 async fn change(
     outbox: &PostgresOutbox,
     operation: &'static str,
-    sql: &'static str,
+    mut query: QueryBuilder<Postgres>,
     filter: &EventFilter,
 ) -> Result<u64> {
     if filter.state == Some(EventState::Delivered) {
         return Ok(0);
     }
     let mut conflicts = 0;
+    push_filter(&mut query, filter);
     loop {
-        let mut query = QueryBuilder::new(sql);
-        push_filter(&mut query, filter);
         let mut session = outbox.transaction(Duration::ZERO, operation).await?;
         match build(&mut query).execute(session.connection()).await {
             Ok(done) if done.rows_affected() == 0 => return Ok(0),
@@ -243,7 +269,9 @@ fn push_filter(query: &mut QueryBuilder<Postgres>, filter: &EventFilter) {
         query.push(" and event_type like ").push_bind(like);
     }
     if let Some(key) = &filter.order_key {
-        query.push(" and coalesce(partition_key, aggregate_id::text) = ").push_bind(key.clone());
+        query
+            .push(" and coalesce(nullif(partition_key, ''), aggregate_id::text) = ")
+            .push_bind(key.clone());
     }
     if let Some(from) = filter.created_from {
         query.push(" and created_at >= ").push_bind(Instant(from));

@@ -18,7 +18,6 @@ pub(crate) fn is_conflict(error: &sqlx::Error) -> bool {
 }
 
 /// The SQLSTATE that the server gave, where it was the server.
-#[allow(dead_code, reason = "asked by what tells one refusal from another")]
 pub(crate) fn sqlstate(error: &Error) -> Option<String> {
     let source = std::error::Error::source(error)?.downcast_ref::<ServerError>()?;
     source.0.as_database_error()?.code().map(Into::into)
@@ -54,6 +53,15 @@ fn classify(operation: &'static str, error: sqlx::Error) -> Error {
             (ErrorKind::Config, "the connection settings are wrong".into())
         }
         sqlx::Error::Encode(_) => (ErrorKind::Malformed, "a value has no form in SQL".into()),
+        // sqlx has no kind of its own for it. It concerns the column, and so every row.
+        sqlx::Error::ColumnDecode { index, source }
+            if source.to_string().starts_with("mismatched types") =>
+        {
+            (
+                ErrorKind::Schema,
+                format!("column {index} of the answer has another type than expected"),
+            )
+        }
         sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
             (ErrorKind::Corrupt, "a stored value cannot be read".into())
         }

@@ -1,11 +1,8 @@
 //! Reading pending events by place.
 
-use std::time::Duration;
-
 use futures_util::TryStreamExt;
-use jiff::Timestamp;
 use posthaste_core::{
-    DeadHead, ErrorKind, EventRecord, OrderKey, OutboxEvent, PendingEvent, PendingPage,
+    DeadHead, Error, ErrorKind, EventRecord, OrderKey, OutboxEvent, PendingEvent, PendingPage,
     PendingQuery, PendingSelection, Result, Seq, Settlement, SettlementOutcome, Shard, ShardLease,
     ShardSet,
 };
@@ -13,10 +10,11 @@ use sqlx::Row;
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
 
-use crate::error::failed;
+use crate::error::{failed, sqlstate};
 use crate::outbox::PostgresOutbox;
-use crate::row::{self, StoredEvent, columns, shard_column};
+use crate::row::{self, BODY_BYTES_MAX, StoredEvent, columns, shard_column};
 use crate::settle;
+use crate::timestamp::until;
 
 const FETCH: &str = "fetch pending events";
 
@@ -27,20 +25,28 @@ const FETCH: &str = "fetch pending events";
 /// returns one row more than fits, by which the caller knows that there is more. `(select $1)` hides
 /// the limit from the planner, which then expects to stop early and walks the index in order, even
 /// where it has no statistics yet and would otherwise rather sort the whole table. Bodies become
-/// text only outside, for the rows that are left.
+/// text only outside, for the rows that are left, and once (`offset 0`): JSON of a few kilobytes can
+/// be a gigabyte of text, of which no more than its length is wanted.
 macro_rules! page_of {
     ($($source:expr),+) => {
         concat!(
             "select ",
-            columns!(),
+            columns!(
+                "case when octet_length(body) <= 134217728 then body end",
+                "left(header_texts, 131073)",
+                "case when octet_length(payload) <= 134217728 then payload end"
+            ),
             ", coalesce(before, 0)::bigint, ",
             shard_column!(),
-            " from (",
+            ", coalesce(octet_length(payload), octet_length(body))::bigint",
+            " from (select page.*, case when payload is null then event_data::text end as body, \
+             headers::text as header_texts from (",
             "select *, sum(coalesce(octet_length(payload), pg_column_size(event_data))) over ",
             "(order by seq rows between unbounded preceding and 2 preceding) as before ",
             "from ",
             $($source,)+
-            " order by seq limit (select $1::bigint)) page where coalesce(before, 0) < $2 order by seq"
+            " order by seq limit (select $1::bigint)) page where coalesce(before, 0) < $2 \
+             order by seq offset 0) texts order by seq"
         )
     };
 }
@@ -63,7 +69,7 @@ macro_rules! pending_where {
 pub const AHEAD: &str = page_of!(pending_where!("seq > $3"));
 const AT: &str = page_of!(pending_where!("seq = any($3)"));
 const OF_AGGREGATE: &str = page_of!(pending_where!(
-    "seq > $3 and seq <= $4 and partition_key is null and aggregate_id = $5"
+    "seq > $3 and seq <= $4 and coalesce(partition_key, '') = '' and aggregate_id = $5"
 ));
 const OF_NAMED_KEY: &str =
     page_of!(pending_where!("seq > $3 and seq <= $4 and partition_key = $5"));
@@ -100,29 +106,137 @@ macro_rules! shared {
 const AHEAD_OF_SHARE: &str = page_of!(pending_where!("seq > $3 and ", shared!("$4")));
 const FORWARD_OF_SHARE: &str = forward!(" and ", shared!("$6"));
 
-/// The index of `before` in a page's rows, after the columns of an event.
+/// The columns of a page after those of an event: `before`,
 const BEFORE: usize = 21;
-/// And of its shard.
+/// the shard,
 const SHARD: usize = 22;
+/// and the length of the body.
+const BODY_BYTES: usize = 23;
 
+/// What stands for a row that cannot be read at all: all but its body and headers.
+const HEAD: &str = concat!(
+    "select ",
+    columns!("'null'::text", "null::text", "null::bytea"),
+    ", 0::bigint, ",
+    shard_column!(),
+    ", 0::bigint from outbox_events_pending where (dead_at >= '-infinity') is not true and seq = $1"
+);
+
+/// Rows that change between two questions about the one that cannot be read are asked for so often.
+const ATTEMPTS_MAX: usize = 3;
+
+/// Reads a page. Where it fails for what a row holds, what was read before that row is the page. Then the
+/// row stands alone, at the beginning of the next, and becomes a dead letter.
 pub(crate) async fn fetch(outbox: &PostgresOutbox, query: &PendingQuery) -> Result<PendingPage> {
-    let (mut page, corrupt) = read_page(outbox, query).await?;
-    if !corrupt.is_empty() {
-        bury(outbox, query, &corrupt).await?;
-        page.buried = corrupt.into_iter().map(Corrupt::into_head).collect();
+    let mut attempts = 0;
+    loop {
+        let error = match read_page(outbox, query).await {
+            Ok((mut page, unfit)) => {
+                if !unfit.is_empty() {
+                    bury(outbox, query, &unfit).await;
+                    page.buried = unfit.into_iter().map(Unfit::into_head).collect();
+                }
+                return Ok(page);
+            }
+            Err(error) if is_of_rows(&error) && attempts < ATTEMPTS_MAX => error,
+            Err(error) => return Err(error),
+        };
+        attempts += 1;
+        if let Some(row) = first_unreadable(outbox, query, &error).await? {
+            bury(outbox, query, std::slice::from_ref(&row)).await;
+            let buried = vec![row.into_head()];
+            return Ok(PendingPage { events: Vec::new(), more: true, buried });
+        }
     }
-    Ok(page)
 }
 
-/// A row that is no event.
-struct Corrupt {
+/// Whether a statement failed for what a row holds: a value that has no text (54000, its text is over a
+/// gigabyte; 22...), or that is damaged (XX001, XX002) or takes more memory than there is (53200).
+fn is_of_rows(error: &Error) -> bool {
+    sqlstate(error).is_some_and(|code| {
+        code.starts_with("22") || matches!(&*code, TOO_LONG | "XX001" | "XX002" | "53200")
+    })
+}
+
+/// `program_limit_exceeded`: a text of more than a gigabyte, for one.
+const TOO_LONG: &str = "54000";
+
+/// The first row of a selection that cannot be read, as far as it can. `None` where it is another one
+/// by now.
+async fn first_unreadable(
+    outbox: &PostgresOutbox,
+    query: &PendingQuery,
+    error: &Error,
+) -> Result<Option<Unfit>> {
+    let Some(seq) = first_place(outbox, query).await? else { return Ok(None) };
+    let alone = PendingQuery { selection: PendingSelection::At(vec![seq]), ..query.clone() };
+    match read_page(outbox, &alone).await {
+        Ok(_) => return Ok(None),
+        Err(error) if !is_of_rows(&error) => return Err(error),
+        Err(_) => {}
+    }
+    let mut session = outbox.session_along_indexes(FETCH).await?;
+    let statement = session.statement(HEAD).bind(seq);
+    let row = statement.fetch_optional(session.connection()).await.map_err(failed(FETCH))?;
+    session.finish().await?;
+    let Some(row) = row else { return Ok(None) };
+    let shard = row::shard(&row, SHARD).map_err(failed(FETCH))?;
+    let StoredEvent { record, .. } = StoredEvent::read(&row, FETCH)?;
+    let is_too_long = sqlstate(error).is_some_and(|code| code == TOO_LONG);
+    let reason = if is_too_long { ErrorKind::TooLarge } else { ErrorKind::Corrupt };
+    let error = format!("the row cannot be read: {}", error.report());
+    Ok(Some(Unfit { seq, shard, record, reason, error }))
+}
+
+macro_rules! first_of {
+    ($($condition:expr),+) => {
+        concat!("select seq from ", pending_where!($($condition),+), " order by seq limit 1")
+    };
+}
+
+const FIRST_FORWARD: &str = first_of!(
+    "(seq > $1 or exists (select from unnest($2::bigint[], $3::bigint[]) as gap (low, high) \
+     where seq between gap.low and gap.high)) and ",
+    shared!("$4")
+);
+const FIRST_AT: &str = first_of!("seq = any($1)");
+const FIRST_OF_AGGREGATE: &str =
+    first_of!("seq > $1 and seq <= $2 and coalesce(partition_key, '') = '' and aggregate_id = $3");
+const FIRST_OF_NAMED_KEY: &str = first_of!("seq > $1 and seq <= $2 and partition_key = $3");
+
+/// The place of the first row of a selection.
+async fn first_place(outbox: &PostgresOutbox, query: &PendingQuery) -> Result<Option<Seq>> {
+    let mut session = outbox.session_along_indexes(FETCH).await?;
+    let statement = match &query.selection {
+        PendingSelection::Forward { gaps, after } => {
+            let (low, high): (Vec<Seq>, Vec<Seq>) = gaps.iter().copied().unzip();
+            let every_shard = -1;
+            let statement = session.statement(FIRST_FORWARD).bind(*after).bind(low).bind(high);
+            statement.bind(share_of(query).unwrap_or(every_shard))
+        }
+        PendingSelection::At(places) => session.statement(FIRST_AT).bind(places.as_slice()),
+        PendingSelection::Key { key: OrderKey::Aggregate(id), after, up_to } => {
+            session.statement(FIRST_OF_AGGREGATE).bind(*after).bind(*up_to).bind(*id)
+        }
+        PendingSelection::Key { key: OrderKey::Named(key), after, up_to } => {
+            session.statement(FIRST_OF_NAMED_KEY).bind(*after).bind(*up_to).bind(&**key)
+        }
+    };
+    let row = statement.fetch_optional(session.connection()).await.map_err(failed(FETCH))?;
+    session.finish().await?;
+    row.map(|row| row.try_get(0)).transpose().map_err(failed(FETCH))
+}
+
+/// A row that is no event, or none that can be delivered.
+struct Unfit {
     seq: Seq,
     shard: Shard,
     record: EventRecord,
+    reason: ErrorKind,
     error: String,
 }
 
-impl Corrupt {
+impl Unfit {
     fn into_head(self) -> DeadHead {
         let EventRecord { order_key, event_type, destination, .. } = self.record;
         DeadHead { seq: self.seq, key: order_key, shard: self.shard, event_type, destination }
@@ -132,39 +246,73 @@ impl Corrupt {
 async fn read_page(
     outbox: &PostgresOutbox,
     query: &PendingQuery,
-) -> Result<(PendingPage, Vec<Corrupt>)> {
+) -> Result<(PendingPage, Vec<Unfit>)> {
     let mut session = outbox.warm_session(FETCH).await?;
     let mut page = PendingPage::default();
-    let mut corrupt = Vec::new();
-    let mut bytes = 0;
+    let mut unfit = Vec::new();
+    let (mut bytes, mut unread) = (0, 0);
     {
         let statement = bind_selection(&session, query);
         let mut rows = statement.fetch(session.connection());
-        while let Some(row) = rows.try_next().await.map_err(failed(FETCH))? {
-            let taken = page.events.len() + corrupt.len();
+        loop {
+            let taken = page.events.len() + unfit.len();
+            let row = match rows.try_next().await.map_err(failed(FETCH)) {
+                Ok(Some(row)) => row,
+                Ok(None) => break,
+                Err(error) if is_of_rows(&error) && taken > 0 => {
+                    page.more = true;
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
             if taken >= query.events_max || (bytes >= query.bytes_max && taken > 0) {
                 page.more = true;
-                break;
+                unread += 1;
+                if unread > 1 {
+                    break;
+                }
+                continue;
             }
             let before: i64 = row.try_get(BEFORE).map_err(failed(FETCH))?;
             // Cut here by the stored weight, where that is more than the text's.
             page.more = usize::try_from(before).is_ok_and(|before| before >= query.bytes_max);
             let shard = row::shard(&row, SHARD).map_err(failed(FETCH))?;
-            let StoredEvent { seq, now, record, corrupt: error } = StoredEvent::read(&row, FETCH)?;
-            bytes += record.payload.body().len();
-            match error {
-                Some(error) => corrupt.push(Corrupt { seq, shard, record, error: error.report() }),
+            let body_bytes: Option<i64> = row.try_get(BODY_BYTES).map_err(failed(FETCH))?;
+            let stored = StoredEvent::read(&row, FETCH)?;
+            bytes += stored.bytes;
+            match why_unfit(body_bytes.unwrap_or(0), stored.unfit) {
+                Some((reason, error)) => {
+                    unfit.push(Unfit {
+                        seq: stored.seq,
+                        shard,
+                        record: stored.record,
+                        reason,
+                        error,
+                    });
+                }
                 None => page.events.push(PendingEvent {
-                    seq,
-                    wait: until(record.available_at, now),
+                    seq: stored.seq,
+                    wait: until(stored.record.available_at, stored.now),
                     shard,
-                    event: OutboxEvent::restore(record),
+                    event: OutboxEvent::restore(stored.record),
                 }),
             }
         }
     }
-    session.finish().await?;
-    Ok((page, corrupt))
+    // What weighs more as text than as stored is cut here, and what is left may be more than memory
+    // holds: it goes with the connection.
+    if unread < 2 {
+        session.finish().await?;
+    }
+    Ok((page, unfit))
+}
+
+fn why_unfit(body_bytes: i64, corrupt: Option<Error>) -> Option<(ErrorKind, String)> {
+    if body_bytes > BODY_BYTES_MAX {
+        let why = format!("its body has {body_bytes} bytes; at most {BODY_BYTES_MAX} are read");
+        return Some((ErrorKind::TooLarge, why));
+    }
+    corrupt.map(|error| (ErrorKind::Corrupt, error.report()))
 }
 
 fn bind_selection<'q>(
@@ -214,25 +362,41 @@ fn share_of(query: &PendingQuery) -> Option<i64> {
 }
 
 /// Dead-letters rows that are no events, so that one bad row of a foreign writer is seen by an
-/// operator and stops nobody.
-async fn bury(outbox: &PostgresOutbox, query: &PendingQuery, corrupt: &[Corrupt]) -> Result<()> {
-    let settlements: Vec<Settlement> = corrupt
+/// operator and stops nobody. Where that fails, they are left out all the same: they are looked at
+/// again later, and the rest goes on meanwhile.
+async fn bury(outbox: &PostgresOutbox, query: &PendingQuery, unfit: &[Unfit]) {
+    let settlements: Vec<Settlement> = unfit
         .iter()
-        .map(|Corrupt { seq, shard, record, error }| {
-            tracing::error!(seq, id = %record.id, error, "a stored row is no event: a dead letter");
-            Settlement {
-                seq: *seq,
-                id: record.id,
-                lease: lease_of(query, *shard),
-                outcome: SettlementOutcome::Dead {
-                    retry_count: record.retry_count,
-                    reason: ErrorKind::Corrupt.as_str(),
-                    error: error.as_str().into(),
-                },
-            }
+        .map(|Unfit { seq, shard, record, reason, error }| Settlement {
+            seq: *seq,
+            id: record.id,
+            lease: lease_of(query, *shard),
+            outcome: SettlementOutcome::Dead {
+                retry_count: record.retry_count,
+                reason: reason.as_str(),
+                error: error.as_str().into(),
+            },
         })
         .collect();
-    settle::settle(outbox, &settlements).await.map(|_| ())
+    match settle::settle(outbox, &settlements).await {
+        Ok(0) => {}
+        Ok(_) => {
+            for Unfit { seq, record, error, .. } in unfit {
+                tracing::error!(seq, id = %record.id, error, "a stored row is no event: a dead letter");
+            }
+        }
+        Err(failure) => {
+            let first = unfit.first();
+            tracing::warn!(
+                rows = unfit.len(),
+                seq = first.map(|row| row.seq),
+                why = first.map(|row| &*row.error),
+                error = failure.report(),
+                "stored rows are no events and cannot be made dead letters; they are left out and \
+                 tried again, and hold back their keys"
+            );
+        }
+    }
 }
 
 /// The lease of a shard. Where there are leases and it has none, one that never was.
@@ -240,11 +404,4 @@ fn lease_of(query: &PendingQuery, shard: Shard) -> Option<ShardLease> {
     let leases = query.leases.as_ref()?;
     let lease = leases.iter().find(|lease| lease.shard == shard).copied();
     Some(lease.unwrap_or(ShardLease { shard, generation: -1 }))
-}
-
-/// From `now` until `then`; zero when it has passed.
-fn until(then: Option<Timestamp>, now: Timestamp) -> Duration {
-    then.map_or(Duration::ZERO, |then| {
-        Duration::try_from(then.duration_since(now)).unwrap_or_default()
-    })
 }

@@ -10,6 +10,9 @@
 //!   the server ends the transaction of a relay that stands still in the middle of it.
 //! - A relay that is renewing at this moment is not removed (`skip locked`), and one that was removed
 //!   finds no row to renew. So no two of them believe in the same shard.
+//! - A lease that ends further ahead than any lease lasts was given before the server's clock was set
+//!   back. It is shortened to a minute more than ours lasts: a relay that lives renews it before, and one
+//!   that is dead does not own its shards for as long as the clock went back.
 //! - A shard whose events are being settled at this moment is not taken (`skip locked` again, against
 //!   the settlement's `for key share`): it is taken the next time.
 
@@ -37,7 +40,9 @@ macro_rules! state {
             array(select shard from outbox_shards where owner = $1 order by shard), \
             array(select generation from outbox_shards where owner = $1 order by shard), \
             exists (select from outbox_shards left join outbox_relays on relay = owner \
-                    where (lease_until > now()) is not true and owner is distinct from $1)"
+                    where (lease_until > now()) is not true and owner is distinct from $1), \
+            exists (select from outbox_relays where relay <> $1 and lease_until > now() \
+                    + ($2::bigint + 60000000) * interval '1 microsecond')"
     };
 }
 
@@ -90,6 +95,14 @@ const RELEASE: &str = "\
         join unnest($2::smallint[], $3::bigint[]) as given (shard, generation) \
         using (shard, generation) for no key update of held skip locked)";
 
+/// Relays of one outbox may have been told lengths that differ, by a minute at most.
+const SHORTEN: &str = "\
+    update outbox_relays \
+        set lease_until = now() + ($2::bigint + 60000000) * interval '1 microsecond' \
+    where relay in (\
+        select relay from outbox_relays where relay <> $1 and lease_until > now() \
+            + ($2::bigint + 60000000) * interval '1 microsecond' for update skip locked)";
+
 const REMOVE_DEAD: &str = "\
     delete from outbox_relays where relay in (\
         select relay from outbox_relays where lease_until <= now() and relay <> $1 \
@@ -118,9 +131,9 @@ pub(crate) async fn lease(outbox: &PostgresOutbox, request: &LeaseRequest) -> Re
     let row = statement.fetch_optional(session.connection()).await.map_err(failed(LEASE))?;
     session.finish().await?;
     let renewed = row.map(|row| read(&row, request)).transpose()?;
-    if let Some((lease, any_free)) = &renewed {
-        let may_take = *any_free && lease.shards.len() < lease.fair_share;
-        if release.is_empty() && !may_take {
+    if let Some((lease, found)) = &renewed {
+        let may_take = found.any_free && lease.shards.len() < lease.fair_share;
+        if release.is_empty() && !may_take && !found.any_too_long {
             return Ok(lease.clone());
         }
     }
@@ -180,15 +193,24 @@ async fn change_hands(
         })
         .await?;
     }
+    let shortened = session.statement(SHORTEN).bind(relay).bind(ttl);
+    let shortened = shortened.execute(session.connection()).await.map_err(failed(LEASE))?;
+    if shortened.rows_affected() > 0 {
+        tracing::warn!(
+            relays = shortened.rows_affected(),
+            "leases end further ahead than any lease lasts: the database's clock was set back; they \
+             end in a minute unless they are renewed"
+        );
+    }
     run(&mut session, |session| session.statement(REMOVE_DEAD).bind(relay)).await?;
-    let before = state(&mut session, request).await?;
+    let before = state(&mut session, request, ttl).await?;
     let missing = before.fair_share.saturating_sub(before.shards.len());
     let lease = if missing == 0 {
         before
     } else {
         let missing = i64::try_from(missing).unwrap_or(i64::MAX);
         run(&mut session, |session| session.statement(TAKE).bind(relay).bind(missing)).await?;
-        state(&mut session, request).await?
+        state(&mut session, request, ttl).await?
     };
     session.finish().await?;
     Ok(Some(lease))
@@ -209,21 +231,29 @@ async fn run<'q>(
     statement.execute(session.connection()).await.map(|_| ()).map_err(failed(LEASE))
 }
 
-async fn state(session: &mut Session, request: &LeaseRequest) -> Result<Lease> {
-    let statement = session.statement(STATE).bind(request.relay);
+async fn state(session: &mut Session, request: &LeaseRequest, ttl: i64) -> Result<Lease> {
+    let statement = session.statement(STATE).bind(request.relay).bind(ttl);
     let row = statement.fetch_one(session.connection()).await.map_err(failed(LEASE))?;
     read(&row, request).map(|(lease, _)| lease)
 }
 
-/// The lease, and whether there are shards that nobody alive owns.
-fn read(row: &PgRow, request: &LeaseRequest) -> Result<(Lease, bool)> {
+/// What was found beside a lease.
+struct Found {
+    /// Shards that nobody alive owns.
+    any_free: bool,
+    /// Leases that end further ahead than any lasts.
+    any_too_long: bool,
+}
+
+fn read(row: &PgRow, request: &LeaseRequest) -> Result<(Lease, Found)> {
     let read = || -> sqlx::Result<_> {
         let alive: Vec<Uuid> = row.try_get(0)?;
         let shards: Vec<i16> = row.try_get(1)?;
         let generations: Vec<i64> = row.try_get(2)?;
-        Ok((alive, shards, generations, row.try_get(3)?))
+        let found = Found { any_free: row.try_get(3)?, any_too_long: row.try_get(4)? };
+        Ok((alive, shards, generations, found))
     };
-    let (alive, shards, generations, any_free) = read().map_err(failed(LEASE))?;
+    let (alive, shards, generations, found) = read().map_err(failed(LEASE))?;
     let shards = shards.into_iter().zip(generations).map(|(number, generation)| {
         let shard = usize::try_from(number).ok().and_then(Shard::from_index);
         let shard = shard.ok_or_else(|| {
@@ -236,7 +266,7 @@ fn read(row: &PgRow, request: &LeaseRequest) -> Result<(Lease, bool)> {
         fair_share: if request.leaving { 0 } else { fair_share(&alive, request.relay) },
         relays: alive.len(),
     };
-    Ok((lease, any_free))
+    Ok((lease, found))
 }
 
 /// Leases turned by ninety degrees: the numbers of their shards, and their generations.

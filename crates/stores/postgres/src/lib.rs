@@ -30,6 +30,7 @@ mod adopt;
 mod backlog;
 mod error;
 mod fetch;
+mod heads;
 mod history;
 mod integrity;
 mod lease;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use posthaste_core::{Error, ErrorKind, OutboxEvent, Result, UnitOfWork};
@@ -43,6 +44,10 @@ struct Inner {
     address: String,
     may_use_tls: bool,
     waker: Waker,
+    /// Whether a subscription fills the outbox, as far as is known.
+    subscribes: AtomicBool,
+    /// Whether the database's encoding was found to lack characters that error texts hold.
+    ascii_only: AtomicBool,
     /// For what a relay does without end.
     warm: Arc<WarmConnections>,
     /// Where one of several servers has to be found, or made sure of.
@@ -116,6 +121,8 @@ impl PostgresOutbox {
             connect_timeout: options.connect_timeout,
             address: address(&connect_options),
             may_use_tls: may_use_tls(&connect_options),
+            subscribes: AtomicBool::new(false),
+            ascii_only: AtomicBool::new(false),
             waker: Waker::new(pool.clone(), options.notify, listens, options.watch_interval),
             warm: Arc::new(WarmConnections::new(pool.clone(), changed)),
             servers,
@@ -174,6 +181,19 @@ impl PostgresOutbox {
 
     pub(crate) fn may_use_tls(&self) -> bool {
         self.0.may_use_tls
+    }
+
+    pub(crate) fn takes_ascii_only(&self) -> bool {
+        self.0.ascii_only.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn take_ascii_only(&self) {
+        self.0.ascii_only.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a subscription fills the outbox, and did not when this was asked last.
+    pub(crate) fn first_hears_of_subscription(&self, subscribes: bool) -> bool {
+        !self.0.subscribes.swap(subscribes, Ordering::Relaxed) && subscribes
     }
 
     pub(crate) fn waker(&self) -> &Waker {

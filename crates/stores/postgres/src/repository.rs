@@ -4,23 +4,26 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use posthaste_core::{
-    Backlog, DeadHead, Lease, LeaseRequest, OutboxEvent, OutboxRepository, PendingPage,
-    PendingQuery, RepositoryCapabilities, Result, Seq, Settlement, Watermark,
+    Backlog, DeadHead, Head, HeadSelection, Lease, LeaseRequest, OutboxEvent, OutboxRepository,
+    PendingPage, PendingQuery, RepositoryCapabilities, Result, Seq, Settlement, Unsettled,
+    Watermark,
 };
 use sqlx::Row;
 use uuid::Uuid;
 
 use crate::error::failed;
 use crate::outbox::PostgresOutbox;
-use crate::row::{self, StoredEvent, columns, order_key, shard_column};
+use crate::row::{self, StoredEvent, columns, key_column, order_key, shard_column};
 use crate::store::store;
 use crate::{
-    backlog, fetch, history, integrity, lease, migrations, relays, rights, settle, standby,
+    backlog, fetch, heads, history, integrity, lease, migrations, relays, rights, settle, standby,
     watermark,
 };
 
 const DEAD_HEADS: &str = concat!(
-    "select seq, partition_key, aggregate_id, event_type, destination, ",
+    "select seq, ",
+    key_column!(),
+    ", aggregate_id, event_type, destination, ",
     shard_column!(),
     " from outbox_events_pending \
      where dead_at >= '-infinity' and seq > $1 order by seq limit (select $2::bigint)"
@@ -74,6 +77,14 @@ impl OutboxRepository for PostgresOutbox {
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<u64> {
         self.bounded("settle events", settle::settle(self, settlements)).await
+    }
+
+    async fn unsettled(&self, settlements: &[Settlement]) -> Result<Vec<Unsettled>> {
+        self.bounded("look for unsettled events", settle::unsettled(self, settlements)).await
+    }
+
+    async fn heads(&self, selection: &HeadSelection, limit: usize) -> Result<Vec<Head>> {
+        self.bounded("look at heads", heads::heads(self, selection, limit)).await
     }
 
     async fn dead_heads(&self, after: Seq, limit: usize) -> Result<Vec<DeadHead>> {
@@ -132,9 +143,9 @@ async fn dead_heads(outbox: &PostgresOutbox, after: Seq, limit: usize) -> Result
     let head = |row: &sqlx::postgres::PgRow| {
         Ok(DeadHead {
             seq: row.try_get(0)?,
-            key: order_key(row.try_get(1)?, row.try_get(2)?),
-            event_type: row.try_get::<&str, _>(3)?.into(),
-            destination: row.try_get::<Option<&str>, _>(4)?.map(Into::into),
+            key: order_key(row::text(row, 1)?.as_deref(), row.try_get(2)?),
+            event_type: row::text(row, 3)?.unwrap_or_default(),
+            destination: row::text(row, 4)?.filter(|name| !name.is_empty()),
             shard: row::shard(row, 5)?,
         })
     };

@@ -25,9 +25,9 @@ const DEAD_MAX: i64 = 1_000_000;
 /// The columns of an event without its body and headers, where [`StoredEvent::read`] expects them.
 macro_rules! head_columns {
     () => {
-        "event.seq, id, aggregate_id, aggregate_type, event_type, 'null'::text, partition_key, \
+        "event.seq, id, aggregate_id, aggregate_type, event_type, 'null'::text, left(partition_key, 1024), \
          destination, topic, null::text, null::bytea, content_type, created_at, available_at, \
-         processed_at, dead_at, dead_reason, retry_count, max_retries, error_message, \
+         processed_at, dead_at, dead_reason, retry_count, max_retries, left(error_message, 2000), \
          clock_timestamp()"
     };
 }
@@ -41,7 +41,7 @@ const WALKED: usize = 21;
 macro_rules! heads {
     ($looked_at:literal, $heads:literal) => {
         concat!(
-            "with looked_at as materialized (select seq, partition_key, aggregate_id, \
+            "with looked_at as materialized (select seq, nullif(partition_key, '') as partition_key, aggregate_id, \
              retry_count > 0 or error_message is not null as failed, available_at \
              from outbox_events_pending where ",
             $looked_at,
@@ -71,8 +71,8 @@ const RETRYING: &str = heads!(
 /// What waits behind each of these heads, in one walk for all of them.
 const WAITING: &str = "\
     with walked as materialized ( \
-        select seq, coalesce(partition_key, aggregate_id::text) as key, \
-            partition_key is not null as named \
+        select seq, coalesce(nullif(partition_key, ''), aggregate_id::text) as key, \
+            nullif(partition_key, '') is not null as named \
         from outbox_events_pending \
         where (dead_at >= '-infinity') is not true and seq > $1 \
         order by seq limit (select $2::bigint) \

@@ -1,5 +1,7 @@
 //! `timestamptz` as [`jiff::Timestamp`], to the microsecond.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
@@ -62,6 +64,13 @@ impl Decode<'_, Postgres> for Instant {
             PgValueFormat::Text => Err("a time came as text; use the extended protocol".into()),
         }
     }
+}
+
+/// From `now` until `then`; zero when it has passed.
+pub(crate) fn until(then: Option<Timestamp>, now: Timestamp) -> Duration {
+    then.map_or(Duration::ZERO, |then| {
+        Duration::try_from(then.duration_since(now)).unwrap_or_default()
+    })
 }
 
 #[cfg(test)]

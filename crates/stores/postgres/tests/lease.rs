@@ -171,3 +171,27 @@ async fn a_relay_that_was_removed_takes_what_is_left_anew() {
     assert!(!again.shards.is_empty(), "it takes its share of the rest");
     assert!(again.shards.iter().all(|lease| !held.shards.contains(lease)), "{again:?}");
 }
+
+/// The server's clock was set back while the relay that held everything was dead: its lease would last for as
+/// long as the clock went back.
+#[tokio::test]
+async fn a_lease_longer_than_any_is_shortened_and_its_shards_are_taken_when_it_ends() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    let (dead, ttl) = (Uuid::from_u128(1), Duration::from_secs(5));
+    assert_eq!(lease(&outbox, 1, ttl).await.shards.len(), Shard::COUNT);
+    database.run("update outbox_relays set lease_until = lease_until + interval '1 hour'").await;
+    lease(&outbox, 2, ttl).await;
+    let left: f64 = database
+        .value(&format!(
+            "select extract(epoch from lease_until - now())::float8 from outbox_relays \
+             where relay = '{dead}'"
+        ))
+        .await;
+    assert!((50.0..70.0).contains(&left), "{left} s");
+    // A minute later.
+    database
+        .run(&format!("update outbox_relays set lease_until = now() where relay = '{dead}'"))
+        .await;
+    assert_eq!(lease(&outbox, 2, ttl).await.shards.len(), Shard::COUNT);
+}

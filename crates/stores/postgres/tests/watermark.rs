@@ -6,6 +6,7 @@ mod common;
 
 use posthaste_core::{OutboxRepository, Watermark};
 use posthaste_postgres::{PostgresOutbox, store_events};
+use posthaste_testkit::servers::PostgresServer;
 use sqlx::Connection;
 use uuid::Uuid;
 
@@ -83,7 +84,7 @@ async fn every_way_to_draw_a_number_is_listed() {
 /// Restored from a dump, in the same server and under the same name: the numbers may be drawn
 /// further by then than they ever were.
 #[tokio::test]
-async fn another_database_of_the_same_name_changes_the_revision() {
+async fn another_database_of_the_same_name_is_another_incarnation() {
     let Some(database) = TestDatabase::create().await else { return };
     let outbox = database.outbox().await;
     outbox.store(&[event(Uuid::now_v7())]).await.unwrap();
@@ -95,13 +96,13 @@ async fn another_database_of_the_same_name_changes_the_revision() {
     restored.store(&[event(Uuid::now_v7())]).await.unwrap();
     let after = watermark(&restored).await;
     assert_eq!((after.high, &after.writers), (before.high, &before.writers));
-    assert_ne!(after.revision, before.revision);
+    assert_ne!(after.incarnation, before.incarnation);
 
     // Restored in place, with `pg_restore --clean`.
     database.run("drop schema public cascade; create schema public").await;
     let again = database.outbox().await;
     again.store(&[event(Uuid::now_v7())]).await.unwrap();
-    assert_ne!(watermark(&again).await.revision, before.revision);
+    assert_ne!(watermark(&again).await.incarnation, before.incarnation);
 }
 
 /// The proof by many random schedules: a reader that trusts the watermark as the processor does
@@ -169,4 +170,59 @@ async fn a_reader_that_trusts_the_watermark_misses_nothing() {
 fn seen_below(seen: &std::collections::BTreeSet<(i64, i64)>, seq: i64) -> bool {
     let closed = seen.last().map_or(0, |(_, closed)| *closed);
     seq <= closed && !seen.contains(&(seq, closed))
+}
+
+/// Nothing that was proven before it holds after it: what was prepared has another name then, and the names
+/// of others are given out again.
+#[tokio::test]
+async fn a_restart_is_another_incarnation_be_it_clean_or_a_crash() {
+    let settings = ["max_prepared_transactions=5"];
+    let Some(mut server) = PostgresServer::start(&settings).await else { return };
+    let database = TestDatabase::create_at(&server.url("postgres")).await;
+    let outbox = database.outbox().await;
+    let mut writer = database.connection().await;
+    let store = insert("prepared");
+    run(&mut writer, &format!("begin; {store}; prepare transaction 'first'")).await;
+    drop(writer);
+    let before = watermark(&outbox).await;
+    assert_eq!((watermark(&outbox).await, before.writers.len()), (before.clone(), 1));
+
+    server.restart().await;
+    let restarted = until_answered(&outbox).await;
+    assert_ne!(restarted.incarnation, before.incarnation);
+    assert_ne!(restarted.writers, before.writers, "it has another name");
+    assert_eq!(restarted.writers.len(), 1);
+
+    // A process of the server dies, and all others are started anew.
+    let mut victim = database.connection().await;
+    let pid: i32 =
+        sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut victim).await.unwrap();
+    let killed = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status();
+    assert!(killed.unwrap().success());
+    let mut crashed = restarted.clone();
+    for _ in 0..100 {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        crashed = until_answered(&outbox).await;
+        if crashed.incarnation != restarted.incarnation {
+            break;
+        }
+    }
+    assert_ne!(crashed.incarnation, restarted.incarnation);
+    assert_eq!(crashed.writers, restarted.writers, "what was prepared keeps its name from then on");
+
+    database.run("commit prepared 'first'").await;
+    let ended = watermark(&outbox).await;
+    assert_ne!(ended.incarnation, crashed.incarnation);
+    assert_eq!(ended.writers, []);
+    outbox.pool().close().await;
+}
+
+async fn until_answered(outbox: &PostgresOutbox) -> Watermark {
+    for _ in 0..100 {
+        if let Ok(watermark) = outbox.watermark().await {
+            return watermark;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    panic!("the server does not come back");
 }

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use posthaste_core::{
     EventFilter, EventPlace, EventState, OutboxAdmin, OutboxEvent, Result, StuckKeyPage,
-    StuckKeyQuery,
+    StuckKeyQuery, check_destination,
 };
 use sqlx::{QueryBuilder, Sqlite};
 use uuid::Uuid;
@@ -79,6 +79,26 @@ impl OutboxAdmin for SqliteOutbox {
         );
         push_filter(&mut sql, filter);
         self.change("retry events", sql).await
+    }
+
+    async fn release_events(&self, filter: &EventFilter) -> Result<u64> {
+        let mut sql = QueryBuilder::new(
+            "update outbox_events set available_at = null \
+             where processed_at is null and dead_at is null \
+             and julianday(available_at) > julianday('now') and ",
+        );
+        push_filter(&mut sql, filter);
+        self.change("release events", sql).await
+    }
+
+    async fn reroute_events(&self, filter: &EventFilter, to: Option<&str>) -> Result<u64> {
+        check_destination(to)?;
+        let mut sql = QueryBuilder::new("update outbox_events set destination = ");
+        sql.push_bind(to.map(str::to_owned));
+        sql.push(" where processed_at is null and destination is not ");
+        sql.push_bind(to.map(str::to_owned)).push(" and ");
+        push_filter(&mut sql, filter);
+        self.change("reroute events", sql).await
     }
 
     async fn discard_events(&self, filter: &EventFilter) -> Result<u64> {

@@ -113,8 +113,8 @@ impl SqliteOutbox {
         // One writer at a time: whoever drew a number has committed, or holds the write lock and
         // shows neither its events nor its numbers.
         // Another file in the place of the first one is another outbox.
-        let revision = revision.wrapping_add(self.incarnation() << 32);
-        Ok(Watermark { high, writers: Vec::new(), revision })
+        let incarnation = self.incarnation();
+        Ok(Watermark { high, writers: Vec::new(), revision, incarnation })
     }
 
     pub(crate) async fn read_dead_heads(&self, after: Seq, limit: usize) -> Result<Vec<DeadHead>> {

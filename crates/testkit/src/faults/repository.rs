@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use posthaste_core::{
-    Backlog, Claim, DeadHead, Error, ErrorKind, EventFilter, EventPlace, Lease, LeaseRequest,
-    OpenTransaction, OutboxAdmin, OutboxEvent, OutboxRepository, PendingPage, PendingQuery,
-    RepositoryCapabilities, Result, Seq, Settlement, StuckKeyPage, StuckKeyQuery, Watermark,
+    Backlog, Claim, DeadHead, Error, ErrorKind, EventFilter, EventPlace, Head, HeadSelection,
+    Lease, LeaseRequest, OpenTransaction, OutboxAdmin, OutboxEvent, OutboxRepository, PendingPage,
+    PendingQuery, RepositoryCapabilities, Result, Seq, Settlement, StuckKeyPage, StuckKeyQuery,
+    Unsettled, Watermark,
 };
 use uuid::Uuid;
 
@@ -31,6 +32,8 @@ pub enum Operation {
     Store,
     /// [`OutboxRepository::fetch_pending`].
     Fetch,
+    /// [`OutboxRepository::heads`].
+    Look,
     /// [`OutboxRepository::watermark`].
     Watermark,
     /// [`OutboxRepository::settle`].
@@ -47,10 +50,11 @@ pub enum Operation {
 
 impl Operation {
     /// All of them: for an outage of the whole database.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Check,
         Self::Store,
         Self::Fetch,
+        Self::Look,
         Self::Watermark,
         Self::Settle,
         Self::DeadLetters,
@@ -64,6 +68,7 @@ impl Operation {
             Self::Check => "check database",
             Self::Store => "store events",
             Self::Fetch => "fetch pending events",
+            Self::Look => "look at heads",
             Self::Watermark => "read watermark",
             Self::Settle => "settle events",
             Self::DeadLetters => "read dead letters",
@@ -229,6 +234,14 @@ impl<R: OutboxRepository> OutboxRepository for FaultyRepository<R> {
         self.guarded(Operation::Settle, self.inner.settle(settlements)).await
     }
 
+    async fn unsettled(&self, settlements: &[Settlement]) -> Result<Vec<Unsettled>> {
+        self.guarded(Operation::Settle, self.inner.unsettled(settlements)).await
+    }
+
+    async fn heads(&self, selection: &HeadSelection, limit: usize) -> Result<Vec<Head>> {
+        self.guarded(Operation::Look, self.inner.heads(selection, limit)).await
+    }
+
     async fn dead_heads(&self, after: Seq, limit: usize) -> Result<Vec<DeadHead>> {
         self.guarded(Operation::DeadLetters, self.inner.dead_heads(after, limit)).await
     }
@@ -282,6 +295,14 @@ impl<R: OutboxAdmin> OutboxAdmin for FaultyRepository<R> {
 
     async fn retry_events(&self, filter: &EventFilter) -> Result<u64> {
         self.inner.retry_events(filter).await
+    }
+
+    async fn release_events(&self, filter: &EventFilter) -> Result<u64> {
+        self.inner.release_events(filter).await
+    }
+
+    async fn reroute_events(&self, filter: &EventFilter, to: Option<&str>) -> Result<u64> {
+        self.inner.reroute_events(filter, to).await
     }
 
     async fn discard_events(&self, filter: &EventFilter) -> Result<u64> {

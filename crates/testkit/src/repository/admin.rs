@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use jiff::SignedDuration;
 use posthaste_core::{
-    EventFilter, EventPlace, EventState, OutboxAdmin, OutboxEvent, OutboxRepository, Pattern,
-    PendingEvent, SettlementOutcome,
+    ErrorKind, EventFilter, EventPlace, EventState, OutboxAdmin, OutboxEvent, OutboxRepository,
+    Pattern, PendingEvent, SettlementOutcome,
 };
 use uuid::Uuid;
 
@@ -276,5 +276,52 @@ async fn expect<R: OutboxAdmin>(
     ensure!(found == expected, "{filter:?} lists {found:?} instead of {expected:?}");
     let count = repository.count_events(filter, 100).await?;
     ensure!(count == expected.len() as u64, "{filter:?} counts {count}");
+    Ok(())
+}
+
+pub(super) async fn release_makes_what_waits_due_and_keeps_its_attempts<H: RepositoryHarness>(
+    harness: &H,
+) -> anyhow::Result<()> {
+    let repository = harness.fresh().await?;
+    let events = each_state(&repository).await?;
+    let delayed = samples::builder()?.available_at(jiff::Timestamp::now() + HOUR).build()?;
+    repository.store(std::slice::from_ref(&delayed)).await?;
+    let before = repository.watermark().await?.revision;
+    let none = EventFilter::with_ids([events.dead.event.id(), events.delivered.event.id()]);
+    ensure!(repository.release_events(&none).await? == 0, "a dead or delivered event was released");
+    ensure!(repository.release_events(&EventFilter::all()).await? == 2, "two events waited");
+    ensure!(repository.watermark().await?.revision != before, "relays are not told");
+    for found in pending(&repository).await? {
+        ensure!(found.wait.is_zero(), "an event waits still");
+        let attempts = u32::from(found.event.id() == events.retrying.event.id());
+        ensure!(found.event.retry_count() == attempts, "its attempts are not what they were");
+    }
+    Ok(())
+}
+
+pub(super) async fn reroute_changes_the_destination_and_nothing_else<H: RepositoryHarness>(
+    harness: &H,
+) -> anyhow::Result<()> {
+    let repository = harness.fresh().await?;
+    let events = each_state(&repository).await?;
+    let before = repository.watermark().await?.revision;
+    let moved = repository.reroute_events(&EventFilter::all(), Some("elsewhere")).await?;
+    ensure!(moved == 3, "{moved} events moved; all but the delivered one were to");
+    ensure!(repository.watermark().await?.revision != before, "relays are not told");
+    for (event, state) in [
+        (&events.pending, EventState::Pending),
+        (&events.retrying, EventState::Retrying),
+        (&events.dead, EventState::Dead),
+    ] {
+        let found = repository.find_event(event.event.id()).await?.context("an event is gone")?;
+        ensure!(found.destination() == Some("elsewhere"), "{:?}", found.destination());
+        ensure!(found.state() == state, "{:?} instead of {state:?}", found.state());
+    }
+    let one = EventFilter::with_ids([events.pending.event.id()]);
+    ensure!(repository.reroute_events(&one, None).await? == 1, "the routes choose again");
+    let found = repository.find_event(events.pending.event.id()).await?.context("it is gone")?;
+    ensure!(found.destination().is_none(), "{:?}", found.destination());
+    let bad = repository.reroute_events(&one, Some("")).await;
+    ensure!(bad.is_err_and(|error| error.kind() == ErrorKind::Malformed), "no name is a name");
     Ok(())
 }

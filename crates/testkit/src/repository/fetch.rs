@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use jiff::{SignedDuration, Timestamp};
-use posthaste_core::{OrderKey, OutboxRepository, PendingEvent, PendingSelection, Seq};
+use posthaste_core::{
+    HeadSelection, OrderKey, OutboxRepository, PendingEvent, PendingSelection, Seq,
+    SettlementOutcome,
+};
 use uuid::Uuid;
 
-use super::{BYTES_MAX, RepositoryHarness, everything, page, pending, stored};
+use super::{BYTES_MAX, RepositoryHarness, everything, page, pending, settlement, stored};
 use crate::{samples, skip};
 
 pub(super) async fn fetch_orders_by_place<H: RepositoryHarness>(harness: &H) -> anyhow::Result<()> {
@@ -178,4 +181,34 @@ pub(super) async fn a_store_wakes_who_waits_for_events<H: RepositoryHarness>(
 
 fn places(events: &[PendingEvent]) -> Vec<Seq> {
     events.iter().map(|event| event.seq).collect()
+}
+
+pub(super) async fn heads_tell_of_what_is_undelivered_without_changing_it<H: RepositoryHarness>(
+    harness: &H,
+) -> anyhow::Result<()> {
+    let repository = harness.fresh().await?;
+    let hour = Duration::from_secs(3_600);
+    let delayed = samples::builder()?.available_at(jiff::Timestamp::now() + hour).build()?;
+    let elsewhere = samples::builder()?.destination("elsewhere").build()?;
+    let delivered = samples::event()?;
+    repository.store(&[delayed.clone(), elsewhere.clone(), delivered]).await?;
+    let found = pending(&repository).await?;
+    let places: Vec<Seq> = found.iter().map(|found| found.seq).collect();
+    repository.settle(&[settlement(&found[2], SettlementOutcome::Delivered)]).await?;
+    let between = HeadSelection::Between { after: 0, up_to: places[2] };
+    for selection in [HeadSelection::At(places.clone()), between] {
+        let heads = repository.heads(&selection, 10).await?;
+        ensure!(heads.len() == 2, "{} undelivered events instead of 2", heads.len());
+        ensure!((heads[0].seq, heads[0].id) == (places[0], delayed.id()), "{:?}", heads[0]);
+        ensure!(heads[0].wait > hour / 2 && heads[1].wait.is_zero(), "{heads:?}");
+        ensure!(heads[1].destination.as_deref() == Some("elsewhere"), "{:?}", heads[1]);
+        ensure!(&heads[1].key == elsewhere.order_key(), "{:?}", heads[1]);
+        ensure!(heads[1].shard == found[1].shard, "{:?}", heads[1]);
+    }
+    let first = HeadSelection::Between { after: 0, up_to: Seq::MAX };
+    ensure!(repository.heads(&first, 1).await?.len() == 1, "more than the limit");
+    let second = HeadSelection::Between { after: places[0], up_to: places[1] };
+    let second = repository.heads(&second, 10).await?;
+    ensure!(second.len() == 1 && second[0].seq == places[1], "{second:?}");
+    Ok(())
 }

@@ -253,6 +253,14 @@ impl OutboxAdmin for Defective {
         self.inner.retry_events(filter).await
     }
 
+    async fn release_events(&self, filter: &EventFilter) -> Result<u64> {
+        self.inner.release_events(filter).await
+    }
+
+    async fn reroute_events(&self, filter: &EventFilter, to: Option<&str>) -> Result<u64> {
+        self.inner.reroute_events(filter, to).await
+    }
+
     async fn discard_events(&self, filter: &EventFilter) -> Result<u64> {
         if self.has(Defect::TakesNoIdsForAny) && filter.ids == Some(Vec::new()) {
             let any = EventFilter { ids: None, ..filter.clone() };

@@ -186,7 +186,7 @@ impl Database {
             .filter(|index| !self.transactions[*index].drawn.is_empty())
             .map(|index| OpenWriter { token: index.to_string().into() })
             .collect();
-        Watermark { high: self.high, writers, revision: 0 }
+        Watermark { high: self.high, writers, revision: 0, incarnation: 0 }
     }
 }
 

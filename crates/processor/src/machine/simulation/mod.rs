@@ -1,5 +1,6 @@
 //! Relays against a simulated database, broker and clock: late commits, lost answers, failures of
-//! every class, crashes, relays that join, leave and stand still, operators. A seed replays a run
+//! every class, crashes, restarts of the database that prepared transactions outlive, relays that join,
+//! leave and stand still, operators, and changes of rows that nobody is told of. A seed replays a run
 //! exactly.
 //!
 //! What is checked: every event of a committed transaction is delivered, none of an aborted one is
@@ -53,6 +54,10 @@ fn simulate(seed: u64) {
             450..500 => world.let_pass(200),
             500..510 => world.let_pass(3_000),
             510..515 => world.let_a_ghost_act(),
+            515..523 => world.prepare(),
+            523..526 => world.restart(),
+            526..530 => world.edit(),
+            530..532 => world.insert_low(),
             _ => relays[index].advance(&mut world),
         }
         bury_the_stopped(&mut relays, &mut world, shared);
@@ -83,6 +88,7 @@ fn heal_and_drain(world: &mut World, relays: &mut Vec<Relay>, shared: bool) {
         world.end();
     }
     world.revive();
+    world.release();
     // The relay learns of an operator's retry from its next watermark, so one look is not enough.
     let mut at_rest = 0;
     for _ in 0..30_000 {
@@ -118,7 +124,7 @@ fn heal_and_drain(world: &mut World, relays: &mut Vec<Relay>, shared: bool) {
     let pending: Vec<Seq> = world
         .rows
         .iter()
-        .filter(|(_, row)| row.state != world.done())
+        .filter(|(_, row)| row.state != world.done() && row.state != RowState::Discarded)
         .map(|(seq, _)| *seq)
         .collect();
     panic!("does not come to rest; not delivered: {pending:?}");

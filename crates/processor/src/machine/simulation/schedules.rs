@@ -54,7 +54,10 @@ fn a_row_read_before_its_own_settlement_is_fetched_again() {
                     let answer = world.fetch(&query, ticket);
                     if let Some(settlements) = settle.take() {
                         world.settle(identity.id, &settlements);
-                        machine.handle(Input::Settled { settlements, result: Ok(1) }, world.now);
+                        machine.handle(
+                            Input::Settled { settlements, result: Ok(Vec::new()) },
+                            world.now,
+                        );
                     }
                     machine.handle(answer, world.now);
                 }

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use posthaste_core::{
-    BusCapabilities, DeadHead, Error, ErrorKind, EventBus, KeyPipelining, OpenWriter, OutboxEvent,
-    Payload, PendingEvent, PendingPage, PendingQuery, PendingSelection, PublishResult, RetryPolicy,
-    Seq, Settlement, SettlementOutcome, Shard, Watermark,
+    BusCapabilities, DeadHead, Error, ErrorKind, EventBus, Head, HeadSelection, KeyPipelining,
+    OpenWriter, OutboxEvent, Payload, PendingEvent, PendingPage, PendingQuery, PendingSelection,
+    PublishResult, RetryPolicy, Seq, Settlement, SettlementOutcome, Shard, Watermark,
 };
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -22,6 +22,8 @@ use crate::machine::{CallId, Command, FetchTicket, Input, Machine};
 use crate::routes::Routes;
 use crate::{Destination, ProcessorSettings};
 
+/// A delay beyond all that is waited for here.
+const FAR_OFF: Duration = Duration::from_secs(5_000);
 /// What a relay's clock may gain on the database's in the longest wait there is here.
 const CLOCKS_APART: Duration = Duration::from_secs(3);
 /// How long a lease lasts.
@@ -52,6 +54,8 @@ pub(super) enum RowState {
     /// Delivered, and gone from the database: only the checks still know of it.
     Removed,
     Dead,
+    /// Gone, undelivered: somebody wanted it so.
+    Discarded,
 }
 
 #[derive(Debug)]
@@ -79,7 +83,12 @@ pub(super) enum Down {
 /// A transaction of the application that holds the locks of its keys.
 #[derive(Debug)]
 pub(super) struct Transaction {
-    token: u64,
+    /// Its own for good.
+    number: u64,
+    /// What the database calls it at present.
+    token: String,
+    /// It waits for the second phase of its commit, and outlives a restart of the database.
+    prepared: bool,
     keys: Vec<usize>,
     drawn: Vec<Seq>,
 }
@@ -91,9 +100,12 @@ pub(super) struct World {
     pub(super) rows: BTreeMap<Seq, Row>,
     pub(super) high: Seq,
     pub(super) revision: i64,
+    /// How often the database was started.
+    pub(super) incarnation: i64,
     pub(super) leases: Leases,
     pub(super) transactions: Vec<Transaction>,
     pub(super) tokens: u64,
+    begun: u64,
     pub(super) locked: HashSet<usize>,
     /// First deliveries in order; and all ids seen.
     pub(super) first_deliveries: Vec<Seq>,
@@ -130,9 +142,11 @@ impl World {
             rows: BTreeMap::new(),
             high: 0,
             revision: 0,
+            incarnation: 0,
             leases: Leases::default(),
             transactions: Vec::new(),
             tokens: 0,
+            begun: 0,
             locked: HashSet::new(),
             first_deliveries: Vec::new(),
             repeats: Vec::new(),
@@ -196,9 +210,12 @@ impl World {
         if !self.locked.insert(key) {
             return;
         }
+        self.begun += 1;
         self.tokens += 1;
         self.transactions.push(Transaction {
-            token: self.tokens,
+            number: self.begun,
+            token: self.tokens.to_string(),
+            prepared: false,
             keys: vec![key],
             drawn: Vec::new(),
         });
@@ -209,6 +226,9 @@ impl World {
             return;
         }
         let index = self.random.random_range(0..self.transactions.len());
+        if self.transactions[index].prepared {
+            return;
+        }
         let key = self.transactions[index].keys[0];
         self.high += 1;
         let seq = self.high;
@@ -223,7 +243,9 @@ impl World {
         self.places.insert(event.id(), seq);
         let delay =
             if self.random.random_bool(0.1) { self.random.random_range(0..50_000) } else { 0 };
-        let available_at = self.now + Duration::from_millis(delay);
+        let is_far_off = self.faults && self.random.random_bool(0.01);
+        let delay = if is_far_off { FAR_OFF } else { Duration::from_millis(delay) };
+        let available_at = self.now + delay;
         let corrupt = self.random.random_bool(0.02);
         let shard = shard_of(key);
         let row =
@@ -237,8 +259,37 @@ impl World {
             return;
         }
         let index = self.random.random_range(0..self.transactions.len());
-        let transaction = self.transactions.swap_remove(index);
+        // One that is prepared waits for somebody else, and mostly longer.
+        if self.transactions[index].prepared && self.faults && self.random.random_bool(0.7) {
+            return;
+        }
         let commit = self.random.random_bool(0.8);
+        self.end_one(index, commit);
+    }
+
+    /// The first phase of a commit in two.
+    pub(super) fn prepare(&mut self) {
+        if !self.transactions.is_empty() {
+            let index = self.random.random_range(0..self.transactions.len());
+            self.transactions[index].prepared = true;
+        }
+    }
+
+    /// The database is started anew: open transactions are gone, but for what was prepared, which has
+    /// another name now. Names are given out from the first again.
+    pub(super) fn restart(&mut self) {
+        while let Some(index) = self.transactions.iter().position(|open| !open.prepared) {
+            self.end_one(index, false);
+        }
+        for transaction in &mut self.transactions {
+            transaction.token = format!("-1/{}", transaction.number);
+        }
+        self.tokens = 0;
+        self.incarnation += 1;
+    }
+
+    fn end_one(&mut self, index: usize, commit: bool) {
+        let transaction = self.transactions.swap_remove(index);
         for seq in transaction.drawn {
             if commit {
                 self.rows.get_mut(&seq).expect("a row").committed = true;
@@ -261,6 +312,58 @@ impl World {
             row.corrupt = false;
         }
         self.revision += 1;
+    }
+
+    /// Somebody changes a row that waits in SQL, past every trigger: nobody is told.
+    pub(super) fn edit(&mut self) {
+        let waits =
+            |row: &Row| row.committed && matches!(row.state, RowState::Pending | RowState::Dead);
+        let places: Vec<Seq> =
+            self.rows.iter().filter(|(_, row)| waits(row)).map(|(seq, _)| *seq).collect();
+        if places.is_empty() {
+            return;
+        }
+        let place = places[self.random.random_range(0..places.len())];
+        let how = self.random.random_range(0..3);
+        let row = self.rows.get_mut(&place).expect("a row");
+        match (how, row.state) {
+            (0, _) => row.state = RowState::Discarded,
+            (1, RowState::Dead) => {
+                row.state = RowState::Pending;
+                row.event = row.event.clone().revived();
+            }
+            _ => row.available_at = Duration::ZERO,
+        }
+    }
+
+    /// What was put off for long is due after all, and nobody is told.
+    pub(super) fn release(&mut self) {
+        for row in self.rows.values_mut().filter(|row| row.state == RowState::Pending) {
+            if row.available_at > self.now + FAR_OFF / 2 {
+                row.available_at = Duration::ZERO;
+            }
+        }
+    }
+
+    /// A writer that chooses its places itself takes one below those that were read.
+    pub(super) fn insert_low(&mut self) {
+        let Some(seq) = (1..self.high).find(|seq| !self.rows.contains_key(seq)) else { return };
+        let event =
+            OutboxEvent::builder(Uuid::from_u128(u128::from(1_000_000 + seq.unsigned_abs())), "t")
+                .destination(DESTINATIONS[0])
+                .payload(Payload::json_text("{}").expect("JSON"))
+                .build()
+                .expect("an event");
+        self.places.insert(event.id(), seq);
+        let row = Row {
+            event,
+            shard: shard_of(0),
+            state: RowState::Pending,
+            available_at: Duration::ZERO,
+            committed: true,
+            corrupt: false,
+        };
+        self.rows.insert(seq, row);
     }
 
     // The database and the broker.
@@ -310,12 +413,14 @@ impl World {
                 Input::Fetched { ticket, page: Err(broken()) }
             }
             Command::Fetch { query, ticket } => self.fetch(&query, ticket),
+            Command::Look { .. } if fails => Input::Looked(Err(broken())),
+            Command::Look { selection, limit } => Input::Looked(Ok(self.heads(&selection, limit))),
             Command::Settle(settlements) => {
                 // The answer may be lost after the write.
                 if !fails || self.random.random_bool(0.5) {
                     self.settle(relay.id, &settlements);
                 }
-                let result = if fails { Err(broken()) } else { Ok(settlements.len() as u64) };
+                let result = if fails { Err(broken()) } else { Ok(Vec::new()) };
                 Input::Settled { settlements, result }
             }
             // As the shell does.
@@ -344,9 +449,37 @@ impl World {
         let writers = self
             .transactions
             .iter()
-            .map(|transaction| OpenWriter { token: transaction.token.to_string().into() })
+            .map(|transaction| OpenWriter { token: transaction.token.as_str().into() })
             .collect();
-        Watermark { high: self.high, writers, revision: self.revision }
+        Watermark {
+            high: self.high,
+            writers,
+            revision: self.revision,
+            incarnation: self.incarnation,
+        }
+    }
+
+    fn heads(&self, selection: &HeadSelection, limit: usize) -> Vec<Head> {
+        let is_selected = |seq: Seq| match selection {
+            HeadSelection::At(places) => places.contains(&seq),
+            HeadSelection::Between { after, up_to } => seq > *after && seq <= *up_to,
+        };
+        let heads = self.rows.iter().filter(|(seq, row)| {
+            is_selected(**seq)
+                && row.committed
+                && matches!(row.state, RowState::Pending | RowState::Dead)
+        });
+        let head = |(seq, row): (&Seq, &Row)| Head {
+            seq: *seq,
+            id: row.event.id(),
+            key: row.event.order_key().clone(),
+            shard: row.shard,
+            event_type: row.event.event_type().into(),
+            destination: row.event.destination().map(Into::into),
+            wait: row.available_at.saturating_sub(self.now),
+            dead: row.state == RowState::Dead,
+        };
+        heads.take(limit).map(head).collect()
     }
 
     fn dead_heads(&self, after: Seq, limit: usize) -> Vec<DeadHead> {
@@ -522,7 +655,7 @@ impl World {
     }
 
     pub(super) fn check(&self) {
-        for (seq, row) in &self.rows {
+        for (seq, row) in self.rows.iter().filter(|(_, row)| row.state != RowState::Discarded) {
             assert_eq!(row.state, self.done(), "event {seq} was not delivered: lost");
             assert!(self.written.contains(&row.event.id()), "event {seq} settled without delivery");
         }

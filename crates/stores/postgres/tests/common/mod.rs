@@ -50,7 +50,7 @@ impl TestDatabase {
         let plain = !url.contains("sslmode");
         let server = if plain { server.ssl_mode(PgSslMode::Disable) } else { server };
         match server.connect().await {
-            Ok(connection) => Some(Self::create_on(connection, server).await),
+            Ok(connection) => Some(Self::create_on(connection, server, "").await),
             Err(error) => {
                 skip_test(&format!("no PostgreSQL: {error}"));
                 None
@@ -58,16 +58,24 @@ impl TestDatabase {
         }
     }
 
+    /// The same, in another encoding than the server's.
+    pub async fn create_encoded(encoding: &str) -> Option<Self> {
+        let found = Self::create().await?;
+        let connection = found.server.connect().await.unwrap();
+        let encoded = format!("template template0 encoding '{encoding}' locale 'C'");
+        Some(Self::create_on(connection, found.server.clone(), &encoded).await)
+    }
+
     /// A new database on another server.
     pub async fn create_at(url: &str) -> Self {
         let server: PgConnectOptions = url.parse().unwrap();
         let connection = server.connect().await.unwrap();
-        Self::create_on(connection, server).await
+        Self::create_on(connection, server, "").await
     }
 
-    async fn create_on(mut connection: PgConnection, server: PgConnectOptions) -> Self {
+    async fn create_on(mut connection: PgConnection, server: PgConnectOptions, how: &str) -> Self {
         let name = format!("posthaste_test_{}", Uuid::now_v7().simple());
-        let create = AssertSqlSafe(format!("create database {name}"));
+        let create = AssertSqlSafe(format!("create database {name} {how}"));
         sqlx::raw_sql(create).execute(&mut connection).await.unwrap();
         Self { name, server }
     }
