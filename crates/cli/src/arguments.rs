@@ -277,6 +277,19 @@ pub(crate) enum EventsCommand {
     },
     /// Gives dead letters a fresh set of retries, and makes waiting retries due at once
     Retry(ChangeArgs),
+    /// Makes pending events due now: delayed ones, and those that wait for a retry
+    Release(ChangeArgs),
+    /// Sends pending and dead events to another destination than they were meant for
+    Reroute {
+        #[command(flatten)]
+        events: ChangeArgs,
+        /// The name of a configured destination
+        #[arg(long, value_name = "NAME", required_unless_present = "by_routes")]
+        to: Option<String>,
+        /// Where the configured routes send them
+        #[arg(long, conflicts_with = "to")]
+        by_routes: bool,
+    },
     /// Deletes pending and dead events, undelivered
     Discard(ChangeArgs),
 }

@@ -64,8 +64,8 @@ async fn experienced_relay(cli: &Cli, port: u16) -> (Running, String) {
     );
     cli.write("posthaste.toml", config);
     cli.publish("order.placed", "1");
-    let away = "insert into outbox_events (aggregate_id, event_type, event_data, headers)
-                values ('$1', 'away.order', '1', '{}'), ('$2', 'corrupt', '1', '[]')";
+    let away = "insert into outbox_events (aggregate_id, event_type, event_data, available_at)
+                values ('$1', 'away.order', '1', null), ('$2', 'corrupt', '1', '9999-12-31')";
     let other = AGGREGATE.replace('0', "1");
     let away = away.replace("$1", &AGGREGATE.replace('0', "2")).replace("$2", &other);
     let file = sqlx::sqlite::SqliteConnectOptions::new().filename(cli.path("posthaste.db"));

@@ -203,5 +203,6 @@ async fn doctor_and_status_tell_what_a_running_relay_says_of_itself() {
     assert!(human.contains("relay") && human.contains("64 shards"), "{human}");
     let shown = cli.json(&["status"]);
     assert_eq!(shown["relays"][0]["report"]["destinations"][0]["name"], "billing", "{shown}");
-    relay.end();
+    relay.signal("TERM");
+    assert_eq!(relay.end().0, Some(0));
 }

@@ -310,3 +310,20 @@ fn what_cannot_be_done_to_delivered_events_is_refused_with_what_does_it() {
     cli.run(&["events", "discard", "--state", "delivered", "--all-matching", "--yes"])
         .failed(2, &["posthaste cleanup"]);
 }
+
+#[test]
+fn what_waits_can_be_sent_elsewhere_and_at_once() {
+    let cli = Cli::migrated();
+    let to_nowhere = ["--destination", "nowhere", "--delay", "1h", "--data", "1"];
+    cli.run(&[&["publish", "t", "--aggregate-id", AGGREGATE][..], &to_nowhere].concat())
+        .succeeded();
+    cli.run(&["run", "--drain"]).succeeded();
+    assert_eq!(cli.pending(), 1, "its destination is not configured: it waits");
+    let id = cli.json(&["events", "list"])["events"][0]["id"].as_str().unwrap().to_owned();
+    cli.run(&["events", "reroute", &id, "--to", "elsewhere"])
+        .failed(2, &["no destination \"elsewhere\" is configured; there is default"]);
+    assert_eq!(cli.json(&["events", "release", &id]), json!({ "released": 1 }));
+    assert_eq!(cli.json(&["events", "reroute", &id, "--to", "default"]), json!({ "rerouted": 1 }));
+    assert!(cli.run(&["run", "--drain"]).succeeded().stdout.contains(&id));
+    assert_eq!(cli.pending(), 0);
+}

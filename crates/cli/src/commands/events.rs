@@ -21,10 +21,12 @@ const COUNT_MAX: u64 = 1_000_000;
 /// Why a delivered event is not there.
 const NO_HISTORY: &str = "; with relay.retention = \"0s\" delivered events are not kept";
 
-/// What `retry` and `discard` have in common.
+/// What the commands that change events have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
     Retry,
+    Release,
+    Reroute,
     Discard,
 }
 
@@ -32,6 +34,8 @@ impl Change {
     const fn verb(self) -> &'static str {
         match self {
             Self::Retry => "retry",
+            Self::Release => "release",
+            Self::Reroute => "reroute",
             Self::Discard => "discard",
         }
     }
@@ -39,6 +43,8 @@ impl Change {
     const fn done(self) -> &'static str {
         match self {
             Self::Retry => "retried",
+            Self::Release => "released",
+            Self::Reroute => "rerouted",
             Self::Discard => "discarded",
         }
     }
@@ -50,6 +56,12 @@ impl Change {
                 "a delivered event cannot be retried: it has arrived. To send it again, store it \
                  again: `posthaste events show ID --output json` has all of it for `posthaste publish`"
             }
+            Self::Release => "a delivered event waits for nothing: it has arrived",
+            Self::Reroute => {
+                "a delivered event cannot be sent elsewhere: it has arrived. To send it again, store \
+                 it again: `posthaste events show ID --output json` has all of it for \
+                 `posthaste publish`"
+            }
             Self::Discard => {
                 "a delivered event cannot be discarded; `posthaste cleanup --older-than 30d` removes \
                  old ones"
@@ -58,16 +70,17 @@ impl Change {
     }
 
     /// The states it changes.
-    const fn states(self) -> [EventState; 2] {
+    const fn states(self) -> &'static [EventState] {
         match self {
-            Self::Retry => [EventState::Retrying, EventState::Dead],
+            Self::Retry => &[EventState::Retrying, EventState::Dead],
             // `Pending` includes `Retrying`.
-            Self::Discard => [EventState::Pending, EventState::Dead],
+            Self::Release => &[EventState::Pending],
+            Self::Reroute | Self::Discard => &[EventState::Pending, EventState::Dead],
         }
     }
 }
 
-/// Lists, shows, retries or discards events.
+/// Lists, shows or changes events.
 pub(crate) async fn run(
     command: EventsCommand,
     config: &Config,
@@ -78,8 +91,21 @@ pub(crate) async fn run(
             list(filter, limit, after, config, output).await
         }
         EventsCommand::Show { id } => show(id, config, output).await,
-        EventsCommand::Retry(args) => change(Change::Retry, args, config, output).await,
-        EventsCommand::Discard(args) => change(Change::Discard, args, config, output).await,
+        EventsCommand::Retry(args) => change(Change::Retry, args, None, config, output).await,
+        EventsCommand::Release(args) => change(Change::Release, args, None, config, output).await,
+        EventsCommand::Reroute { events, to, by_routes: _ } => {
+            let known = |name: &String| config.destinations.iter().any(|it| it.name == *name);
+            if let Some(name) = to.as_ref().filter(|name| !known(name)) {
+                let names: Vec<_> = config.destinations.iter().map(|it| &*it.name).collect();
+                return Err(UsageError(format!(
+                    "no destination {name:?} is configured; there is {}",
+                    names.join(", ")
+                ))
+                .into());
+            }
+            change(Change::Reroute, events, to.as_deref(), config, output).await
+        }
+        EventsCommand::Discard(args) => change(Change::Discard, args, None, config, output).await,
     }
 }
 
@@ -175,6 +201,7 @@ async fn whole_ids(store: &dyn Store, ids: &[IdPrefix]) -> anyhow::Result<Vec<Uu
 async fn change(
     change: Change,
     args: ChangeArgs,
+    to: Option<&str>,
     config: &Config,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
@@ -203,6 +230,8 @@ async fn change(
     }
     let changed = match change {
         Change::Retry => store.retry_events(&filter).await?,
+        Change::Release => store.release_events(&filter).await?,
+        Change::Reroute => store.reroute_events(&filter, to).await?,
         Change::Discard => store.discard_events(&filter).await?,
     };
     output.write(&json!({ change.done(): changed }), || {
@@ -238,10 +267,10 @@ async fn confirm(
     for state in change.states() {
         // A state that the filter excludes has nothing to count.
         let excluded = filter.state.is_some_and(|wanted| {
-            wanted != state && (wanted, state) != (EventState::Retrying, EventState::Pending)
+            wanted != *state && (wanted, *state) != (EventState::Retrying, EventState::Pending)
         });
         if !excluded {
-            let state = filter.state.unwrap_or(state);
+            let state = filter.state.unwrap_or(*state);
             let filter = EventFilter { state: Some(state), ..filter.clone() };
             matching += store.count_events(&filter, COUNT_MAX).await?;
         }

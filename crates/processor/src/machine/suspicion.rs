@@ -10,7 +10,7 @@
 //!   path or subject are one voice for each of these, and a key whose failure was refuted before, since
 //!   others were taken after it, is none.
 //! - An event succeeded that was sent after the failure was known, by a destination that takes nearly
-//!   all: the event's own. A success that was under way meanwhile proves nothing, for it may be older
+//!   all: the event's own; where the answer spoke of the destination, the second time that it does. A success that was under way meanwhile proves nothing, for it may be older
 //!   than the outage. Among the probes of a paused destination, which are sent together, one success
 //!   proves those sent behind it. Where more than one event in [`OUTAGE_KEYS`] fails at its first try, as
 //!   while a deployment replaces one instance after the other, a failure proves nothing either.
@@ -305,7 +305,11 @@ impl Suspicion {
         let convicted = suspect.is_some_and(|it| it.convicted == Some(failure.error.kind()));
         let refuted_at = suspect.and_then(|it| it.refuted_at);
         let refuted_long = refuted_at.is_some_and(|at| at.saturating_add(patience) <= now);
-        if (trouble.proven && self.is_healthy()) || convicted || refuted_long {
+        let named_alone = failure.error.subject() == Subject::Event;
+        // What a destination says that is down may have been true a moment ago, as while its leader is
+        // elected: it counts when it is said again although others were taken.
+        let holds = named_alone || refuted_at.is_some();
+        if (trouble.proven && holds && self.is_healthy()) || convicted || refuted_long {
             return Some(Verdict::Own);
         }
         let waited = wait.is_some_and(|wait| failure.failed_at.saturating_add(wait) <= now);
@@ -313,7 +317,6 @@ impl Suspicion {
             return None;
         }
         let since = suspect.map_or(failure.failed_at, |it| it.since);
-        let named_alone = failure.error.subject() == Subject::Event;
         if waited && named_alone && since.saturating_add(patience) <= now {
             return Some(Verdict::Own);
         }
@@ -511,6 +514,21 @@ mod tests {
         }
         assert!(pauses.is_sorted() && pauses.contains(&PAUSES.max_delay), "{pauses:?}");
         assert!((NOW + 2 * MINUTE..NOW + 3 * MINUTE).contains(&now), "{now:?}");
+    }
+
+    #[test]
+    fn what_is_said_of_the_destination_counts_when_it_is_said_again() {
+        let mut suspicion = Suspicion::default();
+        let lost = |call| Undecided {
+            error: Error::new(ErrorKind::Timeout, "publish", "no answer"),
+            ..failure(1, (call, 0), NOW)
+        };
+        suspicion.failed(lost(4), 5);
+        suspicion.succeeded(key(100), 5);
+        assert_eq!(decide(&mut suspicion, NOW), [AGAIN], "it was true, or it was lost");
+        suspicion.failed(lost(6), 7);
+        suspicion.succeeded(key(100), 7);
+        assert_eq!(decide(&mut suspicion, NOW), [Verdict::Own]);
     }
 
     /// Nobody knows whether a receiver that says so of itself is down.

@@ -143,7 +143,7 @@ async fn poison_before_good_events_delays_them_by_moments_and_ends_as_dead_lette
 }
 
 #[tokio::test(start_paused = true)]
-async fn poison_among_good_events_counts_at_once_whatever_it_is_answered() {
+async fn poison_among_good_events_ends_soon_whatever_it_is_answered() {
     for kind in ANSWERS {
         let events: Vec<OutboxEvent> = (0..20)
             .flat_map(|n| [of_keys(&format!("poison-{n}"), 1), of_keys(&format!("good-{n}"), 100)])
@@ -156,7 +156,7 @@ async fn poison_among_good_events_counts_at_once_whatever_it_is_answered() {
         let processor = relay(&world, &receiver).await;
         let begun = Instant::now();
         until("poison is dead", || world.dead() == 20).await;
-        assert!(begun.elapsed() < MINUTE, "{kind}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < 3 * MINUTE, "{kind}: {:?}", begun.elapsed());
         assert_eq!(world.pending(), 0, "{kind}");
         assert_eq!(processor.statistics().destinations[0].paused_for, None);
     }
