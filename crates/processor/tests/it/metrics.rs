@@ -14,9 +14,10 @@ use crate::hooked::Hooked;
 use crate::support::{SECOND, World, singles, until};
 
 /// Every metric, with its labels.
-const METRICS: [(&str, &[&str]); 18] = [
+const METRICS: [(&str, &[&str]); 20] = [
     ("outbox_batch_size_events", &[]),
     ("outbox_build_info", &["version"]),
+    ("outbox_backlog_read_age_seconds", &[]),
     ("outbox_dead_events", &[]),
     ("outbox_dead_lettered_total", &["reason"]),
     ("outbox_delivery_latency_seconds", &[]),
@@ -24,6 +25,7 @@ const METRICS: [(&str, &[&str]); 18] = [
     ("outbox_inflight_events", &[]),
     ("outbox_shards", &[]),
     ("outbox_relays", &[]),
+    ("outbox_lost_as_repeat_total", &["destination"]),
     ("outbox_oldest_open_writer_age_seconds", &[]),
     ("outbox_oldest_pending_age_seconds", &[]),
     ("outbox_pending_events", &["phase"]),

@@ -182,7 +182,7 @@ async fn check_plans(connection: &mut PgConnection, rows: u32, what: &str) {
         ("as due, seq", format!("{half}, 10001")),
         ("event_type, destination, outbox_shard", "5, 1000".into()),
         ("having min(seq) >", "5, 51, 1000000".into()),
-        ("where retry_count > 0 and", "5, 51, 100000".into()),
+        ("where failed and", "5, 51, 100000".into()),
         ("left join walked", "5, 100000, '{7}', '{k}', '{true}'".into()),
     ] {
         let fetch = plan(connection, part, &arguments).await;
