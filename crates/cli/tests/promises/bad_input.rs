@@ -166,7 +166,7 @@ const MISTAKES: &[(&str, &str, &str, Outcome)] = &[
     ("type.*", "headers", "null", Dead("malformed", "no wildcard")),
     ("", "headers", "null", Dead("malformed", "no empty part")),
     ("topic.bad", "topic", "'a b'", Dead("malformed", "subject=a b")),
-    ("topic.nowhere", "topic", "'no.such.place'", Dead("retries_exhausted", "create a stream")),
+    ("topic.nowhere", "topic", "'no.such.place'", Dead("malformed", "allow_topic")),
     ("destination.nowhere", "destination", "'nowhere'", Dead("destination_missing", "nowhere")),
     (
         "content_type",
@@ -198,7 +198,8 @@ async fn malformed_rows_are_dead_for_a_reason_that_is_said_and_stop_nobody() {
         })
         .collect();
     database.run(&rows.concat()).await;
-    let relay = "retry = { base_delay = \"10ms\", max_delay = \"10ms\" }";
+    let relay = "unknown_destination = \"dead\"\n\
+                 retry = { base_delay = \"10ms\", max_delay = \"10ms\" }";
     let relay = Relay::new(&database, &stream, &RelayConfig { relay, ..RelayConfig::default() });
     relay.cli.run(&["run", "--drain"]).succeeded();
 

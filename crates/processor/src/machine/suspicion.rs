@@ -10,7 +10,7 @@
 //!   path or subject are one voice for each of these, and a key whose failure was refuted before, since
 //!   others were taken after it, is none.
 //! - An event succeeded that was sent after the failure was known, by a destination that takes nearly
-//!   all: the event's own; where the answer spoke of the destination, the second time that it does. A success that was under way meanwhile proves nothing, for it may be older
+//!   all: the event's own; where the answer spoke of the destination, if it does so still after a while. A success that was under way meanwhile proves nothing, for it may be older
 //!   than the outage. Among the probes of a paused destination, which are sent together, one success
 //!   proves those sent behind it. Where more than one event in [`OUTAGE_KEYS`] fails at its first try, as
 //!   while a deployment replaces one instance after the other, a failure proves nothing either.
@@ -52,6 +52,10 @@ pub(super) const VERDICT_WAIT: Duration = Duration::from_millis(500);
 /// The same where more of the destination's keys have to be fetched first, and memory may be short:
 /// undecided failures take up some themselves.
 pub(super) const SHELVED_VERDICT_WAIT: Duration = Duration::from_secs(10);
+
+/// A destination that takes some events and fails others, as while its leader is elected or its
+/// instances are replaced, has come to rest by then.
+const SETTLES_WITHIN: Duration = Duration::from_secs(10);
 
 /// The most keys that are remembered as failing.
 const SUSPECTS_MAX: usize = 1_024;
@@ -306,9 +310,10 @@ impl Suspicion {
         let refuted_at = suspect.and_then(|it| it.refuted_at);
         let refuted_long = refuted_at.is_some_and(|at| at.saturating_add(patience) <= now);
         let named_alone = failure.error.subject() == Subject::Event;
-        // What a destination says that is down may have been true a moment ago, as while its leader is
-        // elected: it counts when it is said again although others were taken.
-        let holds = named_alone || refuted_at.is_some();
+        // What a destination says that is down may be true from one moment to the next, as while its
+        // leader is elected: it counts when it is said still, although others were taken meanwhile.
+        let said_still = |at: Duration| at.saturating_add(SETTLES_WITHIN) <= now;
+        let holds = named_alone || refuted_at.is_some_and(said_still);
         if (trouble.proven && holds && self.is_healthy()) || convicted || refuted_long {
             return Some(Verdict::Own);
         }
@@ -517,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_of_the_destination_counts_when_it_is_said_again() {
+    fn what_is_said_of_the_destination_counts_when_it_is_said_still() {
         let mut suspicion = Suspicion::default();
         let lost = |call| Undecided {
             error: Error::new(ErrorKind::Timeout, "publish", "no answer"),
@@ -526,9 +531,12 @@ mod tests {
         suspicion.failed(lost(4), 5);
         suspicion.succeeded(key(100), 5);
         assert_eq!(decide(&mut suspicion, NOW), [AGAIN], "it was true, or it was lost");
-        suspicion.failed(lost(6), 7);
-        suspicion.succeeded(key(100), 7);
-        assert_eq!(decide(&mut suspicion, NOW), [Verdict::Own]);
+        for (call, later, own) in [(6, Duration::ZERO, false), (8, SETTLES_WITHIN, true)] {
+            suspicion.failed(lost(call), call + 1);
+            suspicion.succeeded(key(100), call + 1);
+            let decided = decide(&mut suspicion, NOW + later);
+            assert_eq!(decided == [Verdict::Own], own, "{decided:?}");
+        }
     }
 
     /// Nobody knows whether a receiver that says so of itself is down.

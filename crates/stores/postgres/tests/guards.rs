@@ -107,14 +107,12 @@ async fn one_attempt_at_most_stays_so_when_it_is_written_by_rust() {
 async fn rows_of_before_the_rules_are_delivered_and_recorded() {
     let Some(database) = TestDatabase::create().await else { return };
     database.version_2().await;
-    for (columns, values) in
-        [("seq", "-5"), ("seq", "0"), ("id", NIL), ("partition_key", "repeat('k', 5000)")]
-    {
+    for (columns, values) in [("seq", "-5"), ("seq", "0"), ("id", NIL)] {
         database.run(&row(columns, values)).await;
     }
     let outbox = database.outbox().await;
     let found = pending(&outbox).await;
-    assert_eq!(found.len(), 4, "places at or below zero are read");
+    assert_eq!(found.len(), 3, "places at or below zero are read");
     assert!(found.iter().all(|found| !found.event.id().is_nil()));
     for found in &found {
         let dead =

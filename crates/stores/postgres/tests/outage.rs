@@ -77,12 +77,15 @@ async fn a_prepared_transaction_is_never_lost_from_sight() {
     let restarted = outbox.watermark().await.unwrap();
     assert!(restarted.high >= 1);
     assert_eq!(restarted.writers.len(), 1, "it outlives a crash");
-    assert_ne!(restarted.revision, prepared.revision, "so relays are told to read from the start");
+    assert_ne!(
+        restarted.incarnation, prepared.incarnation,
+        "so relays are told to read from the start"
+    );
 
     database.run("commit prepared 'x'").await;
     let over = outbox.watermark().await.unwrap();
     assert_eq!(over.writers, []);
-    assert_ne!(over.revision, restarted.revision, "and once more when it ends");
+    assert_ne!(over.incarnation, restarted.incarnation, "and once more when it ends");
     assert_eq!(pending_types(&outbox).await, ["prepared"]);
 }
 
@@ -99,11 +102,11 @@ async fn a_standby_is_refused_and_once_promoted_makes_relays_read_from_the_start
     assert!(error.to_string().contains("standby"), "{error}");
     assert_eq!(error.status(), ErrorStatus::Unavailable);
 
-    let before = primary.watermark().await.unwrap().revision;
-    assert_eq!(primary.watermark().await.unwrap().revision, before);
+    let before = primary.watermark().await.unwrap().incarnation;
+    assert_eq!(primary.watermark().await.unwrap().incarnation, before);
     let promoted = connect(standby.url("postgres")).await.unwrap();
     sqlx::query("select pg_promote(true)").execute(promoted.pool()).await.unwrap();
-    assert_ne!(promoted.watermark().await.unwrap().revision, before);
+    assert_ne!(promoted.watermark().await.unwrap().incarnation, before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

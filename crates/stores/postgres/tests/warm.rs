@@ -78,9 +78,15 @@ async fn what_was_kept_with_a_connection_that_died_is_not_tried() {
     let Some(database) = TestDatabase::create().await else { return };
     let outbox = database.outbox().await;
     let query = everything();
-    let (one, other) = tokio::join!(outbox.fetch_pending(&query), outbox.fetch_pending(&query));
-    one.unwrap();
-    other.unwrap();
+    // On a busy machine the one may be done before the other begins.
+    for _ in 0..50 {
+        let (one, other) = tokio::join!(outbox.fetch_pending(&query), outbox.fetch_pending(&query));
+        one.unwrap();
+        other.unwrap();
+        if kept(&outbox).await == 2 {
+            break;
+        }
+    }
     assert_eq!(kept(&outbox).await, 2);
     end_all_connections(&database).await;
     skip(Duration::from_secs(2)).await;
