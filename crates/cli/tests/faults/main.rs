@@ -23,6 +23,7 @@ mod clusters;
 mod databases;
 mod destinations;
 mod disks;
+mod incarnations;
 mod networks;
 mod poison;
 mod relays;

@@ -1,11 +1,13 @@
 //! Relays, writers and the verdict: what every fault needs around it.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use posthaste_testkit::servers::{PostgresServer, shared_nats};
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 use crate::support::{
     Database, Figures, Plan, Relay, RelayConfig, Stream, Tap, Verdict, Written, create_accounts,
@@ -63,6 +65,10 @@ pub(crate) struct Rig {
     bursts: usize,
     /// Whether events may be blamed.
     pub(crate) has_poison: bool,
+    /// What a database had that is gone, with events that no other one may have.
+    had: HashSet<Uuid>,
+    /// Events that were delivered, perhaps, before the database forgot of it.
+    forgotten: usize,
 }
 
 impl Rig {
@@ -124,6 +130,8 @@ impl Rig {
             interruptions: 0,
             bursts: 0,
             has_poison: false,
+            had: HashSet::new(),
+            forgotten: 0,
         };
         rig.progress().await;
         rig
@@ -160,6 +168,14 @@ impl Rig {
     /// Notes that what `relays` of the relays held may be delivered again.
     pub(crate) fn interrupt(&mut self, relays: usize) {
         self.interruptions += relays;
+    }
+
+    /// Notes that the database is gone that had the events `had`, for one that is behind it, in which
+    /// `pending` events wait. What the new one does not have is lost with its data, delivered or not;
+    /// what waits in it may have been delivered.
+    pub(crate) fn replace(&mut self, had: HashSet<Uuid>, pending: u64) {
+        self.had.extend(had);
+        self.forgotten += usize::try_from(pending).unwrap();
     }
 
     /// Waits until every event that waits now is delivered, and notes how long it took. To be
@@ -208,12 +224,15 @@ impl Rig {
             // No key goes to two of them.
             deliveries.extend(read_back(stream).await);
         }
+        let is_gone = |id: &Uuid| self.had.contains(id) && !committed.contains_key(id);
+        deliveries.retain(|delivery| !is_gone(&delivery.id));
         let mut verdict = Verdict::of(&committed, &deliveries);
         if let Some(tap) = self.tap {
             verdict.duplicates = verdict.duplicates.max(tap.repeats().await);
         }
         let blamed = self.database.blamed().await;
-        let duplicates_max = self.interruptions * self.config.repeats_per_crash_max();
+        let duplicates_max =
+            self.interruptions * self.config.repeats_per_crash_max() + self.forgotten;
         let slowest = self.recoveries.iter().max().copied().unwrap_or_default();
         verdict.add_to(&mut self.figures);
         self.figures
@@ -225,7 +244,7 @@ impl Rig {
             .print();
         assert!(committed.len() as u64 >= self.plan.events_min);
         // A commit whose answer was lost may be there, too.
-        assert!(written.committed.iter().all(|(id, _)| committed.contains_key(id)));
+        assert!(written.committed.iter().all(|(id, _)| committed.contains_key(id) || is_gone(id)));
         assert!(!written.rolled_back.is_empty());
         assert!(written.rolled_back.iter().all(|id| !committed.contains_key(id)));
         verdict.assert_kept(duplicates_max);
