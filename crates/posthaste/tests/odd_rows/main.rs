@@ -45,7 +45,7 @@ impl Seeds {
         }
         Self {
             from: number("POSTHASTE_ODD_ROWS_SEED").unwrap_or(0),
-            count: number("POSTHASTE_ODD_ROWS_SEEDS").unwrap_or(0),
+            count: number("POSTHASTE_ODD_ROWS_SEEDS").unwrap_or(6),
             at_once: number("POSTHASTE_ODD_ROWS_AT_ONCE").unwrap_or(3) as usize,
         }
     }
