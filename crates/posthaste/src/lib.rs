@@ -76,14 +76,13 @@
 //!
 //! let outbox = SqliteOutbox::open(&path).await?;
 //! outbox.migrate().await?;
-//! // One relay at a time: none where another process holds the lock.
-//! let _lock = outbox.try_lock_relay()?;
 //!
 //! let mut work = outbox.begin().await?;
 //! // … the service's own statements, on work.connection() …
 //! work.add_event(OutboxEvent::new(order, "order.placed", &[1, 2, 3])?);
 //! work.commit().await?;
 //!
+//! // One relay at a time: an error where another process delivers from this file.
 //! let processor = OutboxProcessor::builder(outbox).bus(MemoryBus::new()).build()?;
 //! assert_eq!(processor.process_events().await?, 1);
 //! # Ok(())

@@ -113,7 +113,7 @@ async fn the_right_to_deliver_outlives_the_removal_of_its_lock_file() {
     let before = outbox.watermark().await.unwrap();
     std::fs::remove_file(&lock).unwrap();
     let after = outbox.watermark().await.unwrap();
-    assert_ne!(before.revision, after.revision, "somebody may have had it in between");
+    assert_ne!(before.incarnation, after.incarnation, "somebody may have had it in between");
     assert!(lock.exists());
     assert_eq!(other.claim().await.unwrap_err().kind(), ErrorKind::Conflict);
 
