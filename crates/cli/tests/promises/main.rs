@@ -19,6 +19,7 @@ mod broker_outage;
 mod crashes;
 mod database_restart;
 mod open_transaction;
+mod poison;
 mod python_writer;
 mod restore;
 mod shutdown;

@@ -6,6 +6,7 @@
 mod database;
 mod deliveries;
 mod figures;
+mod receiver;
 mod relay;
 mod stream;
 mod tap;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 pub(crate) use database::Database;
 pub(crate) use deliveries::{Delivery, raw_messages, read_back};
 pub(crate) use figures::Figures;
+pub(crate) use receiver::{Receiver, Reply};
 pub(crate) use relay::{Answer, Relay, RelayConfig};
 pub(crate) use stream::{Stream, connect};
 pub(crate) use tap::Tap;

@@ -71,25 +71,34 @@ pub(crate) struct Answer {
 impl Relay {
     /// Not started yet.
     pub(crate) fn new(database: &Database, stream: &Stream, config: &RelayConfig) -> Self {
-        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let RelayConfig {
             batch_size, max_concurrent_events, relay, ops, destination, more, ..
         } = config;
-        let text = format!(
-            "[database]\nurl = \"{}\"\n\
+        let text = |address| {
+            format!(
+                "[database]\nurl = \"{}\"\n\
              [relay]\nbatch_size = {batch_size}\nmax_concurrent_events = {max_concurrent_events}\n\
              {relay}\n\
              [ops]\nlisten = \"{address}\"\n{ops}\n\
              [destinations.default]\ntype = \"nats\"\nurl = \"{}\"\nstream = \"{}\"\n\
              subject = \"{}\"\n{destination}\n{more}",
-            config.database_url.clone().unwrap_or_else(|| database.url()),
-            config.broker_url.as_ref().unwrap_or(&stream.url),
-            stream.name,
-            stream.subject(),
-        );
+                config.database_url.clone().unwrap_or_else(|| database.url()),
+                config.broker_url.as_ref().unwrap_or(&stream.url),
+                stream.name,
+                stream.subject(),
+            )
+        };
+        let relay = Self::configured(text);
         let environment = config.environment.iter();
-        let cli = environment.fold(Cli::new(), |cli, (name, value)| cli.env(name, value));
-        cli.write("posthaste.toml", text);
+        let cli = environment.fold(relay.cli, |cli, (name, value)| cli.env(name, value));
+        Self { cli, ..relay }
+    }
+
+    /// With a configuration that is told where the ops listener is to be. Not started yet.
+    pub(crate) fn configured(text: impl FnOnce(SocketAddr) -> String) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let cli = Cli::new();
+        cli.write("posthaste.toml", text(address));
         Self { cli, address, running: None }
     }
 
