@@ -56,7 +56,8 @@ pub(crate) struct Stored {
     pub(crate) text: String,
 }
 
-/// Text comes as bytes: what stands there need not be text.
+/// Text comes as bytes: what stands there need not be text. The key is as a relay compares it: one that
+/// spells an aggregate's id, small and with hyphens, is that aggregate's.
 const POSTGRES_ROWS: &str = "\
     select convert_to(id::text, 'UTF8') as id, \
         convert_to(coalesce(nullif(partition_key, ''), aggregate_id::text), 'UTF8') as key, \
@@ -71,7 +72,11 @@ const POSTGRES_ROWS: &str = "\
 
 const SQLITE_ROWS: &str = "\
     select cast(iif(typeof(id) = 'blob', hex(id), id) as blob) as id, \
-        cast(order_key as blob) as key, cast(event_type as blob) as event_type, \
+        cast(iif(partition_key <> '', partition_key, \
+            iif(length(order_key) = 32, substr(order_key, 1, 8) || '-' || substr(order_key, 9, 4) \
+                || '-' || substr(order_key, 13, 4) || '-' || substr(order_key, 17, 4) || '-' \
+                || substr(order_key, 21), order_key)) as blob) as key, \
+        cast(event_type as blob) as event_type, \
         cast(coalesce(destination, '') as blob) as destination, \
         processed_at is not null as delivered, dead_at is not null as dead, \
         coalesce(julianday(available_at) > julianday('now'), false) as scheduled, \

@@ -162,6 +162,8 @@ impl Story<'_> {
                 return Ok(());
             }
             if begun.elapsed() > NOTICED_WITHIN {
+                let all: Vec<&str> = rows.iter().map(|row| &*row.text).collect();
+                println!("-- what stands there:\n{}", all.join("\n"));
                 let texts: Vec<&str> = waiting.iter().map(|row| &*row.text).collect();
                 bail!("{} wait without a reason:\n{}", texts.len(), texts.join("\n"));
             }
