@@ -41,14 +41,14 @@ impl fmt::Display for OutputClosed {
 
 impl std::error::Error for OutputClosed {}
 
-/// What a relay that starts finds is not what it needs, and will not be by itself: rights, or the
-/// schema. A context for the error that says what.
+/// What a relay finds is not what it needs, and will not be by itself: rights, or the schema. A context
+/// for the error that says what.
 #[derive(Debug)]
-pub(crate) struct WrongSetUp;
+pub(crate) struct WrongSetUp(pub(crate) &'static str);
 
 impl fmt::Display for WrongSetUp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("cannot start")
+        f.write_str(self.0)
     }
 }
 
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(code_of(&core(ErrorKind::Config)), CONFIG);
         assert_eq!(code_of(&core(ErrorKind::Config).context("while starting")), CONFIG);
         assert_eq!(code_of(&core(ErrorKind::Schema)), FAILED);
-        assert_eq!(code_of(&core(ErrorKind::Schema).context(WrongSetUp)), CONFIG);
+        assert_eq!(code_of(&core(ErrorKind::Schema).context(WrongSetUp("cannot start"))), CONFIG);
         assert_eq!(code_of(&core(ErrorKind::Unreachable)), FAILED);
         assert_eq!(code_of(&UsageError("x".into()).into()), USAGE);
         assert_eq!(code_of(&Problems(vec![]).into()), CONFIG);

@@ -175,10 +175,19 @@ async fn a_standby_is_refused_by_every_command_that_would_deliver_or_change() {
 #[tokio::test]
 async fn doctor_and_status_tell_what_a_running_relay_says_of_itself() {
     let Some(database) = TestDatabase::create().await else { return };
-    let cli = Cli::new().env("DATABASE_URL", &database.url()).env("POSTHASTE_OPS__LISTEN", "off");
+    says_what_it_does(&Cli::new().env("DATABASE_URL", &database.url()));
+}
+
+#[test]
+fn a_relay_on_sqlite_says_of_itself_what_one_on_postgresql_does() {
+    says_what_it_does(&Cli::new().env("DATABASE_URL", "sqlite:posthaste.db"));
+}
+
+fn says_what_it_does(cli: &Cli) {
     cli.write(
         "posthaste.toml",
-        "[database]\nurl = \"env:DATABASE_URL\"\n[destinations.billing]\ntype = \"webhook\"\n\
+        "[database]\nurl = \"env:DATABASE_URL\"\n[ops]\nlisten = \"off\"\n\
+         [destinations.billing]\ntype = \"webhook\"\n\
          url = \"http://127.0.0.1:9/hook\"\nallow_private_addresses = true\n",
     );
     cli.run(&["migrate", "up"]).succeeded();
@@ -193,7 +202,7 @@ async fn doctor_and_status_tell_what_a_running_relay_says_of_itself() {
         let ended = cli.run(&["--output", "json", "doctor"]);
         let report: Value = serde_json::from_str(&ended.stdout).unwrap();
         let relays = finding(&report, "relays");
-        if relays["message"].as_str().unwrap().contains("destination billing is paused: ") {
+        if relays["message"].as_str().unwrap().contains("destination billing is paused since 2") {
             assert_eq!(relays["level"], "warning");
             break;
         }
@@ -201,8 +210,14 @@ async fn doctor_and_status_tell_what_a_running_relay_says_of_itself() {
     }
     let human = cli.run(&["status"]).succeeded().stdout;
     assert!(human.contains("relay") && human.contains("64 shards"), "{human}");
+    assert!(human.contains("0.0/s in the last seconds") && human.contains("empty in"), "{human}");
     let shown = cli.json(&["status"]);
     assert_eq!(shown["relays"][0]["report"]["destinations"][0]["name"], "billing", "{shown}");
+    assert_eq!(shown["throughput"]["delivered_per_second"], 0.0, "{shown}");
+    assert_eq!(shown["throughput"]["seconds_to_empty"], Value::Null, "{shown}");
     relay.signal("TERM");
     assert_eq!(relay.end().0, Some(0));
+    let shown = cli.json(&["status"]);
+    assert_eq!(shown["relays"], json!([]), "one that stopped says nothing more");
+    assert_eq!(shown["throughput"]["delivered_per_second"], Value::Null, "{shown}");
 }

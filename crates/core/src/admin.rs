@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
-    Error, ErrorKind, OpenTransaction, OutboxEvent, Pattern, Result, Seq, StuckKeyPage,
+    Error, ErrorKind, OpenTransaction, OutboxEvent, Pattern, Result, Seq, Shard, StuckKeyPage,
     StuckKeyQuery,
 };
 
@@ -85,19 +85,33 @@ pub trait OutboxAdmin: Send + Sync {
 pub struct RelayView {
     /// Host and process id.
     pub name: Box<str>,
-    /// How long its lease runs still, by the database's clock; zero for one that is taken for dead.
+    /// How long its lease runs still, by the database's clock; zero for one that is taken for dead. In a
+    /// store without leases: how long it may be silent still.
     pub lease_left: Duration,
     /// Shards it holds, of 64.
     pub shards: usize,
     /// What it said of itself last, as JSON; `None` before it said anything.
     pub report: Option<Box<str>>,
+    /// How long ago that was, in a store without leases: there a relay is alive as long as it says
+    /// something, which it does every minute at least.
+    pub said_ago: Option<Duration>,
 }
 
 impl RelayView {
     /// A relay.
     #[must_use]
     pub fn new(name: &str, lease_left: Duration, shards: usize, report: Option<&str>) -> Self {
-        Self { name: name.into(), lease_left, shards, report: report.map(Into::into) }
+        let report = report.map(Into::into);
+        Self { name: name.into(), lease_left, shards, report, said_ago: None }
+    }
+
+    /// A relay of a store without leases, that said so long ago what it does.
+    #[must_use]
+    pub fn that_said(name: &str, said_ago: Duration, report: &str) -> Self {
+        /// Twice as long as a relay is silent at most, and a little.
+        const SILENT_MAX: Duration = Duration::from_secs(130);
+        let left = SILENT_MAX.saturating_sub(said_ago);
+        Self { said_ago: Some(said_ago), ..Self::new(name, left, Shard::COUNT, Some(report)) }
     }
 }
 

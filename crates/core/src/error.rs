@@ -1,6 +1,7 @@
 //! One error type for stores and buses: what went wrong, during what, and what to do about it.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The result of an outbox operation.
@@ -121,6 +122,31 @@ impl ErrorKind {
         }
     }
 
+    /// All kinds.
+    pub const ALL: [Self; 15] = [
+        Self::Unreachable,
+        Self::Timeout,
+        Self::Unauthorized,
+        Self::Throttled,
+        Self::DestinationMissing,
+        Self::TooLarge,
+        Self::Malformed,
+        Self::Rejected,
+        Self::Failed,
+        Self::Config,
+        Self::Schema,
+        Self::Corrupt,
+        Self::NotFound,
+        Self::Conflict,
+        Self::Internal,
+    ];
+
+    /// The kind of this [name](Self::as_str).
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+
     /// A stable lower-case name, fit for a metric label and for the `dead_reason` column.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -185,11 +211,11 @@ pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 /// Kind, operation, context and source of a failure.
 ///
 /// `Display` gives one line with all but the source; walk [`std::error::Error::source`] for the
-/// rest, or use [`Error::report`].
-#[derive(Debug)]
-pub struct Error(Box<Inner>);
+/// rest, or use [`Error::report`]. Clones share one.
+#[derive(Debug, Clone)]
+pub struct Error(Arc<Inner>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Inner {
     kind: ErrorKind,
     subject: Subject,
@@ -197,13 +223,13 @@ struct Inner {
     message: String,
     context: Vec<(&'static str, String)>,
     retry_after: Option<Duration>,
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     /// An error of `kind` in `operation` (a lower-case verb phrase: `fetch pending events`).
     pub fn new(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner {
+        Self(Arc::new(Inner {
             kind,
             subject: kind.subject(),
             operation,
@@ -219,14 +245,14 @@ impl Error {
     /// For an adapter that knows better: a refused right that concerns one subject, for one.
     #[must_use]
     pub fn about(mut self, subject: Subject) -> Self {
-        self.0.subject = subject;
+        self.inner().subject = subject;
         self
     }
 
     /// Adds a name and a value that help to find the cause.
     #[must_use]
     pub fn with_context(mut self, name: &'static str, value: impl fmt::Display) -> Self {
-        self.0.context.push((name, value.to_string()));
+        self.inner().context.push((name, value.to_string()));
         self
     }
 
@@ -234,7 +260,7 @@ impl Error {
     /// [`RETRY_AFTER_MAX`] counts as that.
     #[must_use]
     pub fn with_retry_after(mut self, delay: Duration) -> Self {
-        self.0.retry_after = Some(delay.min(RETRY_AFTER_MAX));
+        self.inner().retry_after = Some(delay.min(RETRY_AFTER_MAX));
         self
     }
 
@@ -244,8 +270,13 @@ impl Error {
         mut self,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        self.0.source = Some(source.into());
+        self.inner().source = Some(Arc::from(source.into()));
         self
+    }
+
+    /// To change: what others share stays as it is.
+    fn inner(&mut self) -> &mut Inner {
+        Arc::make_mut(&mut self.0)
     }
 
     /// What kind of thing went wrong.

@@ -132,10 +132,11 @@ pub trait OutboxRepository: Send + Sync + 'static {
     }
 
     /// A relay tells what it is doing, for operators that ask the database
-    /// ([`OutboxAdmin::relays`](crate::OutboxAdmin::relays)). `report` is JSON. Forgotten when it leaves.
+    /// ([`OutboxAdmin::relays`](crate::OutboxAdmin::relays)): when it changes, and every minute at least.
+    /// `name` is its host and process id, `report` JSON. Forgotten when it leaves.
     ///
     /// Default: nobody asks.
-    async fn tell(&self, _relay: Uuid, _report: &str) -> Result<()> {
+    async fn tell(&self, _relay: Uuid, _name: &str, _report: &str) -> Result<()> {
         Ok(())
     }
 

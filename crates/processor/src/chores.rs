@@ -32,6 +32,7 @@ pub(crate) async fn run(
     let upkeep = keep_tidy(&*repository, &telemetry, retention);
     let gauges = async {
         loop {
+            shared.sample();
             let statistics = shared.statistics();
             let never = statistics.running_for;
             telemetry.backlog_age(statistics.backlog.map_or(never, |(_, age)| age));
@@ -48,10 +49,11 @@ pub(crate) async fn run(
 async fn tell_operators(repository: &dyn OutboxRepository, shared: &Shared, telemetry: &Telemetry) {
     let (mut told, mut told_at) = (String::new(), Instant::now());
     loop {
-        if let Some(relay) = shared.id() {
+        if let Some(relay) = shared.identity() {
             let report = shared.statistics().as_report();
             if report != told || told_at.elapsed() > TELL_INTERVAL_MAX {
-                match telemetry.storage("tell", repository.tell(relay, &report)).await {
+                let telling = repository.tell(relay.id, &relay.name, &report);
+                match telemetry.storage("tell", telling).await {
                     Ok(()) => (told, told_at) = (report, Instant::now()),
                     Err(error) => {
                         tracing::debug!(error = error.report(), "cannot tell what this relay does");

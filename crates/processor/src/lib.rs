@@ -11,6 +11,7 @@ mod clock;
 mod fine_timer;
 mod machine;
 mod processor;
+mod rates;
 mod routes;
 mod run;
 mod settings;

@@ -184,9 +184,15 @@ async fn wait_for_database(
     let mut told = String::new();
     let claim = loop {
         let text = error.report();
-        shared.database(Some(text.clone()));
+        shared.database(Some(error.clone()));
         if told != text {
-            tracing::warn!(error = text, "the database cannot be used yet; trying again");
+            let (kind, hint) = (error.kind().as_str(), error.kind().hint());
+            tracing::warn!(
+                error = text,
+                kind,
+                hint,
+                "the database cannot be used yet; trying again"
+            );
             told = text;
         }
         tokio::time::sleep(delay).await;
@@ -203,5 +209,8 @@ async fn wait_for_database(
 
 /// Whether waiting may mend what a repository's check met.
 pub(crate) fn is_outage(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::Timeout | ErrorKind::Throttled)
+    matches!(
+        error.kind(),
+        ErrorKind::Unreachable | ErrorKind::Timeout | ErrorKind::Throttled | ErrorKind::Conflict
+    )
 }

@@ -3,15 +3,22 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use posthaste_core::{Backlog, Seq};
+use jiff::Timestamp;
+use posthaste_core::{Backlog, Error, Seq};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::machine::{Counts, Machine};
+use crate::rates::Rate;
 use crate::{DestinationState, NotRecorded, ProcessorStatistics, RelayState, StopReport};
 
 /// Events that are named, of those whose outcome cannot be recorded.
 const NOT_RECORDED_MAX: usize = 20;
+/// Deliveries come in bursts: over so long they tell how fast it goes.
+const DELIVERED_WINDOW: Duration = Duration::from_secs(10);
+/// What waits is counted every five seconds, or less often. A burst that was stored before does not count
+/// against those who deliver it.
+const BACKLOG_WINDOW: Duration = Duration::from_secs(15);
 
 /// The last known state of a processor.
 #[derive(Debug, Default)]
@@ -19,11 +26,12 @@ pub(crate) struct Shared {
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     relay: RelayState,
-    id: Option<Uuid>,
+    identity: Option<Identity>,
     started: Option<Instant>,
+    started_at: Option<Timestamp>,
     /// When the loop goes on at the latest, by its own word. `None` while it waits for something
     /// that has no time, and where there is no loop.
     due: Option<Instant>,
@@ -33,6 +41,8 @@ struct State {
     in_flight: usize,
     buffered: usize,
     unsettled: usize,
+    undecided: usize,
+    unreadable_rows: u64,
     not_recorded: Vec<NotRecorded>,
     parked_keys: usize,
     shards: usize,
@@ -40,10 +50,55 @@ struct State {
     hint: Seq,
     last_acknowledged: Option<Instant>,
     backlog: Option<(Backlog, Instant)>,
-    database_error: Option<String>,
+    backlog_change: Rate,
+    delivered: Rate,
+    database_error: Option<Error>,
     failure: Option<String>,
     unknown_destinations: Vec<String>,
     destinations: Vec<DestinationState>,
+    /// When the pause of each destination ends, by the run's clock.
+    pauses_end: Vec<Option<Duration>>,
+}
+
+/// As what a run goes in the database.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub(crate) id: Uuid,
+    /// Host and process id.
+    pub(crate) name: Box<str>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            relay: RelayState::default(),
+            identity: None,
+            started: None,
+            started_at: None,
+            due: None,
+            counts: Counts::default(),
+            earlier: Counts::default(),
+            in_flight: 0,
+            buffered: 0,
+            unsettled: 0,
+            undecided: 0,
+            unreadable_rows: 0,
+            not_recorded: Vec::new(),
+            parked_keys: 0,
+            shards: 0,
+            relays: 0,
+            hint: 0,
+            last_acknowledged: None,
+            backlog: None,
+            backlog_change: Rate::over(BACKLOG_WINDOW),
+            delivered: Rate::over(DELIVERED_WINDOW),
+            database_error: None,
+            failure: None,
+            unknown_destinations: Vec::new(),
+            destinations: Vec::new(),
+            pauses_end: Vec::new(),
+        }
+    }
 }
 
 impl Shared {
@@ -56,19 +111,25 @@ impl Shared {
         let mut state = self.lock();
         state.relay = RelayState::Running;
         state.started = Some(Instant::now());
+        state.started_at = Some(whole_second(Timestamp::now()));
+        state.delivered.clear();
+        state.backlog_change.clear();
         state.earlier = sum(state.earlier, state.counts);
         state.counts = Counts::default();
         state.database_error = None;
         state.unknown_destinations.clear();
         state.failure = None;
         state.destinations = destinations
-            .map(|name| DestinationState { name, paused_for: None, failing_keys: 0 })
+            .map(|name| DestinationState { name, ..DestinationState::default() })
             .collect();
+        state.pauses_end.clear();
     }
 
-    pub(crate) fn observe(&self, machine: &Machine) {
+    /// What the machine is at, at the moment `now` of its clock.
+    pub(crate) fn observe(&self, machine: &Machine, now: Duration) {
         let mut state = self.lock();
         let counts = machine.counts();
+        state.pauses_end(machine.pauses_end(), now);
         for (destination, keys) in state.destinations.iter_mut().zip(machine.failing_keys()) {
             destination.failing_keys = keys;
         }
@@ -79,6 +140,7 @@ impl Shared {
         state.in_flight = machine.in_flight();
         state.buffered = machine.buffered();
         state.unsettled = machine.unsettled();
+        state.undecided = machine.undecided_events();
         state.not_recorded = machine.rows_not_recorded(NOT_RECORDED_MAX);
         state.parked_keys = machine.stuck_keys();
         (state.shards, state.relays) = machine.shards_and_relays();
@@ -91,12 +153,24 @@ impl Shared {
     }
 
     /// A run goes by this name in the database.
-    pub(crate) fn identified(&self, relay: Uuid) {
-        self.lock().id = Some(relay);
+    pub(crate) fn identified(&self, relay: Identity) {
+        self.lock().identity = Some(relay);
     }
 
-    pub(crate) fn id(&self) -> Option<Uuid> {
-        self.lock().id
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        self.lock().identity.clone()
+    }
+
+    /// Takes the figures of this moment, for how fast it goes. To be called every second or so.
+    pub(crate) fn sample(&self) {
+        let mut state = self.lock();
+        let delivered = sum(state.earlier, state.counts).delivered;
+        state.delivered.sample(Instant::now(), delivered);
+    }
+
+    /// The store met rows that it cannot read as events.
+    pub(crate) fn unreadable(&self, rows: u64) {
+        self.lock().unreadable_rows += rows;
     }
 
     pub(crate) fn relay_state(&self, relay: RelayState) {
@@ -123,6 +197,10 @@ impl Shared {
 
     pub(crate) fn paused(&self, destination: usize, error: Option<String>) {
         if let Some(destination) = self.lock().destinations.get_mut(destination) {
+            destination.paused_since = match (&error, destination.paused_since) {
+                (None, _) => None,
+                (Some(_), since) => Some(since.unwrap_or_else(|| whole_second(Timestamp::now()))),
+            };
             destination.paused_for = error;
         }
     }
@@ -131,7 +209,7 @@ impl Shared {
         self.lock().unknown_destinations.push(name.to_owned());
     }
 
-    pub(crate) fn database(&self, error: Option<String>) {
+    pub(crate) fn database(&self, error: Option<Error>) {
         let mut state = self.lock();
         match (&error, state.relay) {
             (Some(_), RelayState::Running) => state.relay = RelayState::DatabaseUnavailable,
@@ -142,7 +220,10 @@ impl Shared {
     }
 
     pub(crate) fn backlog(&self, backlog: Backlog) {
-        self.lock().backlog = Some((backlog, Instant::now()));
+        let mut state = self.lock();
+        let now = Instant::now();
+        state.backlog_change.sample(now, backlog.pending());
+        state.backlog = Some((backlog, now));
     }
 
     pub(crate) fn statistics(&self) -> ProcessorStatistics {
@@ -158,12 +239,17 @@ impl Shared {
             in_flight: state.in_flight,
             buffered: state.buffered,
             unsettled: state.unsettled,
+            undecided: state.undecided,
+            unreadable_rows: state.unreadable_rows,
             not_recorded: state.not_recorded.clone(),
             parked_keys: state.parked_keys,
             shards: state.shards,
             relays: state.relays,
             backlog: state.backlog.map(|(backlog, at)| (backlog, at.elapsed())),
             last_acknowledged: state.last_acknowledged.map(|at| at.elapsed()),
+            delivered_per_second: state.delivered.per_second(),
+            backlog_change_per_second: state.backlog_change.per_second(),
+            started_at: state.started_at,
             running_for: state.started.map_or(Duration::ZERO, |at| at.elapsed()),
             overdue: state.due.map_or(Duration::ZERO, |due| due.elapsed()),
             database_error: state.database_error.clone(),
@@ -172,6 +258,27 @@ impl Shared {
             destinations: state.destinations.clone(),
         }
     }
+}
+
+impl State {
+    /// The pauses of destinations end then. Told once for each: two clocks never agree to the second.
+    fn pauses_end(&mut self, ends: impl Iterator<Item = Option<Duration>>, now: Duration) {
+        self.pauses_end.resize(self.destinations.len(), None);
+        let known = self.destinations.iter_mut().zip(&mut self.pauses_end);
+        for ((destination, known), end) in known.zip(ends) {
+            if *known != end {
+                *known = end;
+                destination.retry_at = end.and_then(|end| {
+                    Timestamp::now().checked_add(end.saturating_sub(now)).ok().map(whole_second)
+                });
+            }
+        }
+    }
+}
+
+/// For people, who read seconds.
+fn whole_second(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
 const fn sum(a: Counts, b: Counts) -> Counts {

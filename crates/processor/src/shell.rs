@@ -14,7 +14,8 @@ use crate::clock::Clock;
 use crate::fine_timer::FineTimer;
 use crate::machine::{Command, Input, Machine, Report};
 use crate::routes::Routes;
-use crate::shared::Shared;
+use crate::run::is_outage;
+use crate::shared::{Identity, Shared};
 use crate::telemetry::Telemetry;
 use crate::{ProcessorSettings, RelayState, StopReport};
 
@@ -70,7 +71,7 @@ impl Shell {
         let send_until = watch::Sender::new(Duration::ZERO);
         let name = name_of_process();
         let relay = Relay { id: Uuid::new_v4(), name, clock, send_until, outcomes };
-        self.shared.identified(relay.id);
+        self.shared.identified(Identity { id: relay.id, name: relay.name.clone() });
         let woken = Arc::new(Notify::new());
         let mut chores = JoinSet::new();
         chores.spawn(forward_wakes(
@@ -98,7 +99,7 @@ impl Shell {
             for command in commands {
                 self.execute(command, &relay, &mut answers, &mut error, until);
             }
-            self.shared.observe(&machine);
+            self.shared.observe(&machine, now);
             let ended = match (stop_by, until) {
                 (Some(deadline), _) => machine.is_settled() || now >= deadline,
                 (None, _) if error.is_some() => true,
@@ -143,13 +144,11 @@ impl Shell {
                 () = fine_timer.ring_at(machine.next_look(now), now) => {}
             }
         }
-        self.shared.observe(&machine);
+        self.shared.observe(&machine, clock.now());
         self.shared.rests_for(None);
         // Calls without an answer end here, before others take over what they sent.
         drop(answers);
-        if shares {
-            self.leave(relay.id).await;
-        }
+        self.leave(relay.id).await;
         Outcome {
             delivered: machine.counts().delivered,
             report: StopReport {
@@ -162,7 +161,8 @@ impl Shell {
         }
     }
 
-    /// Gives the shards back at once. Without it, they are free when the lease ends.
+    /// Gives the shards back at once, and takes back what was told of this relay. Without it, they are
+    /// free when the lease ends.
     async fn leave(&self, relay: Uuid) {
         let call = self.telemetry.storage("leave", self.repository.leave(relay));
         match tokio::time::timeout(LEAVE_TIMEOUT, call).await {
@@ -259,11 +259,10 @@ impl Shell {
                 });
             }
             Command::Report(report) => {
-                if let Report::DatabaseFailed { error: text } = &report
+                if let Report::DatabaseFailed { error: met } = &report
                     && matches!(until, Until::PassDone)
                 {
-                    let failed = Error::new(ErrorKind::Unreachable, "process events", text.clone());
-                    *error = Some(failed);
+                    *error = Some(met.clone());
                 }
                 self.tell(&report);
             }
@@ -315,6 +314,7 @@ impl Shell {
                 );
             }
             Report::Buried { rows } => {
+                self.shared.unreadable(*rows as u64);
                 self.telemetry.dead_lettered(ErrorKind::Corrupt.as_str(), *rows as u64);
             }
             Report::NotRecorded { seq, id, pause, error } => tracing::warn!(
@@ -342,7 +342,18 @@ impl Shell {
             Report::LeaseRenewed => tracing::info!("the lease is renewed"),
             Report::DatabaseFailed { error } => {
                 self.shared.database(Some(error.clone()));
-                tracing::warn!(error, "database is unavailable; trying again");
+                let text = error.report();
+                if is_outage(error) {
+                    tracing::warn!(error = text, "database is unavailable; trying again");
+                } else {
+                    let (kind, hint) = (error.kind().as_str(), error.kind().hint());
+                    tracing::warn!(
+                        error = text,
+                        kind,
+                        hint,
+                        "the database refuses what a relay needs; trying again"
+                    );
+                }
             }
             Report::DatabaseAnswered => {
                 self.shared.database(None);

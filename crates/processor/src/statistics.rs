@@ -2,13 +2,19 @@
 
 use std::time::Duration;
 
-use posthaste_core::{Backlog, Seq};
+use jiff::Timestamp;
+use posthaste_core::{Backlog, Error, Seq};
 use uuid::Uuid;
+
+use crate::run::is_outage;
 
 /// A busy machine lets a process wait for seconds.
 const STANDSTILL_MIN: Duration = Duration::from_secs(10);
 /// What is older says nothing of now. A busy database is asked seldom.
 const COUNTS_STALE_MIN: Duration = Duration::from_secs(900);
+
+/// Rows that are named in a report.
+const REPORTED_ROWS_MAX: usize = 5;
 
 /// A moment's view of a processor.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +37,11 @@ pub struct ProcessorStatistics {
     pub buffered: usize,
     /// Acknowledged and not yet recorded in the database.
     pub unsettled: usize,
+    /// Failed, and nothing tells yet whose fault that is: taken still, and no attempt is counted.
+    pub undecided: usize,
+    /// Rows of the outbox that were met and are no event: of those since start, the store made dead
+    /// letters. One of which it cannot counts each time it is met.
+    pub unreadable_rows: u64,
     /// Of the unsettled, some that the database refuses to record, each by itself, with what is in the
     /// way: the session that holds a lock on the row, for one. They are tried again and again.
     pub not_recorded: Vec<NotRecorded>,
@@ -44,13 +55,21 @@ pub struct ProcessorStatistics {
     pub backlog: Option<(Backlog, Duration)>,
     /// Since the last acknowledgement; `None` before the first.
     pub last_acknowledged: Option<Duration>,
+    /// Events acknowledged a second, over the last ten seconds; `None` before that is known, and in a
+    /// run in the foreground.
+    pub delivered_per_second: Option<f64>,
+    /// How much more waits each second, over the last quarter of a minute: below zero where it becomes less. `None`
+    /// as above.
+    pub backlog_change_per_second: Option<f64>,
+    /// When the processor started, by this machine's clock.
+    pub started_at: Option<Timestamp>,
     /// Since the processor started.
     pub running_for: Duration,
     /// How long ago the relay meant to go on and did not: zero unless something holds the whole
     /// process, or a defect of ours the loop that decides.
     pub overdue: Duration,
     /// The last error of the database, while it lasts.
-    pub database_error: Option<String>,
+    pub database_error: Option<Error>,
     /// What the relay died of, until it is started again.
     pub failure: Option<String>,
     /// Names that events gave as their destination and that are not configured: they wait.
@@ -71,12 +90,16 @@ pub struct NotRecorded {
 }
 
 /// How a destination is doing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DestinationState {
     /// Its name.
     pub name: String,
     /// The error it is paused for; `None` while it works.
     pub paused_for: Option<String>,
+    /// Since when, by this machine's clock.
+    pub paused_since: Option<Timestamp>,
+    /// When it is tried again; `None` while it works, and while a try is under way.
+    pub retry_at: Option<Timestamp>,
     /// Keys whose first event failed here and was not taken since, up to about a thousand.
     pub failing_keys: usize,
 }
@@ -117,9 +140,14 @@ impl RelayState {
     }
 }
 
+/// To a tenth, or to the whole where that says enough.
+fn rounded(rate: f64) -> f64 {
+    if rate.abs() >= 10.0 { rate.round() } else { (rate * 10.0).round() / 10.0 }
+}
+
 impl ProcessorStatistics {
-    /// What operators read of a relay in the database, as JSON: what changes seldom, so that it is
-    /// written seldom.
+    /// What operators read of a relay in the database, as JSON. It is written when it changes, so figures
+    /// that always move are rounded: a relay that is idle writes nothing.
     pub(crate) fn as_report(&self) -> String {
         let destinations: Vec<_> = self
             .destinations
@@ -128,14 +156,29 @@ impl ProcessorStatistics {
                 serde_json::json!({
                     "name": to.name,
                     "paused_for": to.paused_for,
+                    "paused_since": to.paused_since.map(|at| at.to_string()),
+                    "retry_at": to.retry_at.map(|at| at.to_string()),
                     "failing_keys": to.failing_keys,
                 })
             })
             .collect();
+        let not_recorded: Vec<_> = self
+            .not_recorded
+            .iter()
+            .take(REPORTED_ROWS_MAX)
+            .map(|row| serde_json::json!({ "seq": row.seq, "id": row.id, "why": row.why }))
+            .collect();
         serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
             "state": self.state.as_str(),
-            "database_error": self.database_error,
+            "started_at": self.started_at.map(|at| at.to_string()),
+            "database_error": self.database_error.as_ref().map(Error::report),
+            "database_error_kind": self.database_error.as_ref().map(|error| error.kind().as_str()),
+            "delivered_per_second": self.delivered_per_second.map(rounded),
+            "backlog_change_per_second": self.backlog_change_per_second.map(rounded),
+            "undecided": self.undecided,
+            "unreadable_rows": self.unreadable_rows,
+            "not_recorded": not_recorded,
             "lost_as_repeat": self.lost_as_repeat,
             "unknown_destinations": self.unknown_destinations,
             "destinations": destinations,
@@ -158,8 +201,15 @@ impl ProcessorStatistics {
                 return Some(format!("the relay died: {why}"));
             }
             RelayState::DatabaseUnavailable => {
-                let why = self.database_error.as_deref().unwrap_or("no answer");
-                return Some(format!("the database is unavailable: {why}"));
+                return Some(match &self.database_error {
+                    Some(error) if !is_outage(error) => format!(
+                        "the database refuses what a relay needs: {}; {}",
+                        error.report(),
+                        error.kind().hint()
+                    ),
+                    Some(error) => format!("the database is unavailable: {}", error.report()),
+                    None => "the database is unavailable: no answer".into(),
+                });
             }
             RelayState::Running => {}
         }
@@ -241,7 +291,27 @@ pub struct StopReport {
 
 #[cfg(test)]
 mod tests {
+    use posthaste_core::ErrorKind;
+
     use super::*;
+
+    #[test]
+    fn a_database_that_refuses_is_not_said_to_be_away() {
+        let why = |kind| {
+            let error = Error::new(kind, "settle events", "no");
+            let refused = ProcessorStatistics {
+                state: RelayState::DatabaseUnavailable,
+                database_error: Some(error),
+                ..ProcessorStatistics::default()
+            };
+            refused.unhealthy_because(Duration::MAX).unwrap_or_default()
+        };
+        let refused = why(ErrorKind::Unauthorized);
+        assert!(refused.contains("refuses") && refused.contains("rights"), "{refused}");
+        for kind in [ErrorKind::Unreachable, ErrorKind::Timeout, ErrorKind::Conflict] {
+            assert!(why(kind).contains("the database is unavailable"), "{}", why(kind));
+        }
+    }
 
     #[test]
     fn a_view_that_is_too_old_is_no_sign_of_health() {

@@ -220,6 +220,14 @@ impl Telemetry {
         self.gauge("outbox_inflight_events", []).set(statistics.in_flight as f64);
         self.gauge("outbox_shards", []).set(statistics.shards as f64);
         self.gauge("outbox_relays", []).set(statistics.relays as f64);
+        self.gauge("outbox_undecided_events", []).set(statistics.undecided as f64);
+        self.gauge("outbox_not_recorded_events", []).set(statistics.not_recorded.len() as f64);
+        for to in &statistics.destinations {
+            let tag = || [("destination", to.name.clone().into())];
+            let paused = if to.paused_for.is_some() { 1.0 } else { 0.0 };
+            self.gauge("outbox_destination_paused", tag()).set(paused);
+            self.gauge("outbox_destination_failing_keys", tag()).set(to.failing_keys as f64);
+        }
         for state in RelayState::ALL {
             let value = if state == statistics.state { 1.0 } else { 0.0 };
             self.gauge("outbox_relay_state", [("state", state.as_str().into())]).set(value);
@@ -292,6 +300,26 @@ fn describe_all() {
         "outbox_inflight_events",
         Unit::Count,
         "Events published and not yet acknowledged"
+    );
+    describe_gauge!(
+        "outbox_undecided_events",
+        Unit::Count,
+        "Events that failed, and nothing tells yet whose fault that is: they count no attempt"
+    );
+    describe_gauge!(
+        "outbox_not_recorded_events",
+        Unit::Count,
+        "Events whose outcome the database does not take, a locked row for one; up to 20"
+    );
+    describe_gauge!(
+        "outbox_destination_paused",
+        Unit::Count,
+        "1 while nothing but probes is sent to a destination, 0 while it works"
+    );
+    describe_gauge!(
+        "outbox_destination_failing_keys",
+        Unit::Count,
+        "Keys whose first event failed at a destination and was not taken since"
     );
     describe_gauge!("outbox_shards", Unit::Count, "Shards, of 64, that this relay delivers");
     describe_gauge!("outbox_relays", Unit::Count, "Relays that share the outbox");

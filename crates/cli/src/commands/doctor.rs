@@ -165,7 +165,7 @@ async fn look_at_outbox(store: &dyn Store, config: &Config) -> Vec<Finding> {
         found.unwrap_or_else(|error| Finding::failed(about, &error))
     };
     vec![
-        or_failed("relays", relays::find(store).await.map(|relays| judge_relays(&relays, config))),
+        or_failed("relays", relays::find(store).await.map(|relays| judge_relays(&relays))),
         or_failed("keys", look_at_keys(store, config).await),
         or_failed("open transactions", look_at_transactions(store).await),
         or_failed(
@@ -179,31 +179,30 @@ async fn look_at_outbox(store: &dyn Store, config: &Config) -> Vec<Finding> {
     ]
 }
 
-/// What the running relays say of themselves. An embedded database has none that it knows of.
-fn judge_relays(relays: &[Relay], config: &Config) -> Finding {
+/// What the running relays say of themselves.
+fn judge_relays(relays: &[Relay]) -> Finding {
     let about = "relays";
     let alive: Vec<&Relay> = relays.iter().filter(|relay| relay.is_alive()).collect();
-    if alive.is_empty() && !config.database.has_relays() {
-        return Finding::new(about, Level::Fine, "not known to an embedded database");
-    }
     if alive.is_empty() {
         return Finding::new(about, Level::Warning, "none runs: nothing is delivered")
             .hint("start one with `posthaste run`");
     }
-    let troubles: Vec<String> = alive
-        .iter()
-        .flat_map(|relay| std::iter::repeat(relay.as_line()).zip(relay.troubles()))
-        .map(|(relay, trouble)| {
-            format!("{}: {trouble}", relay.split(':').take(2).collect::<Vec<_>>().join(":"))
-        })
-        .collect();
+    let mut troubles = Vec::new();
+    let mut hints: Vec<&str> = Vec::new();
+    for relay in &alive {
+        for trouble in relay.troubles() {
+            troubles.push(format!("{}: {}", relay.name(), trouble.text));
+            if !hints.contains(&trouble.hint) {
+                hints.push(trouble.hint);
+            }
+        }
+    }
     let running = format!("{} alive", count(alive.len() as u64, "relay"));
     if troubles.is_empty() {
         return Finding::new(about, Level::Fine, format!("{running}, none has anything to tell"));
     }
     let message = format!("{running}\n         {}", troubles.join("\n         "));
-    Finding::new(about, Level::Warning, message)
-        .hint("what is paused goes on by itself when the other side answers; `posthaste keys list`")
+    Finding::new(about, Level::Warning, message).hint(hints.join("; "))
 }
 
 async fn look_at_keys(store: &dyn Store, config: &Config) -> anyhow::Result<Finding> {

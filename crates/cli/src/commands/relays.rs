@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use posthaste_core::RelayView;
+use jiff::Timestamp;
+use posthaste_core::{ErrorKind, RelayView};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::config::{secrets, units};
-use crate::output::count;
+use crate::output::{count, time};
 use crate::store::Store;
 
 /// A relay, with what it said last.
@@ -23,7 +24,14 @@ pub(crate) struct Relay {
 struct Said {
     version: String,
     state: String,
+    started_at: Option<String>,
     database_error: Option<String>,
+    database_error_kind: Option<String>,
+    delivered_per_second: Option<f64>,
+    backlog_change_per_second: Option<f64>,
+    undecided: u64,
+    unreadable_rows: u64,
+    not_recorded: Vec<NotRecorded>,
     lost_as_repeat: u64,
     unknown_destinations: Vec<String>,
     destinations: Vec<Destination>,
@@ -34,19 +42,80 @@ struct Said {
 struct Destination {
     name: String,
     paused_for: Option<String>,
+    paused_since: Option<String>,
+    retry_at: Option<String>,
     failing_keys: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct NotRecorded {
+    seq: i64,
+    id: String,
+    why: String,
+}
+
+/// What keeps a relay from delivering something.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    pub(crate) text: String,
+    /// What to do.
+    pub(crate) hint: &'static str,
+}
+
+/// How fast the outbox is delivered, by the word of the relays that live.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Throughput {
+    /// Events a second, of all relays together.
+    pub(crate) delivered: f64,
+    /// How much more waits each second; below zero where it becomes less.
+    pub(crate) backlog_change: Option<f64>,
 }
 
 /// All relays of the outbox.
 pub(crate) async fn find(store: &dyn Store) -> anyhow::Result<Vec<Relay>> {
-    let relay = |view: RelayView| {
-        let said = view.report.as_deref().and_then(|report| serde_json::from_str(report).ok());
-        Relay { view, said: said.unwrap_or_default() }
-    };
-    Ok(store.relays().await?.into_iter().map(relay).collect())
+    Ok(store.relays().await?.into_iter().map(Relay::new).collect())
+}
+
+/// How fast it goes; `None` where no relay that lives says it.
+pub(crate) fn throughput(relays: &[Relay]) -> Option<Throughput> {
+    let alive = || relays.iter().filter(|relay| relay.is_alive()).map(|relay| &relay.said);
+    let rates: Vec<f64> = alive().filter_map(|said| said.delivered_per_second).collect();
+    // Each sees the whole outbox.
+    let changes: Vec<f64> = alive().filter_map(|said| said.backlog_change_per_second).collect();
+    (!rates.is_empty()).then(|| Throughput {
+        delivered: rates.iter().sum(),
+        backlog_change: (!changes.is_empty())
+            .then(|| changes.iter().sum::<f64>() / changes.len() as f64),
+    })
+}
+
+impl Throughput {
+    /// How long until so many are delivered, if it goes on so. `None` where they do not become less.
+    pub(crate) fn time_to_empty(&self, events: u64) -> Option<Duration> {
+        let fewer = match self.backlog_change {
+            Some(change) => -change,
+            None => self.delivered,
+        };
+        if events == 0 {
+            return Some(Duration::ZERO);
+        }
+        // Less than a tenth of an event a second is the noise of an estimate.
+        (fewer >= 0.1).then(|| whole(Duration::from_secs_f64(events as f64 / fewer)))
+    }
 }
 
 impl Relay {
+    fn new(view: RelayView) -> Self {
+        let said = view.report.as_deref().and_then(|report| serde_json::from_str(report).ok());
+        Self { view, said: said.unwrap_or_default() }
+    }
+
+    /// Host and process id.
+    pub(crate) fn name(&self) -> &str {
+        &self.view.name
+    }
+
     /// Whether its lease runs.
     pub(crate) fn is_alive(&self) -> bool {
         !self.view.lease_left.is_zero()
@@ -55,57 +124,205 @@ impl Relay {
     /// One line of who it is.
     pub(crate) fn as_line(&self) -> String {
         let shards = count(self.view.shards as u64, "shard");
-        let life = if self.is_alive() {
-            format!("lease of {} left", units::format_duration(whole(self.view.lease_left)))
-        } else {
-            "its lease is over: another takes its shards".into()
+        let life = match (self.is_alive(), self.view.said_ago) {
+            (true, None) => {
+                format!("lease of {} left", units::format_duration(whole(self.view.lease_left)))
+            }
+            (true, Some(ago)) => {
+                format!("heard of {} ago", units::format_duration(whole(ago)))
+            }
+            (false, None) => "its lease is over: another takes its shards".into(),
+            (false, Some(_)) => "nothing was heard of it for over two minutes: it died".into(),
         };
         let version = if self.said.version.is_empty() { "unknown" } else { &self.said.version };
         let state = if self.said.state.is_empty() { "says nothing" } else { &self.said.state };
-        format!("{}: {state}, version {version}, {shards}, {life}", self.view.name)
+        let since = when(self.said.started_at.as_deref());
+        let since = since.map(|at| format!(" since {at}")).unwrap_or_default();
+        format!("{}: {state}{since}, version {version}, {shards}, {life}", self.view.name)
     }
 
     /// What keeps it from delivering something, a line each.
-    pub(crate) fn troubles(&self) -> Vec<String> {
+    pub(crate) fn troubles(&self) -> Vec<Trouble> {
         let mut troubles = Vec::new();
+        let mut tell = |text: String, hint| {
+            troubles.push(Trouble { text: secrets::redact(&text), hint });
+        };
         if let Some(error) = &self.said.database_error {
-            troubles.push(format!("the database fails for it: {error}"));
+            let kind = self.said.database_error_kind.as_deref().and_then(ErrorKind::named);
+            let hint = kind.map_or("its log says more", ErrorKind::hint);
+            tell(format!("the database fails for it: {error}"), hint);
         }
         for to in &self.said.destinations {
-            if let Some(why) = &to.paused_for {
-                troubles.push(format!("destination {} is paused: {why}", to.name));
+            if let Some(text) = to.pause() {
+                tell(text, "what is paused goes on by itself when the other side answers");
             }
             if to.failing_keys > 0 {
                 let keys = count(to.failing_keys, "key");
-                troubles.push(format!("destination {}: {keys} with an event that fails", to.name));
+                tell(
+                    format!("destination {}: {keys} with an event that fails", to.name),
+                    "`posthaste keys list` says which and why",
+                );
             }
         }
         for name in &self.said.unknown_destinations {
-            troubles.push(format!("events wait for destination {name}, which is not configured"));
+            tell(
+                format!("events wait for destination {name}, which is not configured"),
+                "configure it, or send them elsewhere with `posthaste events reroute`",
+            );
+        }
+        if self.said.undecided > 0 {
+            let events = count(self.said.undecided, "event");
+            tell(
+                format!("{events} failed, and it is not known yet whose fault that is"),
+                "no attempt is counted; others that are taken, or time, will tell",
+            );
+        }
+        for row in &self.said.not_recorded {
+            tell(
+                format!("cannot record event {} (place {}): {}", row.id, row.seq, row.why),
+                "end what is in the way; until then a restart delivers that event again",
+            );
+        }
+        if self.said.unreadable_rows > 0 {
+            let rows = count(self.said.unreadable_rows, "row");
+            tell(
+                format!("{rows} met since its start that are no event: dead letters"),
+                "`posthaste events list --state dead` shows them",
+            );
         }
         if self.said.lost_as_repeat > 0 {
             let events = count(self.said.lost_as_repeat, "event");
-            troubles
-                .push(format!("{events} dropped by a broker as repeats of others with their ids"));
+            tell(
+                format!("{events} dropped by a broker as repeats of others with their ids"),
+                "its log names them; give each event an id of its own",
+            );
         }
-        troubles.iter().map(|trouble| secrets::redact(trouble)).collect()
+        troubles
     }
 
     pub(crate) fn as_json(&self) -> Value {
-        let said: Option<Value> = self
-            .view
-            .report
-            .as_deref()
-            .and_then(|report| serde_json::from_str(&secrets::redact(report)).ok());
+        let report = self.view.report.as_deref();
+        let mut said: Value =
+            report.and_then(|report| serde_json::from_str(report).ok()).unwrap_or_default();
+        redact_values(&mut said);
         json!({
             "name": self.view.name,
-            "lease_left_seconds": self.view.lease_left.as_secs_f64(),
+            "lease_left_seconds": self.view.said_ago.is_none()
+                .then_some(self.view.lease_left.as_secs_f64()),
+            "said_seconds_ago": self.view.said_ago.map(|ago| ago.as_secs_f64()),
             "shards": self.view.shards,
             "report": said,
         })
     }
 }
 
+impl Destination {
+    fn pause(&self) -> Option<String> {
+        let why = self.paused_for.as_ref()?;
+        let since = when(self.paused_since.as_deref());
+        let since = since.map(|at| format!(" since {at}")).unwrap_or_default();
+        let retry = match when(self.retry_at.as_deref()) {
+            Some(at) => format!(", next try {at}"),
+            None => String::new(),
+        };
+        Some(format!("destination {} is paused{since}{retry}: {why}", self.name))
+    }
+}
+
+/// Value by value: in the text as a whole, what is put in a secret's place could end a string.
+fn redact_values(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = secrets::redact(text),
+        Value::Array(values) => values.iter_mut().for_each(redact_values),
+        Value::Object(values) => values.values_mut().for_each(redact_values),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+fn when(text: Option<&str>) -> Option<String> {
+    text?.parse::<Timestamp>().ok().map(time)
+}
+
 fn whole(time: Duration) -> Duration {
     Duration::from_secs(time.as_secs().max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::schema::Kind;
+
+    fn relay(report: &Value) -> Relay {
+        Relay::new(RelayView::new("host:1", Duration::from_secs(5), 64, Some(&report.to_string())))
+    }
+
+    #[test]
+    fn a_secret_in_a_report_is_hidden_and_the_rest_is_shown() {
+        // Within the text of the whole, the quotes would be escaped, and so not found.
+        let secret = "hunter\"2\\and-more";
+        secrets::resolve(secret, Kind::Secret).unwrap();
+        let report = json!({
+            "state": "running",
+            "destinations": [{ "name": "main", "paused_for": format!("refused: {secret}") }],
+        });
+        let shown = relay(&report).as_json();
+        assert_eq!(shown["report"]["state"], "running");
+        let paused = shown["report"]["destinations"][0]["paused_for"].as_str().unwrap_or_default();
+        assert!(paused.starts_with("refused: ") && !paused.contains("hunter"), "{shown}");
+    }
+
+    #[test]
+    fn a_pause_says_since_when_until_when_and_why() {
+        let report = json!({ "destinations": [{
+            "name": "main",
+            "paused_for": "refused",
+            "paused_since": "2026-03-01T03:00:00Z",
+            "retry_at": "2026-03-01T03:05:07Z",
+        }] });
+        assert_eq!(
+            relay(&report).troubles()[0].text,
+            "destination main is paused since 2026-03-01 03:00:00Z, next try 2026-03-01 03:05:07Z: \
+             refused"
+        );
+    }
+
+    #[test]
+    fn what_a_relay_cannot_do_is_told_with_what_helps() {
+        let report = json!({
+            "database_error": "settle events: no",
+            "database_error_kind": "unauthorized",
+            "undecided": 3,
+            "unreadable_rows": 1,
+            "not_recorded": [{ "seq": 7, "id": "abc", "why": "session 4711 holds a lock" }],
+        });
+        let troubles = relay(&report).troubles();
+        for (part, hint) in [
+            ("settle events: no", "credentials and the rights"),
+            ("3 events failed", "no attempt is counted"),
+            ("(place 7): session 4711", "in the way"),
+            ("1 row met", "--state dead"),
+        ] {
+            let found = troubles.iter().find(|trouble| trouble.text.contains(part));
+            assert!(found.is_some_and(|found| found.hint.contains(hint)), "{part}: {troubles:?}");
+        }
+    }
+
+    #[test]
+    fn how_long_it_takes_hangs_on_what_is_left_over_from_what_is_stored() {
+        let said = |delivered: f64, change: Option<f64>| {
+            let report = json!({
+                "delivered_per_second": delivered, "backlog_change_per_second": change,
+            });
+            throughput(&[relay(&report)]).and_then(|speed| speed.time_to_empty(1_000))
+        };
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!(said(50.0, Some(-10.0)), seconds(100), "40 a second are stored meanwhile");
+        assert_eq!(said(50.0, None), seconds(20));
+        assert_eq!(said(50.0, Some(3.0)), None, "more is stored than delivered");
+        assert_eq!(said(0.0, Some(0.0)), None);
+        assert_eq!(throughput(&[relay(&json!({}))]), None, "a relay of another version");
+        let dead =
+            RelayView::new("host:2", Duration::ZERO, 0, Some(r#"{"delivered_per_second":9}"#));
+        assert_eq!(throughput(&[Relay::new(dead)]), None, "what a dead relay said last");
+    }
 }

@@ -124,7 +124,9 @@ async fn start_store(
                 tracing::warn!(error, "the database cannot be used yet; trying again");
                 tokio::time::sleep(left.unwrap_or(RECONNECT_DELAY).min(RECONNECT_DELAY)).await;
             }
-            Err(error) if is_wrong_set_up(&error) => return Err(error.context(WrongSetUp)),
+            Err(error) if is_wrong_set_up(&error) => {
+                return Err(error.context(WrongSetUp("cannot start")));
+            }
             started => return started,
         }
     }
@@ -229,13 +231,21 @@ impl Foreground<'_> {
             tokio::select! {
                 work = self.work() => work,
                 () = self.database_away_for(patience) => {
+                    let met = self.processor.statistics().database_error;
                     self.processor.stop().await;
-                    Err(anyhow::anyhow!(given_up(patience)))
+                    let given_up = given_up(patience);
+                    Err(match met {
+                        Some(error) => anyhow::Error::from(error).context(given_up),
+                        None => anyhow::anyhow!(given_up),
+                    })
                 }
             }
         };
         let (done, interrupted) = until_stopped(work, self.processor, stop, output_closed).await;
-        let Done { delivered, left } = done?;
+        let Done { delivered, left } = done.map_err(|error| {
+            let is_wrong = is_wrong_set_up(&error);
+            if is_wrong { error.context(WrongSetUp("cannot go on")) } else { error }
+        })?;
         let statistics = self.processor.statistics();
         let left = if interrupted { 0 } else { left };
         tracing::info!(

@@ -1,14 +1,19 @@
 //! `posthaste status`.
 
+use std::time::Duration;
+
 use serde_json::json;
 
+use super::relays::Throughput;
 use super::{open_transactions, relays};
 use crate::config::{Config, secrets, units};
 use crate::exit;
 use crate::output::{Output, table, time};
 use crate::store;
 
-/// Shows the schema's version, what waits, and who holds events back.
+const NO_SPEED: &str = "not known: no relay that lives says how fast it goes";
+
+/// Shows the schema's version, what waits, how fast it is delivered, and who holds events back.
 pub(crate) async fn run(config: &Config, output: Output) -> anyhow::Result<()> {
     let store = store::open_ready(config).await?;
     let schema = store.migration_status().await?;
@@ -19,6 +24,8 @@ pub(crate) async fn run(config: &Config, output: Output) -> anyhow::Result<()> {
         Ok(relays) => (relays, None),
         Err(error) => (Vec::new(), Some(secrets::redact(&exit::text_of(&error)))),
     };
+    let speed = relays::throughput(&relays);
+    let to_empty = speed.and_then(|speed| speed.time_to_empty(backlog.ready));
     let result = json!({
         "database": { "kind": config.database.kind(), "address": config.database.address() },
         "schema": { "current": schema.current, "wanted": schema.wanted },
@@ -33,6 +40,11 @@ pub(crate) async fn run(config: &Config, output: Output) -> anyhow::Result<()> {
             "oldest_pending_age_seconds": backlog
                 .oldest_pending_at
                 .map(|_| backlog.oldest_pending_age.as_secs_f64()),
+        },
+        "throughput": {
+            "delivered_per_second": speed.map(|speed| speed.delivered),
+            "backlog_change_per_second": speed.and_then(|speed| speed.backlog_change),
+            "seconds_to_empty": to_empty.map(|time| time.as_secs_f64()),
         },
         "relays": relays.iter().map(relays::Relay::as_json).collect::<Vec<_>>(),
         "open_transactions": open.iter().map(open_transactions::as_json).collect::<Vec<_>>(),
@@ -55,6 +67,8 @@ pub(crate) async fn run(config: &Config, output: Output) -> anyhow::Result<()> {
             ("scheduled", figure(backlog.scheduled)),
             ("dead letters", backlog.dead.to_string()),
             ("oldest that is due", oldest),
+            ("delivered", speed.map_or_else(|| NO_SPEED.to_owned(), per_second)),
+            ("empty in", empty_in(backlog.ready, speed, to_empty)),
         ] {
             table.add_row([name.to_owned(), value]);
         }
@@ -64,7 +78,7 @@ pub(crate) async fn run(config: &Config, output: Output) -> anyhow::Result<()> {
         for relay in &relays {
             table.add_row(["relay".to_owned(), relay.as_line()]);
             for trouble in relay.troubles() {
-                table.add_row([String::new(), trouble]);
+                table.add_row([String::new(), trouble.text]);
             }
         }
         for open in &open {
@@ -72,4 +86,26 @@ pub(crate) async fn run(config: &Config, output: Output) -> anyhow::Result<()> {
         }
         table.to_string()
     })
+}
+
+fn per_second(speed: Throughput) -> String {
+    format!("{}/s in the last seconds", rounded(speed.delivered))
+}
+
+fn empty_in(ready: u64, speed: Option<Throughput>, time: Option<Duration>) -> String {
+    match (ready, speed, time) {
+        (0, ..) => "nothing is due".into(),
+        (_, None, _) => "not known".into(),
+        (_, Some(_), Some(time)) => {
+            format!("about {}, if it goes on so", units::format_duration(time))
+        }
+        (_, Some(Throughput { backlog_change: Some(change), .. }), None) if change > 0.0 => {
+            format!("never, if it goes on so: {} more wait each second", rounded(change))
+        }
+        (_, Some(_), None) => "never, if it goes on so: what waits does not become less".into(),
+    }
+}
+
+fn rounded(figure: f64) -> String {
+    if figure >= 10.0 { format!("{figure:.0}") } else { format!("{figure:.1}") }
 }

@@ -39,11 +39,6 @@ impl Database {
         }
     }
 
-    /// Whether relays that share the outbox are known to the database.
-    pub(crate) const fn has_relays(&self) -> bool {
-        matches!(self, Self::Postgres { .. })
-    }
-
     /// Its address without any secret.
     pub(crate) fn address(&self) -> String {
         match self {

@@ -7,7 +7,7 @@ mod file;
 pub(crate) mod problem;
 mod reference;
 pub(crate) mod resolve;
-mod schema;
+pub(crate) mod schema;
 pub(crate) mod secrets;
 mod settings;
 mod suggest;

@@ -152,7 +152,7 @@ pub(crate) enum Report {
     /// It is renewed.
     LeaseRenewed,
     /// The database failed.
-    DatabaseFailed { error: String },
+    DatabaseFailed { error: Error },
     /// The database answers again.
     DatabaseAnswered,
 }
@@ -470,6 +470,16 @@ impl Machine {
         self.outages.iter().map(|outage| outage.suspicion.suspects_count())
     }
 
+    /// When the pause of each destination ends; `None` for one that is not paused, or is tried now.
+    pub(crate) fn pauses_end(&self) -> impl Iterator<Item = Option<Duration>> {
+        self.outages.iter().map(Outage::pause_ends)
+    }
+
+    /// Events that failed, and nothing tells yet whose fault that is.
+    pub(crate) fn undecided_events(&self) -> usize {
+        self.outages.iter().map(|outage| outage.suspicion.undecided_count()).sum()
+    }
+
     pub(crate) const fn counts(&self) -> Counts {
         self.counts
     }
@@ -498,7 +508,7 @@ impl Machine {
         let random = self.random();
         self.database.failed(work, now, random);
         self.leases.doubt(now);
-        self.reports.push(Report::DatabaseFailed { error: error.report() });
+        self.reports.push(Report::DatabaseFailed { error: error.clone() });
     }
 
     fn database_answered(&mut self, work: Work) {

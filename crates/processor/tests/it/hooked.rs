@@ -13,6 +13,8 @@ use posthaste_core::{
     Settlement, Watermark,
 };
 use posthaste_testkit::faults::Operation;
+use serde_json::Value;
+use uuid::Uuid;
 
 type Around = dyn Fn(Operation) + Send + Sync;
 type Fetched = dyn Fn(&PendingPage) + Send + Sync;
@@ -27,6 +29,7 @@ pub(crate) struct Hooked {
     leases: Option<Arc<AtomicUsize>>,
     stands_still: Arc<Mutex<Option<Duration>>>,
     capabilities_panic: bool,
+    told: Arc<Mutex<(usize, Option<Value>)>>,
 }
 
 impl Hooked {
@@ -40,6 +43,7 @@ impl Hooked {
             leases: None,
             stands_still: Arc::default(),
             capabilities_panic: false,
+            told: Arc::default(),
         }
     }
 
@@ -72,6 +76,16 @@ impl Hooked {
     pub(crate) fn capabilities_panic(mut self) -> Self {
         self.capabilities_panic = true;
         self
+    }
+
+    /// What a relay told last.
+    pub(crate) fn told(&self) -> Option<Value> {
+        self.told.lock().unwrap().1.clone()
+    }
+
+    /// How often a relay told something.
+    pub(crate) fn times_told(&self) -> usize {
+        self.told.lock().unwrap().0
     }
 
     /// A transaction that may have stored events, and never ends.
@@ -161,6 +175,17 @@ impl OutboxRepository for Hooked {
             return Err(Error::new(ErrorKind::Unreachable, "renew lease", "no answer"));
         }
         self.inner.lease(request).await
+    }
+
+    async fn tell(&self, _relay: Uuid, _name: &str, report: &str) -> Result<()> {
+        let mut told = self.told.lock().unwrap();
+        *told = (told.0 + 1, Some(serde_json::from_str(report).unwrap()));
+        Ok(())
+    }
+
+    async fn leave(&self, _relay: Uuid) -> Result<()> {
+        self.told.lock().unwrap().1 = None;
+        Ok(())
     }
 
     async fn wait_for_events(&self) {

@@ -20,4 +20,5 @@ mod outages;
 mod routing;
 mod storage;
 mod support;
+mod told;
 mod verdicts;

@@ -14,17 +14,21 @@ use crate::hooked::Hooked;
 use crate::support::{SECOND, World, singles, until};
 
 /// Every metric, with its labels.
-const METRICS: [(&str, &[&str]); 20] = [
+const METRICS: [(&str, &[&str]); 24] = [
     ("outbox_batch_size_events", &[]),
     ("outbox_build_info", &["version"]),
     ("outbox_backlog_read_age_seconds", &[]),
     ("outbox_dead_events", &[]),
     ("outbox_dead_lettered_total", &["reason"]),
+    ("outbox_destination_failing_keys", &["destination"]),
+    ("outbox_destination_paused", &["destination"]),
     ("outbox_delivery_latency_seconds", &[]),
     ("outbox_events_published_total", &["destination"]),
     ("outbox_inflight_events", &[]),
     ("outbox_shards", &[]),
     ("outbox_relays", &[]),
+    ("outbox_not_recorded_events", &[]),
+    ("outbox_undecided_events", &[]),
     ("outbox_lost_as_repeat_total", &["destination"]),
     ("outbox_oldest_open_writer_age_seconds", &[]),
     ("outbox_oldest_pending_age_seconds", &[]),

@@ -115,7 +115,7 @@ impl OutboxRepository for PostgresOutbox {
         self.bounded("give back lease", lease::leave(self, relay)).await
     }
 
-    async fn tell(&self, relay: Uuid, report: &str) -> Result<()> {
+    async fn tell(&self, relay: Uuid, _name: &str, report: &str) -> Result<()> {
         self.bounded("tell what a relay does", relays::tell(self, relay, report)).await
     }
 

@@ -25,7 +25,7 @@ async fn relays_are_listed_with_their_shards_and_what_they_say_of_themselves() {
     };
     outbox.lease(&request).await.unwrap();
     assert_eq!(outbox.relays().await.unwrap()[0].report, None);
-    outbox.tell(relay, r#"{"state": "running"}"#).await.unwrap();
+    outbox.tell(relay, "host:1", r#"{"state": "running"}"#).await.unwrap();
     let relays = outbox.relays().await.unwrap();
     assert_eq!((&*relays[0].name, relays[0].shards), ("host:1", 64));
     assert!(relays[0].lease_left > Duration::ZERO);

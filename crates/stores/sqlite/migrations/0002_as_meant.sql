@@ -87,3 +87,11 @@ begin
             when 'text' then nullif(json_extract(headers, '$'), '') end end
     where seq = new.seq;
 end;
+
+-- What the relay says of itself while it runs: destinations that it pauses, and why.
+create table outbox_relays (
+    relay text primary key,
+    name text not null,
+    said_at text not null,
+    report text not null
+);

@@ -39,6 +39,7 @@ mod outbox;
 #[cfg(test)]
 mod plan;
 mod relay_lock;
+mod relays;
 mod repository;
 mod row;
 mod settle;

@@ -6,7 +6,9 @@ use posthaste_core::{
     PendingPage, PendingQuery, RepositoryCapabilities, Result, Seq, Settlement, Watermark,
 };
 
-use crate::SqliteOutbox;
+use uuid::Uuid;
+
+use crate::{SqliteOutbox, relays};
 
 #[async_trait]
 impl OutboxRepository for SqliteOutbox {
@@ -64,6 +66,15 @@ impl OutboxRepository for SqliteOutbox {
 
     async fn maintain(&self) -> Result<()> {
         self.checkpoint().await
+    }
+
+    async fn tell(&self, relay: Uuid, name: &str, report: &str) -> Result<()> {
+        self.confirm_claim()?;
+        relays::tell(self, relay, name, report).await
+    }
+
+    async fn leave(&self, relay: Uuid) -> Result<()> {
+        relays::leave(self, relay).await
     }
 
     async fn wait_for_events(&self) {
