@@ -133,7 +133,7 @@ pub(crate) fn text_of(error: &anyhow::Error) -> String {
 }
 
 /// What to do about some of the things that PostgreSQL says, where more is known than by the kind.
-const SERVER_HINTS: [(&str, &str); 5] = [
+const SERVER_HINTS: [(&str, &str); 6] = [
     ("(SQLSTATE 42501)", "grant this user what is missing, or name another with --database-url"),
     (
         "(SQLSTATE 53300)",
@@ -143,6 +143,7 @@ const SERVER_HINTS: [(&str, &str); 5] = [
         "(SQLSTATE 25006)",
         "name the primary in the address; of several hosts the one that takes writes is used",
     ),
+    ("(SQLSTATE 55000)", "`posthaste doctor` says which table lacks a replica identity"),
     ("(SQLSTATE 3F000)", "`create schema NAME`, or correct the address"),
     ("certificate is not trusted", "see docs/tls.md; nothing was sent"),
 ];

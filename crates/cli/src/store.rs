@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use posthaste_core::{
-    Error, ErrorKind, MigrationStatus, OutboxAdmin, OutboxMigrations, OutboxRepository, Result,
+    Error, ErrorKind, Finding, MigrationStatus, OutboxAdmin, OutboxMigrations, OutboxRepository,
+    Result, Severity,
 };
 use posthaste_postgres::{PostgresOptions, PostgresOutbox};
 use posthaste_sqlite::SqliteOutbox;
@@ -141,8 +142,29 @@ pub(crate) async fn sqlite_migration_sql() -> anyhow::Result<(String, u32)> {
 /// As [`open`]; a [`Hint`] where the schema is missing or old; `Schema` where it is newer.
 pub(crate) async fn open_ready(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     let store = open(config, Missing::Refuse).await?;
-    require_schema(&store.migration_status().await?).map_err(|hint| hint.at(config))?;
+    require_schema_of(&*store, &store.migration_status().await?, config).await?;
     Ok(store)
+}
+
+/// Refuses a schema that is missing, old or newer.
+///
+/// # Errors
+/// A [`Hint`] that says which; of one that is missing, also where there is one.
+pub(crate) async fn require_schema_of(
+    store: &dyn Store,
+    status: &MigrationStatus,
+    config: &Config,
+) -> Result<(), Hint> {
+    let Err(hint) = require_schema(status) else { return Ok(()) };
+    if status.current > 0 {
+        return Err(hint.at(config));
+    }
+    let found = store.diagnose().await;
+    let found = found.into_iter().find(|it| &*it.about == "schema" && it.severity > Severity::Fine);
+    Err(match found {
+        Some(Finding { message, hint: Some(hint), .. }) => Hint { message, hint }.at(config),
+        _ => hint.at(config),
+    })
 }
 
 /// Refuses a schema that is missing, old or newer.

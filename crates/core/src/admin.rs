@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
-    Error, ErrorKind, OpenTransaction, OutboxEvent, Pattern, Result, Seq, Shard, StuckKeyPage,
-    StuckKeyQuery,
+    Error, ErrorKind, Finding, OpenTransaction, OutboxEvent, Pattern, Result, Seq, Shard,
+    StuckKeyPage, StuckKeyQuery,
 };
 
 /// Finds, revives and discards events. Every adapter of
@@ -64,6 +64,15 @@ pub trait OutboxAdmin: Send + Sync {
     /// Default: none, for stores that know none.
     async fn relays(&self) -> Result<Vec<RelayView>> {
         Ok(Vec::new())
+    }
+
+    /// Looks for what keeps events from being delivered though the database answers: rights, settings,
+    /// locks, odd rows. Each look is by itself, reads only, and is a finding whatever comes of it. Where
+    /// there is no outbox, one says so, and where one is.
+    ///
+    /// Default: nothing is looked at.
+    async fn diagnose(&self) -> Vec<Finding> {
+        Vec::new()
     }
 
     /// Transactions that are open for `older_than` or longer and have stored events, or may have:

@@ -1,10 +1,12 @@
 //! `posthaste doctor`: what keeps events from being delivered.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use posthaste_core::{Backlog, OpenTransaction, StuckBy, StuckKeyQuery};
+use posthaste_core::{Backlog, OpenTransaction, Severity, StuckBy, StuckKeyQuery};
 use posthaste_processor::DeadHeadPolicy;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -23,34 +25,18 @@ const OPEN_FOR_MAX: Duration = Duration::from_secs(60);
 /// A destination that has not answered by then is taken for one that does not.
 const DESTINATION_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// So long a look at the database may take.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// Keys are counted up to here.
 const KEYS_MAX: usize = 1_000;
 
-/// What came of one look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Level {
-    /// Nothing is wrong.
-    Fine,
-    /// Some events wait, or will.
-    Warning,
-    /// No event is delivered, or none to one destination.
-    Error,
-}
-
-impl Level {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Fine => "ok",
-            Self::Warning => "warning",
-            Self::Error => "error",
-        }
-    }
-}
+type Look<'l> = Pin<Box<dyn Future<Output = anyhow::Result<Finding>> + 'l>>;
 
 /// One look and what it found.
 struct Finding {
     about: String,
-    level: Level,
+    level: Severity,
     message: String,
     /// What to do.
     hint: Option<String>,
@@ -58,8 +44,16 @@ struct Finding {
     transactions: Vec<OpenTransaction>,
 }
 
+/// What a store found.
+impl From<posthaste_core::Finding> for Finding {
+    fn from(found: posthaste_core::Finding) -> Self {
+        let finding = Self::new(found.about, found.severity, secrets::redact(&found.message));
+        Self { hint: found.hint.map(|hint| secrets::redact(&hint)), ..finding }
+    }
+}
+
 impl Finding {
-    fn new(about: impl Into<String>, level: Level, message: impl Into<String>) -> Self {
+    fn new(about: impl Into<String>, level: Severity, message: impl Into<String>) -> Self {
         let (about, message) = (about.into(), message.into());
         Self { about, level, message, hint: None, transactions: Vec::new() }
     }
@@ -70,7 +64,7 @@ impl Finding {
     }
 
     fn failed(about: impl Into<String>, error: &anyhow::Error) -> Self {
-        let finding = Self::new(about, Level::Error, secrets::redact(&exit::text_of(error)));
+        let finding = Self::new(about, Severity::Error, secrets::redact(&exit::text_of(error)));
         Self { hint: exit::hint_of(error).map(|hint| secrets::redact(&hint)), ..finding }
     }
 
@@ -100,14 +94,14 @@ impl Finding {
 /// Looks at everything; fails where something is wrong that stops delivery.
 pub(crate) async fn run(config: &Config, output: Output) -> anyhow::Result<ExitCode> {
     let mut findings = look_at_destinations(config).await;
-    match open(config).await {
+    match store::open(config, Missing::Refuse).await {
         Err(error) => findings.push(Finding::failed("database", &error)),
         Ok(store) => {
-            findings.push(Finding::new("database", Level::Fine, config.database.address()));
-            findings.extend(look_at_outbox(&*store, config).await);
+            findings.push(Finding::new("database", Severity::Fine, config.database.address()));
+            findings.extend(look_at_database(&*store, config).await);
         }
     }
-    let healthy = findings.iter().all(|finding| finding.level != Level::Error);
+    let healthy = findings.iter().all(|finding| finding.level != Severity::Error);
     let result = json!({
         "ok": healthy,
         "findings": findings.iter().map(Finding::as_json).collect::<Vec<_>>(),
@@ -116,12 +110,37 @@ pub(crate) async fn run(config: &Config, output: Output) -> anyhow::Result<ExitC
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// As a relay would before it delivers.
-async fn open(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
-    let store = store::open(config, Missing::Refuse).await?;
-    store::require_schema(&store.migration_status().await?)?;
-    store.check().await?;
-    Ok(store)
+/// What the store finds, then what it refuses a relay for, then how the outbox is doing.
+async fn look_at_database(store: &dyn Store, config: &Config) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = store.diagnose().await.into_iter().map(Into::into).collect();
+    let is_wrong =
+        |findings: &[Finding]| findings.iter().any(|finding| finding.level == Severity::Error);
+    let status = within_limit(async { Ok(store.migration_status().await?) }).await;
+    let is_missing = status.as_ref().is_ok_and(|status| status.current == 0);
+    let status = status.and_then(|status| Ok(store::require_schema(&status)?));
+    // What was found says more.
+    if let Err(error) = status
+        && !is_wrong(&findings)
+    {
+        findings.push(Finding::failed("schema", &error));
+    }
+    if is_missing {
+        return findings;
+    }
+    if !is_wrong(&findings)
+        && let Err(error) = within_limit(async { Ok(store.check().await?) }).await
+    {
+        findings.push(Finding::failed("schema", &error));
+    }
+    findings.extend(look_at_outbox(store, config).await);
+    findings
+}
+
+/// One look that gets no answer must not keep the others from being shown.
+async fn within_limit<T>(look: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::time::timeout(LOOK_TIMEOUT, look).await.unwrap_or_else(|_| {
+        Err(anyhow::anyhow!("no answer within {}", units::format_duration(LOOK_TIMEOUT)))
+    })
 }
 
 async fn look_at_destinations(config: &Config) -> Vec<Finding> {
@@ -129,7 +148,7 @@ async fn look_at_destinations(config: &Config) -> Vec<Finding> {
     if !problems.is_empty() {
         let finding = |problem: &crate::config::Problem| {
             let message = secrets::redact(&problem.message);
-            Finding::new("configuration", Level::Error, message).hint(problem.help.clone())
+            Finding::new("configuration", Severity::Error, message).hint(problem.help.clone())
         };
         return problems.iter().map(finding).collect();
     }
@@ -146,12 +165,12 @@ async fn look_at_destinations(config: &Config) -> Vec<Finding> {
                 let answered = destination.bus.last_answer();
                 let answered = answered.map(|answer| format!("; it answered: {answer}"));
                 let message = format!("can be reached{}", answered.unwrap_or_default());
-                Finding::new(about, Level::Fine, secrets::redact(&message))
+                Finding::new(about, Severity::Fine, secrets::redact(&message))
             }
             Ok(Err(error)) => Finding::failed(about, &error.into()),
             Err(_) => {
                 let waited = units::format_duration(DESTINATION_TIMEOUT);
-                Finding::new(about, Level::Error, format!("no answer within {waited}"))
+                Finding::new(about, Severity::Error, format!("no answer within {waited}"))
             }
         });
         // What it says on closing is about events, and there were none.
@@ -161,22 +180,23 @@ async fn look_at_destinations(config: &Config) -> Vec<Finding> {
 }
 
 async fn look_at_outbox(store: &dyn Store, config: &Config) -> Vec<Finding> {
-    let or_failed = |about: &str, found: anyhow::Result<Finding>| {
-        found.unwrap_or_else(|error| Finding::failed(about, &error))
-    };
-    vec![
-        or_failed("relays", relays::find(store).await.map(|relays| judge_relays(&relays))),
-        or_failed("keys", look_at_keys(store, config).await),
-        or_failed("open transactions", look_at_transactions(store).await),
-        or_failed(
+    let looks: [(&str, Look<'_>); 4] = [
+        ("relays", Box::pin(async { Ok(judge_relays(&relays::find(store).await?)) })),
+        ("keys", Box::pin(look_at_keys(store, config))),
+        ("open transactions", Box::pin(look_at_transactions(store))),
+        (
             "backlog",
-            store
-                .backlog(0)
-                .await
-                .map_err(Into::into)
-                .map(|backlog| look_at_backlog(&backlog, config.ops.stall_after)),
+            Box::pin(async {
+                Ok(look_at_backlog(&store.backlog(0).await?, config.ops.stall_after))
+            }),
         ),
-    ]
+    ];
+    let mut findings = Vec::new();
+    for (about, look) in looks {
+        let found = within_limit(look).await;
+        findings.push(found.unwrap_or_else(|error| Finding::failed(about, &error)));
+    }
+    findings
 }
 
 /// What the running relays say of themselves.
@@ -184,7 +204,7 @@ fn judge_relays(relays: &[Relay]) -> Finding {
     let about = "relays";
     let alive: Vec<&Relay> = relays.iter().filter(|relay| relay.is_alive()).collect();
     if alive.is_empty() {
-        return Finding::new(about, Level::Warning, "none runs: nothing is delivered")
+        return Finding::new(about, Severity::Warning, "none runs: nothing is delivered")
             .hint("start one with `posthaste run`");
     }
     let mut troubles = Vec::new();
@@ -199,10 +219,14 @@ fn judge_relays(relays: &[Relay]) -> Finding {
     }
     let running = format!("{} alive", count(alive.len() as u64, "relay"));
     if troubles.is_empty() {
-        return Finding::new(about, Level::Fine, format!("{running}, none has anything to tell"));
+        return Finding::new(
+            about,
+            Severity::Fine,
+            format!("{running}, none has anything to tell"),
+        );
     }
     let message = format!("{running}\n         {}", troubles.join("\n         "));
-    Finding::new(about, Level::Warning, message).hint(hints.join("; "))
+    Finding::new(about, Severity::Warning, message).hint(hints.join("; "))
 }
 
 async fn look_at_keys(store: &dyn Store, config: &Config) -> anyhow::Result<Finding> {
@@ -221,14 +245,16 @@ async fn look_at_keys(store: &dyn Store, config: &Config) -> anyhow::Result<Find
     let dead = count(page.keys.len() as u64, "key");
     let more = if page.next.is_some() { "or more " } else { "" };
     Ok(match keys {
-        0 if page.keys.is_empty() => Finding::new("keys", Level::Fine, "none has a dead letter"),
-        0 => {
-            Finding::new("keys", Level::Warning, format!("{dead} {more}went on past a dead letter"))
-                .hint("see `posthaste keys list`; retry or discard them with `posthaste events`")
-        }
+        0 if page.keys.is_empty() => Finding::new("keys", Severity::Fine, "none has a dead letter"),
+        0 => Finding::new(
+            "keys",
+            Severity::Warning,
+            format!("{dead} {more}went on past a dead letter"),
+        )
+        .hint("see `posthaste keys list`; retry or discard them with `posthaste events`"),
         _ => Finding::new(
             "keys",
-            Level::Warning,
+            Severity::Warning,
             format!(
                 "{} {more}blocked by a dead letter, {} {more}behind",
                 count(keys, "key"),
@@ -247,12 +273,12 @@ fn judge_transactions(transactions: Vec<OpenTransaction>) -> Finding {
     let late = |open: &OpenTransaction| open.age.is_some_and(|age| age >= OPEN_FOR_MAX);
     let about = "open transactions";
     let finding = if transactions.is_empty() {
-        Finding::new(about, Level::Fine, "none holds events back")
+        Finding::new(about, Severity::Fine, "none holds events back")
     } else if transactions.iter().any(late) {
         let limit = units::format_duration(OPEN_FOR_MAX);
         Finding::new(
             about,
-            Level::Warning,
+            Severity::Warning,
             format!("one or more hold events back for over {limit}"),
         )
         .hint(
@@ -262,7 +288,7 @@ fn judge_transactions(transactions: Vec<OpenTransaction>) -> Finding {
     } else {
         let shortest = units::format_duration(open_transactions::OPEN_FOR_MIN);
         let message = format!("some are open for over {shortest}");
-        Finding::new(about, Level::Fine, message)
+        Finding::new(about, Severity::Fine, message)
     };
     Finding { transactions, ..finding }
 }
@@ -271,12 +297,12 @@ fn look_at_backlog(backlog: &Backlog, stall_after: Duration) -> Finding {
     let about = if backlog.is_estimated { "~" } else { "" };
     let pending = format!("{about}{}", count(backlog.pending(), "event"));
     if backlog.ready == 0 || backlog.oldest_pending_age < stall_after {
-        return Finding::new("backlog", Level::Fine, format!("{pending} pending, none overdue"));
+        return Finding::new("backlog", Severity::Fine, format!("{pending} pending, none overdue"));
     }
     let age = units::format_duration(backlog.oldest_pending_age);
     Finding::new(
         "backlog",
-        Level::Warning,
+        Severity::Warning,
         format!("{pending} pending, the oldest is due for {age}"),
     )
     .hint("if the above is in order, no relay runs or it lags: ask its /readyz, and read its log")
@@ -296,9 +322,9 @@ mod tests {
             age: age.map(Duration::from_secs),
         };
         for (ages, level) in [
-            (vec![], Level::Fine),
-            (vec![Some(59), Some(2), None], Level::Fine),
-            (vec![Some(60), Some(2)], Level::Warning),
+            (vec![], Severity::Fine),
+            (vec![Some(59), Some(2), None], Severity::Fine),
+            (vec![Some(60), Some(2)], Severity::Warning),
         ] {
             let finding = judge_transactions(ages.iter().copied().map(open).collect());
             assert_eq!(finding.level, level, "{ages:?}");

@@ -153,7 +153,7 @@ async fn try_start_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
             tracing::info!(version = migration.version, name = migration.name, "schema migrated");
         }
     } else {
-        store::require_schema(&status).map_err(|hint| hint.at(config))?;
+        store::require_schema_of(&*store, &status, config).await?;
     }
     store.check().await?;
     Ok(store)

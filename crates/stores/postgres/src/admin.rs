@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use posthaste_core::{
-    EventFilter, EventPlace, EventState, OpenTransaction, OutboxAdmin, OutboxEvent, RelayView,
-    Result, StuckKeyPage, StuckKeyQuery, check_destination,
+    EventFilter, EventPlace, EventState, Finding, OpenTransaction, OutboxAdmin, OutboxEvent,
+    RelayView, Result, StuckKeyPage, StuckKeyQuery, check_destination,
 };
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
@@ -19,7 +19,7 @@ use crate::row::{StoredEvent, columns};
 use crate::session::Session;
 use crate::signal::BUMP;
 use crate::timestamp::Instant;
-use crate::{history, open_transactions, relays, stuck_keys};
+use crate::{history, looks, open_transactions, relays, stuck_keys};
 
 const FIND: &str = "find event";
 const LIST: &str = "list events";
@@ -40,6 +40,10 @@ const PLACE_BY_ID: &str = "select seq, processed_at from outbox_events where id 
 impl OutboxAdmin for PostgresOutbox {
     async fn relays(&self) -> Result<Vec<RelayView>> {
         self.bounded("list relays", relays::list(self)).await
+    }
+
+    async fn diagnose(&self) -> Vec<Finding> {
+        looks::diagnose(self).await
     }
 
     async fn find_event(&self, id: Uuid) -> Result<Option<OutboxEvent>> {

@@ -56,6 +56,9 @@ const COUNT: &str = "\
             where oid = to_regclass('outbox_events_pending_dead')) \
     from sample";
 
+/// All that is asked here, to be tried beforehand.
+pub(crate) const STATEMENTS: &[&str] = &[COUNT];
+
 pub(crate) async fn backlog(outbox: &PostgresOutbox, from: Seq) -> Result<Backlog> {
     let begin = Begin::within(Some(PATIENCE)).along_indexes();
     let mut session = outbox.begin_session(begin, BACKLOG).await?;

@@ -122,6 +122,10 @@ const HEAD: &str = concat!(
     ", 0::bigint from outbox_events_pending where (dead_at >= '-infinity') is not true and seq = $1"
 );
 
+/// All that is asked here, to be tried beforehand.
+pub(crate) const STATEMENTS: &[&str] =
+    &[AHEAD, AHEAD_OF_SHARE, FORWARD, FORWARD_OF_SHARE, AT, OF_AGGREGATE, OF_NAMED_KEY, HEAD];
+
 /// Rows that change between two questions about the one that cannot be read are asked for so often.
 const ATTEMPTS_MAX: usize = 3;
 

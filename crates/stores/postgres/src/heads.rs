@@ -34,6 +34,9 @@ macro_rules! heads_where {
 const AT: &str = heads_where!("seq = any($2)");
 const BETWEEN: &str = heads_where!("seq > $2 and seq <= $3");
 
+/// All that is asked here, to be tried beforehand.
+pub(crate) const STATEMENTS: &[&str] = &[AT, BETWEEN];
+
 pub(crate) async fn heads(
     outbox: &PostgresOutbox,
     selection: &HeadSelection,

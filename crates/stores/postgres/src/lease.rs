@@ -122,6 +122,21 @@ const LEAVE_RELAY: &str = "\
     with gone as (delete from outbox_relays where relay = $1) \
     update outbox_shards set owner = null where owner = $1";
 
+/// All that is asked here, to be tried beforehand.
+pub(crate) const STATEMENTS: &[&str] = &[
+    RENEW,
+    STATE,
+    LOCK,
+    LOCK_HOLDER,
+    JOIN,
+    GIVE_UP,
+    RELEASE,
+    SHORTEN,
+    REMOVE_DEAD,
+    TAKE,
+    LEAVE_RELAY,
+];
+
 pub(crate) async fn lease(outbox: &PostgresOutbox, request: &LeaseRequest) -> Result<Lease> {
     let LeaseRequest { relay, ttl, release, leaving, .. } = request;
     let ttl = i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX);

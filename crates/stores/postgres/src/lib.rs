@@ -35,6 +35,7 @@ mod history;
 mod integrity;
 mod lease;
 mod locks;
+mod looks;
 mod migrations;
 mod open_transactions;
 mod options;

@@ -11,7 +11,7 @@ use crate::error::failed;
 use crate::locks::{LOCK_TIMEOUT, patiently};
 use crate::outbox::PostgresOutbox;
 use crate::session::Session;
-use crate::{history, integrity, script, standby};
+use crate::{history, integrity, rights, script, standby};
 
 const MIGRATE: &str = "migrate the database";
 const STATUS: &str = "read migration status";
@@ -104,7 +104,13 @@ impl OutboxMigrations for PostgresOutbox {
     async fn migration_status(&self) -> Result<MigrationStatus> {
         self.bounded(STATUS, async {
             let mut session = self.session(STATUS).await?;
-            let found = find(&mut session, STATUS).await?;
+            let found = match find(&mut session, STATUS).await {
+                Ok(found) => found,
+                Err(error) => {
+                    drop(session);
+                    return Err(all_that_is_missing(self, error).await);
+                }
+            };
             session.finish().await?;
             let current = match found {
                 Found::Version(version) | Found::Unrecorded(version) => version,
@@ -121,6 +127,17 @@ impl OutboxMigrations for PostgresOutbox {
 
     fn migration_sql(&self) -> String {
         script::migration_sql(0)
+    }
+}
+
+/// Of missing rights the server names the first one. Whoever lacks this one lacks others, too.
+async fn all_that_is_missing(outbox: &PostgresOutbox, error: Error) -> Error {
+    if error.kind() != ErrorKind::Unauthorized {
+        return error;
+    }
+    match outbox.session(STATUS).await {
+        Ok(mut session) => rights::check(&mut session, STATUS).await.err().unwrap_or(error),
+        Err(_) => error,
     }
 }
 

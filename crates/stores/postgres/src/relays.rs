@@ -16,6 +16,9 @@ const LIST: &str = "\
         (select count(*) from outbox_shards where owner = relay), report::text \
     from outbox_relays order by name, relay";
 
+/// All that is asked here, to be tried beforehand.
+pub(crate) const STATEMENTS: &[&str] = &[TELL, LIST];
+
 pub(crate) async fn tell(outbox: &PostgresOutbox, relay: Uuid, report: &str) -> Result<()> {
     const WHAT: &str = "tell what a relay does";
     let mut session = outbox.session(WHAT).await?;

@@ -36,6 +36,9 @@ const FAILED_EVENTS: &str = concat!(
      order by seq limit (select $1::bigint)"
 );
 
+/// All that is asked here, to be tried beforehand.
+pub(crate) const STATEMENTS: &[&str] = &[DEAD_HEADS, FAILED_EVENTS];
+
 #[async_trait]
 impl OutboxRepository for PostgresOutbox {
     fn capabilities(&self) -> RepositoryCapabilities {

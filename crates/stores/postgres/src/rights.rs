@@ -47,6 +47,19 @@ pub(crate) async fn missing(session: &mut Session, operation: &'static str) -> R
     rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(failed(operation))
 }
 
+/// `select, update on outbox_shards; usage on schema shop`, for people.
+pub(crate) fn by_object(missing: &[String]) -> String {
+    let mut objects: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (privilege, object) in missing.iter().filter_map(|right| right.split_once(" on ")) {
+        match objects.iter_mut().find(|(known, _)| *known == object) {
+            Some((_, privileges)) => privileges.push(privilege),
+            None => objects.push((object, vec![privilege])),
+        }
+    }
+    let texts = objects.iter().map(|(object, rights)| format!("{} on {object}", rights.join(", ")));
+    texts.collect::<Vec<_>>().join("; ")
+}
+
 /// Refuses a user that could not do all of a relay's work.
 pub(crate) async fn check(session: &mut Session, operation: &'static str) -> Result<()> {
     let missing = missing(session, operation).await?;
@@ -55,7 +68,7 @@ pub(crate) async fn check(session: &mut Session, operation: &'static str) -> Res
     }
     let message = format!(
         "this user lacks rights that a relay needs: {}; `posthaste migrate sql --roles` has the grants",
-        missing.join(", ")
+        by_object(&missing)
     );
     Err(Error::new(ErrorKind::Unauthorized, operation, message))
 }

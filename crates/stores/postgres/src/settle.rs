@@ -137,6 +137,10 @@ const PENDING_STILL: &str = "\
 
 const GENERATIONS: &str = "select shard, generation from outbox_shards";
 
+/// All that is asked here, to be tried beforehand.
+pub(crate) const STATEMENTS: &[&str] =
+    &[DELIVERED, REMOVED, MIXED, MIXED_AND_REMOVED, FREE, PENDING_STILL, GENERATIONS];
+
 /// Over TLS, the most events of one statement. sqlx 0.9.0 leaves Nagle's algorithm on, and a message
 /// of more than one TLS record (16 KiB) then waits some 40 ms for the server's delayed
 /// acknowledgement (transact-rs/sqlx#4335, mended after 0.9.0). An event weighs 38 bytes here.

@@ -63,6 +63,9 @@ const WRITERS: &str = concat!(
     is_holder!()
 );
 
+/// All that is asked here, to be tried beforehand.
+pub(crate) const STATEMENTS: &[&str] = &[HIGH, WRITERS];
+
 pub(crate) async fn watermark(outbox: &PostgresOutbox) -> Result<Watermark> {
     let mut session = outbox.warm_session(WATERMARK).await?;
     // Two statements, not one: nothing else makes sure that the number is read before the locks.

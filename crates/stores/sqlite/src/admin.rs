@@ -2,8 +2,8 @@
 
 use async_trait::async_trait;
 use posthaste_core::{
-    EventFilter, EventPlace, EventState, OutboxAdmin, OutboxEvent, RelayView, Result, StuckKeyPage,
-    StuckKeyQuery, check_destination,
+    EventFilter, EventPlace, EventState, Finding, OutboxAdmin, OutboxEvent, RelayView, Result,
+    StuckKeyPage, StuckKeyQuery, check_destination,
 };
 use sqlx::{QueryBuilder, Sqlite};
 use uuid::Uuid;
@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::SqliteOutbox;
 use crate::error::database;
 use crate::fetch::to_i64;
-use crate::{relays, row};
+use crate::{looks, relays, row};
 
 #[async_trait]
 impl OutboxAdmin for SqliteOutbox {
@@ -106,6 +106,10 @@ impl OutboxAdmin for SqliteOutbox {
             QueryBuilder::new("delete from outbox_events where processed_at is null and ");
         push_filter(&mut sql, filter);
         self.change("discard events", sql).await
+    }
+
+    async fn diagnose(&self) -> Vec<Finding> {
+        looks::diagnose(self).await
     }
 
     async fn relays(&self) -> Result<Vec<RelayView>> {
