@@ -7,16 +7,14 @@ use posthaste_core::{
     EventFilter, EventPlace, EventState, Finding, OpenTransaction, OutboxAdmin, OutboxEvent,
     RelayView, Result, StuckKeyPage, StuckKeyQuery, check_destination,
 };
-use sqlx::postgres::{PgArguments, PgRow};
-use sqlx::query::Query;
+use sqlx::postgres::PgRow;
 use sqlx::{Postgres, QueryBuilder, Row};
 use uuid::Uuid;
 
 use crate::error::{failed, is_conflict};
 use crate::outbox::PostgresOutbox;
 use crate::repository::sql_limit;
-use crate::row::{StoredEvent, columns};
-use crate::session::Session;
+use crate::shown::{self, build};
 use crate::signal::BUMP;
 use crate::timestamp::Instant;
 use crate::{history, looks, open_transactions, relays, stuck_keys};
@@ -32,8 +30,6 @@ const DISCARD: &str = "discard events";
 /// A change that meets relays at work is repeated as a whole.
 const CONFLICTS_MAX: usize = 10;
 
-const FIND_BY_ID: &str = concat!("select ", columns!(), " from outbox_events where id = $1");
-
 const PLACE_BY_ID: &str = "select seq, processed_at from outbox_events where id = $1";
 
 #[async_trait]
@@ -48,12 +44,12 @@ impl OutboxAdmin for PostgresOutbox {
 
     async fn find_event(&self, id: Uuid) -> Result<Option<OutboxEvent>> {
         self.bounded(FIND, async {
-            let mut session = self.session(FIND).await?;
-            let statement = session.statement(FIND_BY_ID).bind(id);
-            let row = statement.fetch_optional(session.connection()).await.map_err(failed(FIND))?;
-            session.finish().await?;
-            row.map(|row| Ok(OutboxEvent::restore(StoredEvent::read(&row, FIND)?.record)))
-                .transpose()
+            let by_id = |columns: &str| {
+                let mut query = select(columns, "outbox_events where id = ");
+                query.push_bind(id);
+                query
+            };
+            Ok(shown::rows(self, FIND, by_id).await?.pop())
         })
         .await
     }
@@ -141,59 +137,55 @@ async fn list(
     filter: &EventFilter,
     limit: usize,
 ) -> Result<Vec<OutboxEvent>> {
-    let mut session = outbox.session(LIST).await?;
     let mut events = Vec::new();
     let after = filter.after;
     let among_delivered = after.is_some_and(|after| after.delivered_at.is_some());
     if filter.state != Some(EventState::Delivered) && !among_delivered {
-        let mut query = select("outbox_events where processed_at is null");
-        if let Some(after) = after {
-            // Said in so many words for the index.
-            query.push(" and seq > ").push_bind(after.seq);
-        }
-        push_filter(&mut query, filter);
-        query.push(" order by seq limit ").push_bind(sql_limit(limit));
-        read_into(&mut events, &mut session, query).await?;
+        let undelivered = |columns: &str| {
+            let mut query = select(columns, "outbox_events where processed_at is null");
+            if let Some(after) = after {
+                // Said in so many words for the index.
+                query.push(" and seq > ").push_bind(after.seq);
+            }
+            push_filter(&mut query, filter);
+            query.push(" order by seq limit ").push_bind(sql_limit(limit));
+            query
+        };
+        events.extend(shown::rows(outbox, LIST, undelivered).await?);
     }
     if matches!(filter.state, None | Some(EventState::Delivered)) && events.len() < limit {
+        let mut session = outbox.session(LIST).await?;
+        let spans = history::spans(&mut session, LIST).await?;
+        session.finish().await?;
         // Latest first, day by day: no sorting of the whole history.
-        for (from, until) in history::spans(&mut session, LIST).await? {
+        for (from, until) in spans {
             let left = limit - events.len();
             if left == 0 {
                 break;
             }
-            let mut query = select("outbox_events_processed where true");
-            if let Some(from) = from {
-                query.push(" and processed_at >= ").push_bind(Instant(from));
-            }
-            if let Some(until) = until {
-                query.push(" and processed_at < ").push_bind(Instant(until));
-            }
-            push_filter(&mut query, filter);
-            query.push(" order by processed_at desc, seq desc limit ").push_bind(sql_limit(left));
-            read_into(&mut events, &mut session, query).await?;
+            let delivered = |columns: &str| {
+                let mut query = select(columns, "outbox_events_processed where true");
+                if let Some(from) = from {
+                    query.push(" and processed_at >= ").push_bind(Instant(from));
+                }
+                if let Some(until) = until {
+                    query.push(" and processed_at < ").push_bind(Instant(until));
+                }
+                push_filter(&mut query, filter);
+                query.push(" order by processed_at desc, seq desc limit ");
+                query.push_bind(sql_limit(left));
+                query
+            };
+            events.extend(shown::rows(outbox, LIST, delivered).await?);
         }
     }
-    session.finish().await?;
     Ok(events)
 }
 
-fn select(from: &str) -> QueryBuilder<Postgres> {
-    let mut query = QueryBuilder::new(concat!("select ", columns!(), " from "));
-    query.push(from);
+fn select(columns: &str, from: &str) -> QueryBuilder<Postgres> {
+    let mut query = QueryBuilder::new("select ");
+    query.push(columns).push(" from ").push(from);
     query
-}
-
-async fn read_into(
-    events: &mut Vec<OutboxEvent>,
-    session: &mut Session,
-    mut query: QueryBuilder<Postgres>,
-) -> Result<()> {
-    let rows = build(&mut query).fetch_all(session.connection()).await.map_err(failed(LIST))?;
-    for row in &rows {
-        events.push(OutboxEvent::restore(StoredEvent::read(row, LIST)?.record));
-    }
-    Ok(())
 }
 
 async fn count(outbox: &PostgresOutbox, filter: &EventFilter, limit: u64) -> Result<u64> {
@@ -239,11 +231,6 @@ async fn change(
             Err(error) => return Err(failed(operation)(error)),
         }
     }
-}
-
-/// Not kept prepared: its text differs from call to call.
-fn build(query: &mut QueryBuilder<Postgres>) -> Query<'_, Postgres, PgArguments> {
-    query.build().persistent(false)
 }
 
 /// Adds ` and …` for each part that is given.

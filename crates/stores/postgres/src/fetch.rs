@@ -156,7 +156,7 @@ pub(crate) async fn fetch(outbox: &PostgresOutbox, query: &PendingQuery) -> Resu
 
 /// Whether a statement failed for what a row holds: a value that has no text (54000, its text is over a
 /// gigabyte; 22...), or that is damaged (XX001, XX002) or takes more memory than there is (53200).
-fn is_of_rows(error: &Error) -> bool {
+pub(crate) fn is_of_rows(error: &Error) -> bool {
     sqlstate(error).is_some_and(|code| {
         code.starts_with("22") || matches!(&*code, TOO_LONG | "XX001" | "XX002" | "53200")
     })

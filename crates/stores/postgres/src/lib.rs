@@ -50,6 +50,7 @@ mod server_error;
 mod servers;
 mod session;
 mod settle;
+mod shown;
 mod signal;
 mod standby;
 mod store;

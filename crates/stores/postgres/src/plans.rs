@@ -41,10 +41,14 @@ pub(crate) fn for_transaction() -> String {
 
 fn settings(set: &str, is_local: bool) -> String {
     let settings = SETTINGS.map(|(name, value)| format!("{set} {name} = '{value}'")).join("; ");
-    // A database that knows no encoding holds any bytes. Asked for UTF-8, the server would fail each
-    // statement that meets others; so they come as they are, and the row that has them is told apart.
+    format!("{settings}; {}", any_bytes(is_local))
+}
+
+/// A database that knows no encoding holds any bytes. Asked for UTF-8, the server would fail each statement
+/// that meets others; so they come as they are, and the row that has them is told apart.
+pub(crate) fn any_bytes(is_local: bool) -> String {
     format!(
-        "{settings}; select set_config('client_encoding', 'SQL_ASCII', {is_local}) \
+        "select set_config('client_encoding', 'SQL_ASCII', {is_local}) \
          where current_setting('server_encoding') = 'SQL_ASCII'"
     )
 }

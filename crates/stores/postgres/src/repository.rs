@@ -8,16 +8,16 @@ use posthaste_core::{
     PendingPage, PendingQuery, RepositoryCapabilities, Result, Seq, Settlement, Unsettled,
     Watermark,
 };
-use sqlx::Row;
+use sqlx::{QueryBuilder, Row};
 use uuid::Uuid;
 
 use crate::error::failed;
 use crate::outbox::PostgresOutbox;
-use crate::row::{self, StoredEvent, columns, key_column, order_key, shard_column};
+use crate::row::{self, key_column, order_key, shard_column};
 use crate::store::store;
 use crate::{
-    backlog, fetch, heads, history, integrity, lease, migrations, relays, rights, settle, standby,
-    watermark,
+    backlog, fetch, heads, history, integrity, lease, migrations, relays, rights, settle, shown,
+    standby, watermark,
 };
 
 const DEAD_HEADS: &str = concat!(
@@ -29,15 +29,8 @@ const DEAD_HEADS: &str = concat!(
      where dead_at >= '-infinity' and seq > $1 order by seq limit (select $2::bigint)"
 );
 
-const FAILED_EVENTS: &str = concat!(
-    "select ",
-    columns!(),
-    " from outbox_events_pending where dead_at >= '-infinity' and seq > 0 \
-     order by seq limit (select $1::bigint)"
-);
-
 /// All that is asked here, to be tried beforehand.
-pub(crate) const STATEMENTS: &[&str] = &[DEAD_HEADS, FAILED_EVENTS];
+pub(crate) const STATEMENTS: &[&str] = &[DEAD_HEADS];
 
 #[async_trait]
 impl OutboxRepository for PostgresOutbox {
@@ -95,7 +88,17 @@ impl OutboxRepository for PostgresOutbox {
     }
 
     async fn failed_events(&self, limit: usize) -> Result<Vec<OutboxEvent>> {
-        self.bounded("read failed events", failed_events(self, limit)).await
+        const FAILED: &str = "read failed events";
+        let dead = |columns: &str| {
+            let mut query = QueryBuilder::new("select ");
+            query.push(columns).push(
+                " from outbox_events_pending where dead_at >= '-infinity' and seq > 0 \
+                 order by seq limit ",
+            );
+            query.push_bind(sql_limit(limit));
+            query
+        };
+        self.bounded(FAILED, shown::rows(self, FAILED, dead)).await
     }
 
     async fn backlog(&self, from: Seq) -> Result<Backlog> {
@@ -153,16 +156,6 @@ async fn dead_heads(outbox: &PostgresOutbox, after: Seq, limit: usize) -> Result
         })
     };
     rows.iter().map(head).collect::<Result<_, _>>().map_err(failed(OPERATION))
-}
-
-async fn failed_events(outbox: &PostgresOutbox, limit: usize) -> Result<Vec<OutboxEvent>> {
-    const OPERATION: &str = "read failed events";
-    let mut session = outbox.session_along_indexes(OPERATION).await?;
-    let statement = session.statement(FAILED_EVENTS).bind(sql_limit(limit));
-    let rows = statement.fetch_all(session.connection()).await.map_err(failed(OPERATION))?;
-    session.finish().await?;
-    let event = |row| Ok(OutboxEvent::restore(StoredEvent::read(row, OPERATION)?.record));
-    rows.iter().map(event).collect()
 }
 
 /// A limit as SQL takes it.

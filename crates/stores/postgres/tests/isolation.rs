@@ -7,8 +7,8 @@ mod common;
 use std::time::Duration;
 
 use posthaste_core::{
-    ErrorKind, HeadSelection, OrderKey, OutboxAdmin, OutboxRepository, PendingEvent, PendingPage,
-    PendingQuery, Settlement, SettlementOutcome,
+    ErrorKind, EventFilter, HeadSelection, OrderKey, OutboxAdmin, OutboxRepository, PendingEvent,
+    PendingPage, PendingQuery, Settlement, SettlementOutcome,
 };
 use posthaste_postgres::{PostgresOptions, PostgresOutbox};
 use uuid::Uuid;
@@ -146,6 +146,8 @@ async fn a_byte_that_is_no_text_makes_its_own_row_a_dead_letter() {
     let page = outbox.fetch_pending(&everything()).await.unwrap();
     let types: Vec<&str> = page.events.iter().map(|found| found.event.event_type()).collect();
     assert_eq!((types, page.buried.len()), (vec!["first", "last"], 2));
+    let listed = outbox.list_events(&EventFilter::all(), 10).await.unwrap();
+    assert_eq!(listed.len(), 4, "an operator sees them all");
     let failed = outbox.failed_events(10).await.unwrap();
     assert_eq!(failed.len(), 2);
     for event in failed {
