@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::shared::Shared;
 use crate::telemetry::Telemetry;
+use crate::{ProcessorStatistics, RelayState};
 
 /// Between two looks at the counts of the database.
 const BACKLOG_INTERVAL: Duration = Duration::from_secs(5);
@@ -16,6 +17,8 @@ const BACKLOG_INTERVAL: Duration = Duration::from_secs(5);
 const GAUGE_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two looks at whether there is something new to tell operators.
 const TELL_INTERVAL: Duration = Duration::from_secs(2);
+/// Counts and texts that change are told no more often: each time is a write to the relay's row.
+const TELL_DETAILS_INTERVAL: Duration = Duration::from_secs(10);
 /// It is told again although nothing changed: the row may have been made anew.
 const TELL_INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// Between two rounds of upkeep and cleanup.
@@ -45,16 +48,17 @@ pub(crate) async fn run(
 }
 
 /// Says in the database what this relay does, for operators that cannot ask it: when it changes, and now
-/// and then.
+/// and then. Only what runs until it is stopped says so: a single pass or a drain is over before anybody
+/// could ask, and whoever called it has its report.
 async fn tell_operators(repository: &dyn OutboxRepository, shared: &Shared, telemetry: &Telemetry) {
-    let (mut told, mut told_at) = (String::new(), Instant::now());
+    let mut told = None;
     loop {
         if let Some(relay) = shared.identity() {
-            let report = shared.statistics().as_report();
-            if report != told || told_at.elapsed() > TELL_INTERVAL_MAX {
-                let telling = repository.tell(relay.id, &relay.name, &report);
+            let told_now = Told::of(&shared.statistics(), Instant::now());
+            if told_now.is_worth_telling(told.as_ref()) {
+                let telling = repository.tell(relay.id, &relay.name, &told_now.report);
                 match telemetry.storage("tell", telling).await {
-                    Ok(()) => (told, told_at) = (report, Instant::now()),
+                    Ok(()) => told = Some(told_now),
                     Err(error) => {
                         tracing::debug!(error = error.report(), "cannot tell what this relay does");
                     }
@@ -62,6 +66,42 @@ async fn tell_operators(repository: &dyn OutboxRepository, shared: &Shared, tele
             }
         }
         tokio::time::sleep(TELL_INTERVAL).await;
+    }
+}
+
+/// What is told of a relay.
+#[derive(Debug)]
+struct Told {
+    report: String,
+    state: RelayState,
+    database_fails: bool,
+    /// Which destinations are paused.
+    paused: Vec<bool>,
+    unknown_destinations: usize,
+    at: Instant,
+}
+
+impl Told {
+    fn of(statistics: &ProcessorStatistics, at: Instant) -> Self {
+        Self {
+            report: statistics.as_report(),
+            state: statistics.state,
+            database_fails: statistics.database_error.is_some(),
+            paused: statistics.destinations.iter().map(|to| to.paused_for.is_some()).collect(),
+            unknown_destinations: statistics.unknown_destinations.len(),
+            at,
+        }
+    }
+
+    fn is_worth_telling(&self, before: Option<&Self>) -> bool {
+        let Some(before) = before else { return true };
+        let since = self.at.duration_since(before.at);
+        let turned = self.state != before.state
+            || self.database_fails != before.database_fails
+            || self.paused != before.paused
+            || self.unknown_destinations != before.unknown_destinations;
+        let details = self.report != before.report && since >= TELL_DETAILS_INTERVAL;
+        turned || details || since > TELL_INTERVAL_MAX
     }
 }
 
@@ -141,6 +181,37 @@ async fn keep_tidy(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DestinationState;
+
+    #[test]
+    fn what_turns_is_told_at_once_and_a_count_that_goes_up_and_down_every_ten_seconds() {
+        let begin = Instant::now();
+        let of = |paused: bool, failing_keys, seconds| {
+            let destination = DestinationState {
+                name: "orders".into(),
+                paused_for: paused.then(|| format!("{failing_keys} keys failed")),
+                paused_since: None,
+                retry_at: None,
+                failing_keys,
+            };
+            let statistics = ProcessorStatistics {
+                destinations: vec![destination],
+                ..ProcessorStatistics::default()
+            };
+            Told::of(&statistics, begin + Duration::from_secs(seconds))
+        };
+        assert!(of(false, 0, 0).is_worth_telling(None));
+        let told = of(false, 0, 0);
+        let worth = |paused, failing_keys, seconds| {
+            of(paused, failing_keys, seconds).is_worth_telling(Some(&told))
+        };
+        assert!(!worth(false, 0, 60) && worth(false, 0, 61), "nothing changes");
+        assert!(!worth(false, 5, 8) && worth(false, 5, 10));
+        assert!(worth(true, 8, 2), "a pause begins");
+        let told = of(true, 8, 0);
+        assert!(!of(true, 9, 8).is_worth_telling(Some(&told)));
+        assert!(of(false, 8, 2).is_worth_telling(Some(&told)), "a pause ends");
+    }
 
     #[test]
     fn the_oldest_writer_is_the_one_that_is_known_longest_and_still_open() {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use posthaste_core::{
     BusCapabilities, Error, ErrorKind, EventBus, OutboxEvent, Pattern, Result, RetryPolicy,
 };
+use rustc_hash::FxHashMap;
 
 use crate::telemetry;
 
@@ -99,6 +100,8 @@ pub struct Route {
 #[derive(Debug, Clone)]
 pub struct RouteTable {
     destinations: Vec<(Arc<str>, DeadHeadPolicy)>,
+    /// Index of each destination, by its name.
+    by_name: FxHashMap<Arc<str>, usize>,
     /// Index of the destination beside the pattern.
     routes: Vec<(Pattern, usize, Option<DeadHeadPolicy>)>,
 }
@@ -126,21 +129,22 @@ impl RouteTable {
         if destinations.is_empty() {
             return refuse("no destination was given".into());
         }
-        for (position, (name, _)) in destinations.iter().enumerate() {
-            if destinations[..position].iter().any(|(other, _)| other == name) {
+        let mut by_name = FxHashMap::default();
+        for (index, (name, _)) in destinations.iter().enumerate() {
+            if by_name.insert(Arc::clone(name), index).is_some() {
                 return refuse(format!("destination {name} is given twice"));
             }
         }
         let mut resolved = Vec::new();
         for Route { event_type, destination, dead_head } in routes {
-            match destinations.iter().position(|(known, _)| **known == *destination) {
-                Some(index) => resolved.push((event_type, index, dead_head)),
+            match by_name.get(&*destination) {
+                Some(index) => resolved.push((event_type, *index, dead_head)),
                 None => {
                     return refuse(format!("a route names the unknown destination {destination}"));
                 }
             }
         }
-        Ok(Self { destinations, routes: resolved })
+        Ok(Self { destinations, by_name, routes: resolved })
     }
 
     /// Where an event goes, from the two columns that decide; `None` where its `destination`
@@ -149,7 +153,7 @@ impl RouteTable {
     #[must_use]
     pub fn resolve(&self, destination: Option<&str>, event_type: &str) -> Option<Routed> {
         let (index, dead_head) = match destination {
-            Some(name) => (self.destinations.iter().position(|(known, _)| **known == *name)?, None),
+            Some(name) => (*self.by_name.get(name)?, None),
             None => self
                 .routes
                 .iter()
@@ -276,5 +280,25 @@ mod tests {
         assert_eq!(policy(Some("first"), "audit.seen"), Some(DeadHeadPolicy::Block));
         assert_eq!(policy(Some("second"), "order.placed"), Some(DeadHeadPolicy::Skip));
         assert_eq!(policy(Some("nowhere"), "audit.seen"), None);
+    }
+
+    /// A table of destinations for tenants is a long one, and is asked for each event.
+    #[test]
+    fn a_hundred_thousand_destinations_are_looked_up_by_name() {
+        let name = |number: usize| Arc::<str>::from(format!("tenant-{number}"));
+        let names = || (0..100_000).map(|number| (name(number), DeadHeadPolicy::Block));
+        let routes = (0..100_000).map(|number| Route {
+            event_type: Pattern::new(format!("{number}.*")),
+            destination: name(number).to_string(),
+            dead_head: None,
+        });
+        let table = RouteTable::new(names(), routes).unwrap();
+        for number in 0..100_000 {
+            let routed = table.resolve(Some(&name(number)), "any").unwrap();
+            assert_eq!(routed.destination, number);
+        }
+        let twice = names().chain([(name(7), DeadHeadPolicy::Block)]);
+        let error = RouteTable::new(twice, []).unwrap_err().report();
+        assert!(error.contains("tenant-7 is given twice"), "{error}");
     }
 }

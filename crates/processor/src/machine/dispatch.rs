@@ -47,19 +47,21 @@ impl Machine {
         if free == 0 || free < wanted.min(ready) {
             return None;
         }
-        let suspicion = &self.outages[destination].suspicion;
-        let is_suspect = |id| suspicion.is_suspect(id);
+        let outage = &self.outages[destination];
+        let is_suspect = |id| outage.suspicion.is_suspect(id);
+        let of_destination = self.keys.ready(destination);
         let mut wanted = wanted;
-        if matches!(permit, Permit::Fresh(_)) {
-            wanted = self.keys.put_first(destination, wanted, |id| !is_suspect(id));
-            if wanted == 0 {
-                return None;
+        match permit {
+            Permit::All => of_destination.join(),
+            Permit::Fresh(_) => wanted = of_destination.put_fresh_first(wanted, is_suspect),
+            Permit::Probe(probes) if outage.begins_to_probe() => {
+                of_destination.put_probes_first(probes, is_suspect);
             }
+            Permit::Probe(_) | Permit::Nothing => {}
         }
-        if let Permit::Probe(probes) = permit
-            && self.outages[destination].begins_to_probe()
-        {
-            self.keys.order_probes(destination, probes, is_suspect);
+        if wanted == 0 {
+            self.find_probe(destination, now);
+            return None;
         }
         let wanted = self.limit_rate(wanted.min(free), ready, now)?;
         let per_key = match (permit, key_pipelining) {
@@ -102,13 +104,19 @@ impl Machine {
         free.min(own_max.saturating_sub(self.in_flight.to(destination)))
     }
 
-    /// A destination may be probed, and all its keys are shelved: fetches some of them again.
+    /// A destination may be probed, and the keys to do so with are shelved: fetches some of them again.
     fn find_probe(&mut self, destination: usize, now: Duration) {
-        if self.keys.shelved_count(destination) > 0
-            && self.keys.catch_up_count() == 0
-            && let Permit::Probe(probes) = self.outages[destination].permit(now)
-        {
-            self.keys.unshelve(destination, probes, now);
+        if self.keys.shelved_count(destination) == 0 || self.keys.catch_up_count() > 0 {
+            return;
+        }
+        match self.outages[destination].permit(now) {
+            Permit::Probe(probes) => self.keys.unshelve(destination, probes, now),
+            Permit::Fresh(probes) => {
+                let suspicion = &self.outages[destination].suspicion;
+                let is_suspect = |id| suspicion.is_suspect(id);
+                self.keys.unshelve_fresh(destination, probes, is_suspect, now);
+            }
+            Permit::All | Permit::Nothing => {}
         }
     }
 

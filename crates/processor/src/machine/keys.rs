@@ -19,23 +19,23 @@ use std::time::Duration;
 use posthaste_core::{OrderKey, Seq, ShardSet};
 use rustc_hash::FxHashMap;
 
-use super::key::{Admission, Held, Key, KeyId, Unheld};
+use super::key::{Admission, Held, Key, KeyId};
 
-/// What to fetch for keys that can go on.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum CatchUp {
-    /// Single events of several keys.
-    At(Vec<(KeyId, Seq)>),
-    /// A range of one key.
-    Key { id: KeyId, name: OrderKey, range: Unheld },
-}
+mod catch_up;
+mod ready;
+mod shelves;
+#[cfg(test)]
+mod tests;
+
+pub(super) use self::catch_up::CatchUp;
+use self::ready::Ready;
 
 /// All keys with something to deliver.
 #[derive(Debug)]
 pub(super) struct Keys {
     keys: FxHashMap<KeyId, Key>,
     /// Per destination, keys whose first event can be sent now.
-    ready: Vec<VecDeque<KeyId>>,
+    ready: Vec<Ready>,
     wakes: BinaryHeap<Reverse<(Duration, KeyId)>>,
     /// Keys whose head alone is to be fetched: by its place, at a cost that nothing adds to.
     catch_up_heads: VecDeque<KeyId>,
@@ -45,7 +45,7 @@ pub(super) struct Keys {
     /// Events that were held and are not any more, by place.
     dropped: Vec<Seq>,
     /// Per destination, its shelved keys.
-    shelved: Vec<Vec<KeyId>>,
+    shelved: Vec<Ready>,
     held_events: usize,
     held_bytes: usize,
     parked: usize,
@@ -56,13 +56,13 @@ impl Keys {
     pub(super) fn new(destinations: usize) -> Self {
         Self {
             keys: FxHashMap::default(),
-            ready: (0..destinations).map(|_| VecDeque::new()).collect(),
+            ready: (0..destinations).map(|_| Ready::default()).collect(),
             wakes: BinaryHeap::new(),
             catch_up_heads: VecDeque::new(),
             catch_up: VecDeque::new(),
             heads_turn: false,
             dropped: Vec::new(),
-            shelved: vec![Vec::new(); destinations],
+            shelved: (0..destinations).map(|_| Ready::default()).collect(),
             held_events: 0,
             held_bytes: 0,
             parked: 0,
@@ -88,16 +88,6 @@ impl Keys {
     /// Keys of a destination that can be sent now.
     pub(super) fn ready_count(&self, destination: usize) -> usize {
         self.ready[destination].len()
-    }
-
-    /// Keys that wait to be fetched again.
-    pub(super) fn catch_up_count(&self) -> usize {
-        self.catch_up_heads.len() + self.catch_up.len()
-    }
-
-    /// Those of them that wait for a range.
-    pub(super) fn catch_up_ranges(&self) -> usize {
-        self.catch_up.len()
     }
 
     /// Places of events that were held and have to be fetched again.
@@ -159,7 +149,7 @@ impl Keys {
     ) -> Vec<(KeyId, Held)> {
         let mut taken = Vec::new();
         while taken.len() < events_max {
-            let Some(id) = self.ready[destination].pop_front() else { break };
+            let Some(id) = self.ready[destination].pop() else { break };
             let Some(key) = self.keys.get_mut(&id) else { continue };
             key.queued = false;
             if key.front().is_none_or(|front| front.destination != destination) {
@@ -245,72 +235,17 @@ impl Keys {
         self.refresh(id, now);
     }
 
-    /// Puts the keys to probe a destination with first: half of them at most such that failed
-    /// before, and these behind the others, whose success proves whose fault another failure is.
-    /// What is not among the probes comes behind them, suspects last.
-    pub(super) fn order_probes(
-        &mut self,
-        destination: usize,
-        probes: usize,
-        is_suspect: impl Fn(KeyId) -> bool,
-    ) {
-        let ready = &mut self.ready[destination];
-        let (mut suspected, mut others): (VecDeque<KeyId>, VecDeque<KeyId>) =
-            std::mem::take(ready).into_iter().partition(|id| is_suspect(*id));
-        let others_first = others.len().min(probes - suspected.len().min(probes / 2));
-        let others_later = others.split_off(others_first);
-        let suspected_later = suspected.split_off(suspected.len().min(probes - others_first));
-        for part in [others, suspected, others_later, suspected_later] {
-            ready.extend(part);
-        }
-    }
-
-    /// Puts ready keys of this kind before all others, at most so many. Returns how many there are.
-    pub(super) fn put_first(
-        &mut self,
-        destination: usize,
-        keys_max: usize,
-        which: impl Fn(KeyId) -> bool,
-    ) -> usize {
-        let ready = &mut self.ready[destination];
-        let found: Vec<KeyId> =
-            ready.iter().copied().filter(|id| which(*id)).take(keys_max).collect();
-        if !found.is_empty() {
-            ready.retain(|id| !found.contains(id));
-            found.iter().rev().for_each(|id| ready.push_front(*id));
-        }
-        found.len()
+    /// Which of the keys of a destination go next.
+    pub(super) fn ready(&mut self, destination: usize) -> &mut Ready {
+        &mut self.ready[destination]
     }
 
     /// The destinations that the heads of a destination's ready keys name.
     pub(super) fn destinations_named(&self, destination: usize) -> BTreeSet<Box<str>> {
         self.ready[destination]
             .iter()
-            .filter_map(|id| self.keys.get(id)?.front()?.event.destination().map(Into::into))
+            .filter_map(|id| self.keys.get(&id)?.front()?.event.destination().map(Into::into))
             .collect()
-    }
-
-    /// Leaves what waits for a destination in the store, but for the heads of `keep` keys to probe with:
-    /// not more of these, since one key may fill the memory. Returns the places of what is unheld now.
-    pub(super) fn shelve(&mut self, destination: usize, keep: usize) -> Vec<Seq> {
-        let mut dropped = Vec::new();
-        let ready = &mut self.ready[destination];
-        let shelved = ready.split_off(ready.len().min(keep));
-        let kept: Vec<KeyId> = ready.iter().copied().collect();
-        for id in kept {
-            if let Some(head) = self.keys.get(&id).and_then(Key::front).map(|head| head.seq) {
-                dropped.extend(self.drop_waiting_above(id, head));
-            }
-        }
-        for id in shelved {
-            let Some(key) = self.keys.get_mut(&id) else { continue };
-            key.queued = false;
-            key.shelved = true;
-            key.head_first = true;
-            self.shelved[destination].push(id);
-            dropped.extend(self.drop_waiting_above(id, 0));
-        }
-        dropped
     }
 
     /// Forgets all keys of these shards, whatever they wait for or have in flight. Returns the places
@@ -339,24 +274,6 @@ impl Keys {
         dropped
     }
 
-    /// The destination answers again, or is to be probed with `keys_max` keys: its shelved keys go
-    /// on, those first that were shelved first.
-    pub(super) fn unshelve(&mut self, destination: usize, keys_max: usize, now: Duration) {
-        let go_on = self.shelved[destination].len().min(keys_max);
-        let later = self.shelved[destination].split_off(go_on);
-        for id in std::mem::replace(&mut self.shelved[destination], later) {
-            if let Some(key) = self.keys.get_mut(&id) {
-                key.shelved = false;
-            }
-            self.refresh(id, now);
-        }
-    }
-
-    /// Keys that wait for a destination to answer again.
-    pub(super) fn shelved_count(&self, destination: usize) -> usize {
-        self.shelved[destination].len()
-    }
-
     /// The keys that wait for a time, or for a destination.
     pub(super) fn waiting(&self) -> Vec<KeyId> {
         let waits = |key: &Key| key.parked_until.is_some() || key.shelved;
@@ -368,10 +285,6 @@ impl Keys {
         let key = self.keys.get(&id)?;
         let waits = (key.parked_until.is_some() || key.shelved) && key.taken == 0;
         waits.then_some(key.unheld.as_ref()?.first)
-    }
-
-    pub(super) fn is_shelved(&self, id: KeyId) -> bool {
-        self.keys.get(&id).is_some_and(|key| key.shelved)
     }
 
     /// Whatever the key waited for has changed: it reads its head again at once.
@@ -459,88 +372,6 @@ impl Keys {
         None
     }
 
-    /// What to fetch next for keys that can go on; heads are asked for together, in turn with ranges.
-    pub(super) fn next_catch_up(&mut self, events_max: usize) -> Option<CatchUp> {
-        self.heads_turn = !self.heads_turn;
-        let heads_first = self.heads_turn || self.catch_up.is_empty();
-        if heads_first && let Some(heads) = self.next_heads(events_max) {
-            return Some(heads);
-        }
-        self.next_range().or_else(|| self.next_heads(events_max))
-    }
-
-    fn next_heads(&mut self, events_max: usize) -> Option<CatchUp> {
-        let mut heads = Vec::new();
-        while heads.len() < events_max
-            && let Some(id) = self.catch_up_heads.pop_front()
-        {
-            let Some(key) = self.keys.get_mut(&id) else { continue };
-            match &key.unheld {
-                Some(range) => heads.push((id, range.first)),
-                None => key.catching_up = false,
-            }
-        }
-        (!heads.is_empty()).then_some(CatchUp::At(heads))
-    }
-
-    fn next_range(&mut self) -> Option<CatchUp> {
-        while let Some(id) = self.catch_up.pop_front() {
-            let Some(key) = self.keys.get_mut(&id) else { continue };
-            if let (Some(range), Some(name)) = (&key.unheld, &key.name) {
-                let name = OrderKey::clone(name);
-                return Some(CatchUp::Key { id, name, range: Unheld::clone(range) });
-            }
-            key.catching_up = false;
-        }
-        None
-    }
-
-    /// A fetch of `asked` brought all of it, or only what is below `more_from`. To be called
-    /// before the events are given to [`hold`](Self::hold).
-    pub(super) fn caught_up(&mut self, id: KeyId, asked: &Unheld, more_from: Option<Seq>) {
-        let Some(key) = self.keys.get_mut(&id) else { return };
-        key.catching_up = false;
-        let Some(range) = key.unheld.as_mut() else { return };
-        if range.first < asked.first {
-            // Something turned up below meanwhile: all of it is fetched again, in order.
-            return;
-        }
-        key.head_first = false;
-        let first = more_from.unwrap_or(asked.last + 1);
-        if first > range.last {
-            key.unheld = None;
-            key.name = None;
-        } else {
-            range.first = range.first.max(first);
-        }
-    }
-
-    /// A fetch for keys is over, be it that it failed: those with something left ask again.
-    pub(super) fn catch_up_ended(&mut self, ids: impl IntoIterator<Item = KeyId>, now: Duration) {
-        for id in ids {
-            if let Some(key) = self.keys.get_mut(&id) {
-                key.catching_up = false;
-                self.refresh(id, now);
-            }
-        }
-    }
-
-    /// Gives up the unheld ranges of all keys that can go on, and returns where a read of all
-    /// keys must start instead. For when that is cheaper than asking key by key.
-    pub(super) fn rewind_catch_up(&mut self) -> Option<Seq> {
-        let mut first: Option<Seq> = None;
-        while let Some(id) = self.catch_up.pop_front() {
-            let Some(key) = self.keys.get_mut(&id) else { continue };
-            key.catching_up = false;
-            key.name = None;
-            if let Some(range) = key.unheld.take() {
-                first = Some(first.map_or(range.first, |first| first.min(range.first)));
-            }
-            self.forget_if_idle(id);
-        }
-        first
-    }
-
     fn park(&mut self, id: KeyId, until: Duration) {
         let key = self.keys.entry(id).or_default();
         if key.parked_until.replace(until).is_none() {
@@ -591,7 +422,7 @@ impl Keys {
                 self.park(id, due);
             } else {
                 key.queued = true;
-                self.ready[destination].push_back(id);
+                self.ready[destination].push(id);
             }
             return;
         }
@@ -612,6 +443,3 @@ impl Keys {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -16,6 +16,7 @@ mod leases;
 mod looks;
 mod outage;
 mod outcomes;
+mod progress;
 mod reader;
 mod recording;
 mod settling;
@@ -51,8 +52,8 @@ use self::looks::Looks;
 use self::outage::Outage;
 use self::reader::{Purpose, Reader};
 use self::settling::Settling;
+use crate::ProcessorSettings;
 use crate::routes::Routes;
-use crate::{NotRecorded, ProcessorSettings};
 
 /// How many calls the events in flight are spread over, so that answers overlap with sending.
 const CALLS_IN_FLIGHT: usize = 4;
@@ -385,7 +386,7 @@ impl Machine {
             times.extend(self.reader.dead_letters_due());
             times.extend(self.looks.due());
             times.extend(self.outages.iter().filter_map(Outage::pause_ends));
-            times.extend(self.outages.iter().filter_map(Outage::fresh_from));
+            times.extend(self.outages.iter().filter_map(Outage::early_from));
             times.extend(self.verdicts_due());
         }
         times.into_iter().filter(|at| *at > now).min()
@@ -396,96 +397,6 @@ impl Machine {
     pub(crate) fn next_look(&self, now: Duration) -> Option<Duration> {
         let [_, look] = self.reader.due();
         look.filter(|at| *at > now && !self.stopping)
-    }
-
-    /// Nothing is under way that a stop has to wait for.
-    pub(crate) fn is_settled(&self) -> bool {
-        self.in_flight() == 0 && self.undecided().0 == 0 && self.settling.to_be_tried() == 0
-    }
-
-    /// Every event that is due now was offered once: the end of one pass.
-    pub(crate) fn pass_is_done(&self) -> bool {
-        let sendable = (0..self.outages.len())
-            .any(|index| self.keys.ready_count(index) > 0 && self.outages[index].error().is_none());
-        let outage_fills_memory = self.room().0 == 0 && !sendable;
-        let all_read = self.leases.active().is_empty() || self.reader.end_reached();
-        self.leases.is_complete()
-            && (all_read || outage_fills_memory)
-            && !sendable
-            && self.keys.catch_up_count() == 0
-            && self.is_settled()
-    }
-
-    /// Nothing is left to deliver but dead letters, what waits behind them, and what is delayed
-    /// beyond `patience`.
-    pub(crate) fn is_drained(&mut self, now: Duration, patience: Duration) -> bool {
-        let waits =
-            self.keys.next_wake().is_some_and(|until| until <= now.saturating_add(patience));
-        let unroutable = self.outages.len();
-        let ready = (0..unroutable)
-            .any(|index| self.keys.ready_count(index) + self.keys.shelved_count(index) > 0)
-            || self.keys.ready_count(unroutable) > 0;
-        let under_way = self.keys.catch_up_count() > 0 || !self.is_settled();
-        if waits || ready || under_way || !self.leases.is_complete() {
-            return false;
-        }
-        if self.leases.active().is_empty() || self.reader.is_quiet() {
-            return true;
-        }
-        if self.reader.end_reached() {
-            self.reader.confirm_quiet(now);
-        }
-        false
-    }
-
-    pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight.events()
-    }
-
-    pub(crate) const fn buffered(&self) -> usize {
-        self.keys.held_events()
-    }
-
-    pub(crate) fn unsettled(&self) -> usize {
-        self.settling.unrecorded()
-    }
-
-    /// Outcomes that cannot be recorded, each with what is in the way, at most `limit`.
-    pub(crate) fn rows_not_recorded(&self, limit: usize) -> Vec<NotRecorded> {
-        let rows = self.settling.alone.iter().take(limit);
-        rows.map(|(Settlement { seq, id, .. }, why)| NotRecorded {
-            seq: *seq,
-            id: *id,
-            why: why.into(),
-        })
-        .collect()
-    }
-
-    pub(crate) const fn stuck_keys(&self) -> usize {
-        self.keys.stuck()
-    }
-
-    /// Keys of each destination whose heads failed and have not succeeded since.
-    pub(crate) fn failing_keys(&self) -> impl Iterator<Item = usize> {
-        self.outages.iter().map(|outage| outage.suspicion.suspects_count())
-    }
-
-    /// When the pause of each destination ends; `None` for one that is not paused, or is tried now.
-    pub(crate) fn pauses_end(&self) -> impl Iterator<Item = Option<Duration>> {
-        self.outages.iter().map(Outage::pause_ends)
-    }
-
-    /// Events that failed, and nothing tells yet whose fault that is.
-    pub(crate) fn undecided_events(&self) -> usize {
-        self.outages.iter().map(|outage| outage.suspicion.undecided_count()).sum()
-    }
-
-    pub(crate) const fn counts(&self) -> Counts {
-        self.counts
-    }
-
-    pub(crate) fn hint(&self) -> Seq {
-        self.reader.hint()
     }
 
     /// For a run that ends by itself: a failure that nothing tells about is decided at once.

@@ -17,6 +17,10 @@ pub(super) const PAUSES: RetryPolicy = RetryPolicy {
     jitter: true,
 };
 
+/// The most between two early probes of a destination that asked to be left alone. No longer than good
+/// events may be late where only poison is answered so; seldom enough for a destination that means it.
+const EARLY_PROBES_APART_MAX: Duration = Duration::from_secs(1);
+
 /// Closed, open or half-open.
 #[derive(Debug, Default)]
 pub(super) struct Outage {
@@ -36,12 +40,46 @@ enum State {
     /// Events flow.
     #[default]
     Closed,
-    /// Nothing is sent until `until`, but for events of keys that have not failed, from `fresh_from` on:
-    /// those that failed may all be poison, and others must not wait for them.
-    Open { until: Duration, fresh_from: Option<Duration>, failures: u32 },
+    /// Nothing is sent until `until`, but for `early` probes.
+    Open { until: Duration, early: Option<Early>, failures: u32 },
     /// Probes may be sent, in calls numbered from `first_call`: `sent` events were, of which
-    /// `unanswered` are under way. `early`: only of keys that have not failed.
-    HalfOpen { failures: u32, first_call: u64, sent: usize, unanswered: usize, early: bool },
+    /// `unanswered` are under way. They are `early` where the pause was not over.
+    HalfOpen {
+        failures: u32,
+        first_call: u64,
+        sent: usize,
+        unanswered: usize,
+        early: Option<Early>,
+    },
+}
+
+/// Keys that have not failed are tried during a pause that was inferred from those that have: these may
+/// all be poison, and others must not wait for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Early {
+    from: Duration,
+    /// Until when the destination asked to be left alone. Then a single event is tried, and after each
+    /// that was answered alike the next one later: the more keys say so, the truer it is.
+    asked_until: Option<Duration>,
+    failed: u32,
+}
+
+impl Early {
+    const fn keys(self) -> usize {
+        if self.asked_until.is_some() { 1 } else { OUTAGE_KEYS }
+    }
+
+    /// After another failure of keys that were tried so, if `before` says that any were.
+    fn after(before: Option<Self>, asked: Option<Duration>, now: Duration, random: f64) -> Self {
+        let asked_before = before.and_then(|early| early.asked_until).filter(|until| *until > now);
+        let asked_until = asked.map(|asked| now.saturating_add(asked)).or(asked_before);
+        let failed = before.map_or(0, |early| early.failed.saturating_add(1));
+        let apart = match asked_until {
+            Some(_) => PAUSES.delay(failed + 1, random).min(EARLY_PROBES_APART_MAX),
+            None => PAUSES.base_delay,
+        };
+        Self { from: now.saturating_add(apart), asked_until, failed }
+    }
 }
 
 /// How much may be sent.
@@ -63,13 +101,13 @@ impl Outage {
         if let State::Open { until, failures, .. } = self.state
             && now >= until
         {
-            self.half_open(failures, false);
+            self.half_open(failures, None);
         }
         let probes_max = self.probes_max();
         match &mut self.state {
             State::Closed => Permit::All,
-            State::Open { fresh_from, .. } if fresh_from.is_some_and(|from| now >= from) => {
-                Permit::Fresh(OUTAGE_KEYS)
+            State::Open { early: Some(early), .. } if now >= early.from => {
+                Permit::Fresh(early.keys())
             }
             State::Open { .. } => Permit::Nothing,
             State::HalfOpen { sent, unanswered, early, .. } => {
@@ -79,14 +117,14 @@ impl Outage {
                 }
                 match probes_max.saturating_sub(*sent) {
                     0 => Permit::Nothing,
-                    probes if *early => Permit::Fresh(probes),
+                    probes if early.is_some() => Permit::Fresh(probes),
                     probes => Permit::Probe(probes),
                 }
             }
         }
     }
 
-    fn half_open(&mut self, failures: u32, early: bool) {
+    fn half_open(&mut self, failures: u32, early: Option<Early>) {
         let first_call = self.calls;
         self.state = State::HalfOpen { failures, first_call, sent: 0, unanswered: 0, early };
     }
@@ -94,6 +132,9 @@ impl Outage {
     /// A destination that cannot be reached is asked with a single event. Where events failed, a
     /// single one could be poison, and keep it closed for all others.
     fn probes_max(&self) -> usize {
+        if let State::HalfOpen { early: Some(early), .. } = self.state {
+            return early.keys();
+        }
         if self.suspicion.has_evidence() { OUTAGE_KEYS } else { 1 }
     }
 
@@ -104,8 +145,8 @@ impl Outage {
 
     /// So many events were sent. Returns the number of the call.
     pub(super) fn sent(&mut self, events: usize) -> u64 {
-        if let State::Open { failures, .. } = self.state {
-            self.half_open(failures, true);
+        if let State::Open { failures, early, .. } = self.state {
+            self.half_open(failures, early);
         }
         if let State::HalfOpen { sent, unanswered, .. } = &mut self.state {
             *sent += events;
@@ -177,7 +218,7 @@ impl Outage {
 
     /// There is no connection to the destination.
     pub(super) fn unavailable(&mut self, error: &Error, now: Duration, random: f64) {
-        let asked = error.retry_after();
+        let asked = error.retry_after().map(|asked| now.saturating_add(asked));
         self.open(error.report(), (asked, None), now, random);
     }
 
@@ -197,7 +238,7 @@ impl Outage {
             State::Closed => true,
             // Of keys that have not failed, all that there were have been sent together.
             State::HalfOpen { sent, unanswered, early, .. } => {
-                unanswered == 0 && (sent >= self.probes_max() || !more_ready || early)
+                unanswered == 0 && (sent >= self.probes_max() || !more_ready || early.is_some())
             }
         };
         if !decided || !self.suspicion.is_outage(now) {
@@ -209,9 +250,12 @@ impl Outage {
             error.report()
         );
         let asked = error.retry_after();
-        // Who asks to be left alone is left alone.
-        let fresh_from = asked.is_none().then(|| now.saturating_add(PAUSES.base_delay));
-        self.open(text, (asked, fresh_from), now, random);
+        let before = match self.state {
+            State::HalfOpen { early, .. } => early,
+            State::Closed | State::Open { .. } => None,
+        };
+        let early = Early::after(before, asked, now, random);
+        self.open(text, (early.asked_until, Some(early)), now, random);
         true
     }
 
@@ -225,7 +269,7 @@ impl Outage {
     fn open(
         &mut self,
         error: String,
-        (asked, fresh_from): (Option<Duration>, Option<Duration>),
+        (asked_until, early): (Option<Duration>, Option<Early>),
         now: Duration,
         random: f64,
     ) {
@@ -235,8 +279,9 @@ impl Outage {
             // One outage, however many of the events in flight report it.
             State::Open { .. } => return,
         };
-        let pause = PAUSES.delay(failures, random).max(asked.unwrap_or_default());
-        self.state = State::Open { until: now.saturating_add(pause), fresh_from, failures };
+        let until = now.saturating_add(PAUSES.delay(failures, random));
+        let until = until.max(asked_until.unwrap_or_default());
+        self.state = State::Open { until, early, failures };
         self.error = Some(error);
     }
 
@@ -254,9 +299,9 @@ impl Outage {
     }
 
     /// When a key that has not failed may be tried during a pause.
-    pub(super) fn fresh_from(&self) -> Option<Duration> {
+    pub(super) fn early_from(&self) -> Option<Duration> {
         match self.state {
-            State::Open { fresh_from, .. } => fresh_from,
+            State::Open { early, .. } => early.map(|early| early.from),
             State::Closed | State::HalfOpen { .. } => None,
         }
     }
@@ -268,91 +313,4 @@ impl Outage {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use posthaste_core::ErrorKind;
-
-    fn key() -> KeyId {
-        let key = posthaste_core::OrderKey::named("a").expect("a key");
-        KeyId::of(&key, posthaste_core::Shard::default())
-    }
-
-    fn down() -> Error {
-        Error::new(ErrorKind::Unreachable, "publish", "refused")
-    }
-
-    #[test]
-    fn an_outage_pauses_and_a_single_probe_reopens() {
-        let mut outage = Outage::default();
-        let start = Duration::from_secs(1);
-        assert_eq!(outage.permit(start), Permit::All);
-        outage.unavailable(&down(), start, 0.0);
-        assert_eq!(outage.permit(start), Permit::Nothing);
-        let until = outage.pause_ends().expect("a pause");
-        assert_eq!(outage.permit(until), Permit::Probe(1));
-        let call = outage.sent(1);
-        assert_eq!(outage.permit(until), Permit::Nothing);
-        outage.answered(call, 1);
-        outage.succeeded(key(), (call, 0));
-        assert_eq!(outage.permit(until), Permit::All);
-        assert_eq!(outage.error(), None);
-    }
-
-    #[test]
-    fn pauses_grow_with_each_failed_probe_and_stay_bounded() {
-        let mut outage = Outage::default();
-        let mut now = Duration::ZERO;
-        let mut pauses = Vec::new();
-        for _ in 0..40 {
-            outage.permit(now);
-            outage.sent(1);
-            outage.unavailable(&down(), now, 0.0);
-            let until = outage.pause_ends().expect("a pause");
-            pauses.push(until - now);
-            now = until;
-        }
-        assert!(pauses.is_sorted());
-        assert!(pauses.iter().all(|pause| *pause <= PAUSES.max_delay));
-    }
-
-    #[test]
-    fn retry_after_lengthens_the_pause_up_to_its_limit() {
-        for (asked, expected) in [(20, 20), (100_000, 300)] {
-            let mut outage = Outage::default();
-            let error = down().with_retry_after(Duration::from_secs(asked));
-            outage.unavailable(&error, Duration::ZERO, 0.0);
-            assert_eq!(outage.pause_ends(), Some(Duration::from_secs(expected)));
-        }
-    }
-
-    #[test]
-    fn an_answer_to_something_sent_before_the_outage_does_not_end_it() {
-        let mut outage = Outage::default();
-        let call = outage.sent(1);
-        outage.unavailable(&down(), Duration::ZERO, 0.0);
-        let until = outage.pause_ends().expect("a pause");
-        for now in [Duration::ZERO, until] {
-            outage.permit(now);
-            outage.answered(call, 1);
-            outage.succeeded(key(), (call, 0));
-            assert!(outage.error().is_some());
-        }
-        assert_eq!(outage.permit(until), Permit::Probe(1));
-    }
-
-    #[test]
-    fn a_refusal_tells_that_it_is_back_only_if_the_destination_gave_it() {
-        for (kind, permit) in
-            [(ErrorKind::Rejected, Permit::All), (ErrorKind::TooLarge, Permit::Probe(1))]
-        {
-            let mut outage = Outage::default();
-            outage.unavailable(&down(), Duration::ZERO, 0.0);
-            let until = outage.pause_ends().expect("a pause");
-            assert_eq!(outage.permit(until), Permit::Probe(1));
-            let call = outage.sent(1);
-            outage.answered(call, 1);
-            outage.refused(call, kind);
-            assert_eq!(outage.permit(until), permit);
-        }
-    }
-}
+mod tests;

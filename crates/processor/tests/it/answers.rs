@@ -85,6 +85,9 @@ fn fails(kind: ErrorKind) -> PublishResult {
 
 const QUICK: Duration = Duration::from_millis(5);
 
+/// As many keys as make an outage: a constant of the machine.
+const OUTAGE_KEYS: usize = 8;
+
 async fn relay(world: &World, receiver: &Receiver) -> OutboxProcessor {
     let settings = ProcessorSettings { max_concurrent_events: 200, ..ProcessorSettings::default() };
     let processor = OutboxProcessor::builder(world.repository.clone())
@@ -330,4 +333,90 @@ async fn a_call_never_ends_before_what_it_told() {
     processor.drain(MINUTE).await.unwrap();
     assert_eq!(world.pending(), 0);
     assert_eq!(inner.published().len(), events.len(), "sent again, though each was answered");
+}
+
+fn asks_for(seconds: u32) -> PublishResult {
+    let error = Error::new(ErrorKind::Throttled, "post", "429");
+    Err(error.with_retry_after(seconds * SECOND))
+}
+
+/// Eight keys of a rule that is for them alone, each answered that nothing may be sent for minutes.
+#[tokio::test(start_paused = true)]
+async fn poison_that_asks_for_time_delays_good_events_by_moments() {
+    for poison in [OUTAGE_KEYS, 40] {
+        let world = World::with(&of_keys("poison", poison)).await;
+        let receiver = Receiver::new(move |event| {
+            (QUICK, if is_poison(event) { asks_for(300) } else { Ok(()) })
+        });
+        let processor = relay(&world, &receiver).await;
+        for round in 0..10 {
+            tokio::time::sleep(7 * SECOND).await;
+            let stored = Instant::now();
+            let keys = format!("good-{round}");
+            world.store(&of_keys(&keys, 20)).await;
+            until("good events flow", || world.pending() == poison).await;
+            let last = (0..20).filter_map(|n| receiver.taken(&format!("{keys}-{n}"))).max();
+            let late = last.unwrap() - stored;
+            assert!(late < SECOND + 20 * QUICK, "{poison}, round {round}: {late:?}");
+        }
+        let refuted = Instant::now();
+        assert_eq!(processor.statistics().destinations[0].paused_for, None);
+        tokio::time::sleep(HOUR).await;
+        // From then on each waits for its own time.
+        for number in 0..poison {
+            let calls = receiver.calls_of(&format!("poison-{number}"));
+            let later = calls.iter().filter(|at| **at > refuted);
+            assert!(later.count() <= 12, "{calls:?}");
+        }
+        assert_eq!(world.dead(), poison);
+    }
+}
+
+/// What waits for a paused destination is left in the store after a while, and has its turn all the same.
+#[tokio::test(start_paused = true)]
+async fn one_good_event_among_much_poison_that_asks_for_time_has_its_turn() {
+    let poison = |name| of_keys(name, 50);
+    let events = [poison("poison-a"), of_keys("good", 1), poison("poison-b")].concat();
+    let world = World::with(&events).await;
+    let receiver =
+        Receiver::new(|event| (QUICK, if is_poison(event) { asks_for(300) } else { Ok(()) }));
+    let _processor = relay(&world, &receiver).await;
+    let stored = Instant::now();
+    until("it is delivered", || world.pending() == 100).await;
+    assert!(stored.elapsed() < 2 * MINUTE, "{:?}", stored.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_takes_nothing_for_a_while_is_left_alone_for_as_long_as_it_asks() {
+    let world = World::with(&of_keys("good", 3_000)).await;
+    let begun = Instant::now();
+    let receiver = Receiver::new(move |_| {
+        let open = begun.elapsed() > 10 * MINUTE;
+        (QUICK, if open { Ok(()) } else { asks_for(60) })
+    });
+    let processor = relay(&world, &receiver).await;
+    tokio::time::sleep(2 * SECOND).await;
+    let first = receiver.calls.lock().unwrap().len();
+    assert!(first <= 16 + 3, "{first} calls before it is left alone");
+    tokio::time::sleep(10 * MINUTE - 2 * SECOND).await;
+    let calls = receiver.calls.lock().unwrap().len() - first;
+    // Single events of keys that have not failed: each may be the first that is taken.
+    assert!(calls <= 620, "{calls} calls in ten minutes");
+    world.assert_no_attempt_counted(&processor);
+    world.until_nothing_pending().await;
+    let late = begun.elapsed() - 10 * MINUTE;
+    assert!(late < 15 * SECOND, "{late:?}");
+}
+
+/// Its keys have all failed, so nothing tells more than it said itself.
+#[tokio::test(start_paused = true)]
+async fn without_other_keys_a_server_that_asks_for_time_is_asked_when_it_is_over() {
+    let world = World::with(&of_keys("good", OUTAGE_KEYS)).await;
+    let receiver = Receiver::new(|_| (QUICK, asks_for(60)));
+    let _processor = relay(&world, &receiver).await;
+    tokio::time::sleep(10 * MINUTE).await;
+    for key in 0..OUTAGE_KEYS {
+        let calls = receiver.calls_of(&format!("good-{key}"));
+        assert!(calls.windows(2).all(|pair| pair[1] - pair[0] >= 60 * SECOND), "{calls:?}");
+    }
 }

@@ -6,5 +6,5 @@ drop function if exists outbox_event_as_meant();
 alter table outbox_events_pending drop constraint if exists outbox_events_seq_is_positive;
 alter table outbox_events_pending drop constraint if exists outbox_events_id_is_given;
 alter table outbox_events_processed drop constraint if exists outbox_events_processed_at_is_real;
-alter table outbox_relays drop column if exists report;
+alter table outbox_relays drop column if exists report, drop column if exists lease_ttl;
 delete from outbox_migrations where version = 3;

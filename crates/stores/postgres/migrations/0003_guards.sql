@@ -135,3 +135,5 @@ $$;
 
 -- What a relay says of itself while it runs: destinations that it pauses, and why.
 alter table outbox_relays add column if not exists report jsonb;
+-- How long its lease lasts: the relays of an outbox need not agree on that.
+alter table outbox_relays add column if not exists lease_ttl interval;

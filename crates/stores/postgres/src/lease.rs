@@ -10,11 +10,13 @@
 //!   the server ends the transaction of a relay that stands still in the middle of it.
 //! - A relay that is renewing at this moment is not removed (`skip locked`), and one that was removed
 //!   finds no row to renew. So no two of them believe in the same shard.
-//! - A lease that ends further ahead than any lease lasts was given before the server's clock was set
-//!   back. It is shortened to a minute more than ours lasts: a relay that lives renews it before, and one
+//! - A lease that ends further ahead than its relay asked for was given before the server's clock was set
+//!   back. It is shortened to a minute more than that: a relay that lives renews it before, and one
 //!   that is dead does not own its shards for as long as the clock went back.
 //! - A shard whose events are being settled at this moment is not taken (`skip locked` again, against
 //!   the settlement's `for key share`): it is taken the next time.
+
+use std::time::Instant;
 
 use posthaste_core::{
     Error, ErrorKind, Lease, LeaseRequest, Result, Shard, ShardLease, fair_share,
@@ -31,25 +33,37 @@ use crate::session::Session;
 const LEASE: &str = "renew lease";
 const LEAVE: &str = "give back lease";
 
+/// The end of the longest lease that another relay can have: as long as it asked for, and a minute. One
+/// of version 0.1.0 does not say how long that is, and is taken to ask for as long as this one.
+macro_rules! longest {
+    () => {
+        "now() + coalesce(lease_ttl, $2::bigint * interval '1 microsecond') + interval '1 minute'"
+    };
+}
+
 /// What a relay holds, who is alive, and whether there is anything to take.
 macro_rules! state {
     () => {
-        "select \
+        concat!(
+            "select \
             array(select relay from outbox_relays \
                   where (lease_until > now() and not leaving) or relay = $1), \
             array(select shard from outbox_shards where owner = $1 order by shard), \
             array(select generation from outbox_shards where owner = $1 order by shard), \
             exists (select from outbox_shards left join outbox_relays on relay = owner \
                     where (lease_until > now()) is not true and owner is distinct from $1), \
-            exists (select from outbox_relays where relay <> $1 and lease_until > now() \
-                    + ($2::bigint + 60000000) * interval '1 microsecond')"
+            exists (select from outbox_relays where relay <> $1 and lease_until > ",
+            longest!(),
+            ")"
+        )
     };
 }
 
 /// Renews, and looks. Without a row to renew there is no answer.
 const RENEW: &str = concat!(
     "with renewed as (update outbox_relays \
-         set lease_until = clock_timestamp() + $2 * interval '1 microsecond', leaving = $3 \
+         set lease_until = clock_timestamp() + $2::bigint * interval '1 microsecond', \
+             lease_ttl = $2::bigint * interval '1 microsecond', leaving = $3 \
          where relay = $1 returning 1) ",
     state!(),
     " where exists (select from renewed)"
@@ -81,10 +95,10 @@ const LOCK_HOLDER: &str = "\
     where shard = 0";
 
 const JOIN: &str = "\
-    insert into outbox_relays (relay, lease_until, leaving, name) \
-    values ($1, clock_timestamp() + $2 * interval '1 microsecond', $3, $4) \
-    on conflict (relay) do update \
-        set lease_until = excluded.lease_until, leaving = excluded.leaving";
+    insert into outbox_relays (relay, lease_until, leaving, name, lease_ttl) \
+    values ($1, clock_timestamp() + $2 * interval '1 microsecond', $3, $4, $2::bigint * interval '1 microsecond') \
+    on conflict (relay) do update set lease_until = excluded.lease_until, \
+        lease_ttl = excluded.lease_ttl, leaving = excluded.leaving";
 
 /// Of a relay that was removed: whatever it held is not its own any more, taken or not.
 const GIVE_UP: &str = "update outbox_shards set owner = null where owner = $1";
@@ -95,13 +109,13 @@ const RELEASE: &str = "\
         join unnest($2::smallint[], $3::bigint[]) as given (shard, generation) \
         using (shard, generation) for no key update of held skip locked)";
 
-/// Relays of one outbox may have been told lengths that differ, by a minute at most.
-const SHORTEN: &str = "\
-    update outbox_relays \
-        set lease_until = now() + ($2::bigint + 60000000) * interval '1 microsecond' \
-    where relay in (\
-        select relay from outbox_relays where relay <> $1 and lease_until > now() \
-            + ($2::bigint + 60000000) * interval '1 microsecond' for update skip locked)";
+const SHORTEN: &str = concat!(
+    "update outbox_relays set lease_until = ",
+    longest!(),
+    " where relay in (select relay from outbox_relays where relay <> $1 and lease_until > ",
+    longest!(),
+    " for update skip locked)"
+);
 
 const REMOVE_DEAD: &str = "\
     delete from outbox_relays where relay in (\
@@ -174,7 +188,9 @@ async fn tell_who_is_in_the_way(outbox: &PostgresOutbox) {
     let Ok(mut session) = outbox.session(LEASE).await else { return };
     let statement = session.statement(LOCK_HOLDER);
     let row = statement.fetch_one(session.connection()).await;
-    if let Ok(held_by) = row.and_then(|row| row.try_get::<String, _>(0)) {
+    if let Ok(held_by) = row.and_then(|row| row.try_get::<String, _>(0))
+        && outbox.cannot_join().is_due(&held_by, Instant::now())
+    {
         tracing::warn!(held_by, "another session changes the shards; trying again");
     }
     let _ = session.finish().await;

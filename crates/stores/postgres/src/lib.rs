@@ -42,6 +42,7 @@ mod options;
 mod outbox;
 mod plans;
 mod relays;
+mod reminder;
 mod repository;
 mod rights;
 mod row;

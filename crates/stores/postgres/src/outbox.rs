@@ -11,6 +11,7 @@ use sqlx::{ConnectOptions as _, Connection as _, PgConnection, PgPool};
 
 use crate::error::{failed, is_pool_timeout};
 use crate::options::{PostgresOptions, address, may_use_tls};
+use crate::reminder::Reminder;
 use crate::servers::Servers;
 use crate::session::{Begin, Session};
 use crate::store::{require_transaction, store};
@@ -48,6 +49,8 @@ struct Inner {
     subscribes: AtomicBool,
     /// Whether the database's encoding was found to lack characters that error texts hold.
     ascii_only: AtomicBool,
+    /// What keeps a relay from joining.
+    cannot_join: Reminder,
     /// For what a relay does without end.
     warm: Arc<WarmConnections>,
     /// Where one of several servers has to be found, or made sure of.
@@ -123,11 +126,16 @@ impl PostgresOutbox {
             may_use_tls: may_use_tls(&connect_options),
             subscribes: AtomicBool::new(false),
             ascii_only: AtomicBool::new(false),
+            cannot_join: Reminder::default(),
             waker: Waker::new(pool.clone(), options.notify, listens, options.watch_interval),
             warm: Arc::new(WarmConnections::new(pool.clone(), changed)),
             servers,
             pool,
         }))
+    }
+
+    pub(crate) fn cannot_join(&self) -> &Reminder {
+        &self.0.cannot_join
     }
 
     /// The pool.

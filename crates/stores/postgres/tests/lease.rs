@@ -195,3 +195,23 @@ async fn a_lease_longer_than_any_is_shortened_and_its_shards_are_taken_when_it_e
         .await;
     assert_eq!(lease(&outbox, 2, ttl).await.shards.len(), Shard::COUNT);
 }
+
+/// Each relay's row says how long its lease lasts.
+#[tokio::test]
+async fn relays_of_one_outbox_need_not_agree_how_long_a_lease_lasts() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    let (short, long) = (Duration::from_secs(1), Duration::from_secs(3_600));
+    assert_eq!(lease(&outbox, 1, long).await.shards.len(), Shard::COUNT);
+    for _ in 0..2 {
+        assert_eq!(lease(&outbox, 2, short).await.relays, 2);
+    }
+    let left: f64 = database
+        .value(&format!(
+            "select extract(epoch from lease_until - now())::float8 from outbox_relays \
+             where relay = '{}'",
+            Uuid::from_u128(1)
+        ))
+        .await;
+    assert!(left > 3_500.0, "{left} s");
+}

@@ -1,8 +1,8 @@
 //! What a key does, step by step.
 
 use super::*;
+use crate::machine::key::Unheld;
 use posthaste_core::{OutboxEvent, Payload, Shard};
-use rustc_hash::FxHashSet;
 use uuid::Uuid;
 
 const NOW: Duration = Duration::from_secs(100);
@@ -128,26 +128,6 @@ fn keys_of_a_dead_destination_are_shelved_but_for_one_that_probes() {
         keys.next_catch_up(10),
         Some(CatchUp::Key { range: Unheld { first: 3, last: 5 }, .. })
     ));
-}
-
-#[test]
-fn probes_are_of_other_keys_first_and_then_of_suspects() {
-    let mut keys = Keys::new(1);
-    let names = ["a", "b", "c", "d", "e", "f"];
-    for (seq, key) in (1..).zip(names) {
-        keys.admit(id(key), held(seq, key), NOW);
-    }
-    let suspects: FxHashSet<KeyId> = ["a", "b", "c", "d"].map(id).into_iter().collect();
-    keys.order_probes(0, 4, |id| suspects.contains(&id));
-    assert_eq!(take(&mut keys, 6), [5, 6, 1, 2, 3, 4]);
-
-    let mut keys = Keys::new(1);
-    for (seq, key) in (1..).zip(names) {
-        keys.admit(id(key), held(seq, key), NOW);
-    }
-    let suspects: FxHashSet<KeyId> = ["a"].map(id).into_iter().collect();
-    keys.order_probes(0, 4, |id| suspects.contains(&id));
-    assert_eq!(take(&mut keys, 6), [2, 3, 4, 1, 5, 6]);
 }
 
 #[test]

@@ -10,9 +10,15 @@
 //! relays share the work evenly. No event loses an attempt to an outage. One in which everything
 //! fails ambiguously may cost attempts as long as it cannot be told from events that fail by
 //! themselves; from the moment when the answers that a relay has show so many keys in a row that
-//! failed, it costs none.
+//! failed, it costs none. What counts has a reason that the relay heard: others were taken since it was
+//! sent, and of what a destination says of itself only where it says so still a while after that was
+//! refuted; or patience has ended; or the key was found to be at fault with the same before.
 
+mod application;
+mod broker;
+mod database;
 mod leases;
+mod operator;
 mod relay;
 mod schedules;
 mod world;

@@ -3,13 +3,13 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use posthaste_core::{PublishResult, RetryDecision, Subject};
+use posthaste_core::{Error, ErrorKind, PublishResult, RetryDecision, Subject};
 use rand::RngExt;
 use uuid::Uuid;
 
-use super::world::{DESTINATIONS, World};
+use super::world::{DESTINATIONS, PATIENCE, World};
 use crate::machine::in_flight::{CallId, Place};
-use crate::machine::suspicion::{EVIDENCE_AGE_MAX, OUTAGE_KEYS};
+use crate::machine::suspicion::{EVIDENCE_AGE_MAX, OUTAGE_KEYS, SETTLES_WITHIN};
 use crate::machine::{Command, Input, Machine, Report};
 
 /// An operation on its way: asked for, then in effect, then answered.
@@ -31,11 +31,26 @@ pub(super) struct Identity {
     /// The keys of each destination that failed since the last success this relay has heard of, and
     /// when, by its clock, it heard of each.
     streaks: [HashMap<Uuid, Duration>; DESTINATIONS.len()],
-    /// The keys of each destination that failed and have not succeeded since, and whether others did:
-    /// then a further failure says nothing against the destination.
-    failing: [HashMap<Uuid, bool>; DESTINATIONS.len()],
-    /// Where what is in flight came from.
-    pub(super) calls: HashMap<CallId, Vec<Place>>,
+    /// The keys of each destination that failed and have not succeeded since.
+    failing: [HashMap<Uuid, Failing>; DESTINATIONS.len()],
+    /// When it heard of the last success of each destination.
+    success_heard: [Option<Duration>; DESTINATIONS.len()],
+    /// Where what is in flight came from, and when it was sent.
+    pub(super) calls: HashMap<CallId, (Vec<Place>, Duration)>,
+}
+
+/// What a relay has heard of a key that fails. Times are by its clock.
+#[derive(Debug)]
+struct Failing {
+    first: Duration,
+    /// Others were taken since: a further failure says nothing against the destination.
+    refuted: bool,
+    /// The first failure after that.
+    refuted_at: Option<Duration>,
+    /// The last failure, and when what failed was sent.
+    last: (ErrorKind, Duration),
+    /// What it was found to be at fault with.
+    counted: Option<ErrorKind>,
 }
 
 impl Identity {
@@ -64,6 +79,7 @@ impl Relay {
             acknowledged: HashSet::new(),
             streaks: Default::default(),
             failing: Default::default(),
+            success_heard: Default::default(),
             calls: HashMap::new(),
         };
         let way = Vec::new();
@@ -151,7 +167,7 @@ impl Relay {
 
     /// What is known of some keys may come before what is known of the others.
     fn answers(&mut self, call: CallId, outcomes: Vec<(usize, PublishResult)>, world: &mut World) {
-        let places = &self.identity.calls[&call];
+        let (places, _) = &self.identity.calls[&call];
         let early: HashSet<_> = places.iter().map(|place| place.key).collect();
         let early: HashSet<_> =
             early.into_iter().filter(|_| world.random.random_bool(0.5)).collect();
@@ -174,27 +190,57 @@ impl Relay {
         for command in &commands {
             self.check_blame(command, world, now);
             if let Command::Publish { call, .. } = command {
-                self.identity.calls.insert(*call, self.machine.in_flight.places(*call));
+                let places = self.machine.in_flight.places(*call);
+                self.identity.calls.insert(*call, (places, now));
             }
         }
         self.way.extend(commands.into_iter().map(OnItsWay::Asked));
     }
 
-    /// No attempt counts while so many keys in a row have failed.
-    fn check_blame(&self, command: &Command, world: &World, now: Duration) {
+    /// No attempt counts while so many keys in a row have failed, nor before others tell whose fault it is.
+    fn check_blame(&mut self, command: &Command, world: &World, now: Duration) {
         let Command::Report(
-            Report::RetryScheduled { event, .. }
-            | Report::DeadLettered { event, reason: RetryDecision::EXHAUSTED_REASON, .. },
+            report @ (Report::RetryScheduled { event, .. } | Report::DeadLettered { event, .. }),
         ) = command
         else {
             return;
         };
-        let to = world.rows[&world.places[&event.id]].event.destination();
-        let destination = DESTINATIONS.iter().position(|name| Some(*name) == to);
-        let recent = self.identity.streaks[destination.expect("a destination")]
-            .values()
-            .filter(|at| **at + EVIDENCE_AGE_MAX >= now);
-        assert!(recent.count() < OUTAGE_KEYS, "an outage counted as an attempt");
+        let event = &world.rows[&world.places[&event.id]].event;
+        let destination = DESTINATIONS.iter().position(|name| Some(*name) == event.destination());
+        let destination = destination.expect("a destination");
+        let is_dead = matches!(report, Report::DeadLettered { .. });
+        let of_retries = |reason: &str| reason == RetryDecision::EXHAUSTED_REASON;
+        if !is_dead || matches!(report, Report::DeadLettered { reason, .. } if of_retries(reason)) {
+            let recent = self.identity.streaks[destination]
+                .values()
+                .filter(|at| **at + EVIDENCE_AGE_MAX >= now);
+            assert!(recent.count() < OUTAGE_KEYS, "an outage counted as an attempt");
+            self.check_evidence(destination, event.aggregate_id(), now);
+        }
+        if is_dead {
+            self.identity.failing[destination].remove(&event.aggregate_id());
+        }
+    }
+
+    /// An attempt counts because others were taken since it was sent, and of what the destination says of
+    /// itself only where it says so still a while after it was refuted; or because patience has ended; or
+    /// it is the same again.
+    fn check_evidence(&mut self, destination: usize, key: Uuid, now: Duration) {
+        let Identity { failing, success_heard, .. } = &mut self.identity;
+        let Some(failing) = failing[destination].get_mut(&key) else { return };
+        let (kind, sent_at) = failing.last;
+        if failing.counted != Some(kind) {
+            let is_patient = failing.first + PATIENCE > now;
+            let others_taken = success_heard[destination].is_some_and(|heard| heard >= sent_at);
+            assert!(
+                others_taken || !is_patient,
+                "counted although nothing tells whose fault it is"
+            );
+            let said_still = failing.refuted_at.is_some_and(|at| at + SETTLES_WITHIN <= now);
+            let is_claim = Error::new(kind, "", "").subject() == Subject::Destination;
+            assert!(!is_claim || said_still, "a claim that was refuted just now counted");
+        }
+        failing.counted = Some(kind);
     }
 
     fn take_in(&mut self, input: Input, world: &World) {
@@ -225,11 +271,13 @@ impl Relay {
         world: &World,
         now: Duration,
     ) {
-        let Identity { acknowledged, streaks, failing, calls, .. } = &mut self.identity;
+        let Identity { acknowledged, streaks, failing, success_heard, calls, .. } =
+            &mut self.identity;
         let (streak, failing) = (&mut streaks[call.0], &mut failing[call.0]);
+        let (places, sent_at) = &calls[&call];
         let mut failed_keys: HashSet<Uuid> = HashSet::new();
         for (number, result) in outcomes {
-            let place = calls[&call][*number];
+            let place = places[*number];
             let event = &world.rows[&place.seq].event;
             let key = event.aggregate_id();
             // Of what is another relay's now it only learns that the destination works.
@@ -237,7 +285,8 @@ impl Relay {
             match result {
                 Ok(()) => {
                     streak.clear();
-                    failing.values_mut().for_each(|refuted| *refuted = true);
+                    failing.values_mut().for_each(|failing| failing.refuted = true);
+                    success_heard[call.0] = Some(now);
                     failing.remove(&key);
                     if is_ours {
                         acknowledged.insert((event.id(), place.generation));
@@ -248,7 +297,19 @@ impl Relay {
                 Err(error)
                     if error.subject() != Subject::Connection && !error.kind().is_permanent() =>
                 {
-                    if !*failing.entry(key).or_default() {
+                    let last = (error.kind(), *sent_at);
+                    let first = || Failing {
+                        first: now,
+                        refuted: false,
+                        refuted_at: None,
+                        last,
+                        counted: None,
+                    };
+                    let failing = failing.entry(key).or_insert_with(first);
+                    failing.last = last;
+                    if failing.refuted {
+                        failing.refuted_at.get_or_insert(now);
+                    } else {
                         streak.insert(key, now);
                     }
                 }

@@ -3,11 +3,15 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use posthaste_core::{Error, ErrorKind, KeyPipelining, PendingSelection, RetryPolicy};
+use posthaste_core::{
+    Error, ErrorKind, KeyPipelining, PendingSelection, RetryPolicy, Settlement, SettlementOutcome,
+    Unsettled,
+};
+use uuid::Uuid;
 
 use super::relay::Relay;
 use super::world::World;
-use crate::machine::{Command, Input};
+use crate::machine::{Command, Input, Machine};
 
 /// A retry so far off that its event is not kept in memory, and a database so slow that the retry is
 /// recorded only while the event is being fetched again: what that fetch read may be old, and must
@@ -63,7 +67,8 @@ fn a_row_read_before_its_own_settlement_is_fetched_again() {
                 }
                 command => {
                     if let Command::Publish { call, .. } = &command {
-                        identity.calls.insert(*call, machine.in_flight.places(*call));
+                        let places = machine.in_flight.places(*call);
+                        identity.calls.insert(*call, (places, world.now));
                     }
                     let input = world.perform(identity, command);
                     let call = match &input {
@@ -125,4 +130,38 @@ fn numbers_that_are_handed_out_again_are_read_again() {
     run(&mut world);
     world.check();
     assert_eq!(world.rows.len(), 4);
+}
+
+/// Another session holds a lock on the row, for one.
+#[test]
+fn an_outcome_that_changed_no_row_waits_alone_and_goes_again_by_itself() {
+    let mut machine = World::new(0).machine(false);
+    let outcome_of = |seq| Settlement {
+        seq,
+        id: Uuid::from_u128(u128::from(seq.unsigned_abs())),
+        lease: None,
+        outcome: SettlementOutcome::Delivered,
+    };
+    let why: Box<str> = "pid 7 holds a lock on it".into();
+    machine.handle(
+        Input::Settled {
+            settlements: vec![outcome_of(1), outcome_of(2)],
+            result: Ok(vec![Unsettled { seq: 1, why: why.clone() }]),
+        },
+        Duration::ZERO,
+    );
+    let waits: Vec<_> =
+        machine.rows_not_recorded(10).into_iter().map(|row| (row.seq, row.why)).collect();
+    assert_eq!(waits, [(1, why)]);
+    let settles = |now, machine: &mut Machine| {
+        let commands = machine.commands(now).into_iter();
+        commands
+            .filter_map(|command| match command {
+                Command::Settle(batch) => Some(batch),
+                _ => None,
+            })
+            .collect::<Vec<_>>()
+    };
+    assert!(settles(Duration::ZERO, &mut machine).is_empty(), "after a pause");
+    assert_eq!(settles(Duration::from_secs(30), &mut machine), [[outcome_of(1)]]);
 }

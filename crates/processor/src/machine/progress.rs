@@ -1,0 +1,101 @@
+//! How far a machine is: what a run that ends waits for, and what operators are shown.
+
+use std::time::Duration;
+
+use posthaste_core::{Seq, Settlement};
+
+use super::outage::Outage;
+use super::{Counts, Machine};
+use crate::NotRecorded;
+
+impl Machine {
+    /// Nothing is under way that a stop has to wait for.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.in_flight() == 0 && self.undecided().0 == 0 && self.settling.to_be_tried() == 0
+    }
+
+    /// Every event that is due now was offered once: the end of one pass.
+    pub(crate) fn pass_is_done(&self) -> bool {
+        let sendable = (0..self.outages.len())
+            .any(|index| self.keys.ready_count(index) > 0 && self.outages[index].error().is_none());
+        let outage_fills_memory = self.room().0 == 0 && !sendable;
+        let all_read = self.leases.active().is_empty() || self.reader.end_reached();
+        self.leases.is_complete()
+            && (all_read || outage_fills_memory)
+            && !sendable
+            && self.keys.catch_up_count() == 0
+            && self.is_settled()
+    }
+
+    /// Nothing is left to deliver but dead letters, what waits behind them, and what is delayed
+    /// beyond `patience`.
+    pub(crate) fn is_drained(&mut self, now: Duration, patience: Duration) -> bool {
+        let waits =
+            self.keys.next_wake().is_some_and(|until| until <= now.saturating_add(patience));
+        let unroutable = self.outages.len();
+        let ready = (0..unroutable)
+            .any(|index| self.keys.ready_count(index) + self.keys.shelved_count(index) > 0)
+            || self.keys.ready_count(unroutable) > 0;
+        let under_way = self.keys.catch_up_count() > 0 || !self.is_settled();
+        if waits || ready || under_way || !self.leases.is_complete() {
+            return false;
+        }
+        if self.leases.active().is_empty() || self.reader.is_quiet() {
+            return true;
+        }
+        if self.reader.end_reached() {
+            self.reader.confirm_quiet(now);
+        }
+        false
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.events()
+    }
+
+    pub(crate) const fn buffered(&self) -> usize {
+        self.keys.held_events()
+    }
+
+    pub(crate) fn unsettled(&self) -> usize {
+        self.settling.unrecorded()
+    }
+
+    /// Outcomes that cannot be recorded, each with what is in the way, at most `limit`.
+    pub(crate) fn rows_not_recorded(&self, limit: usize) -> Vec<NotRecorded> {
+        let rows = self.settling.alone.iter().take(limit);
+        rows.map(|(Settlement { seq, id, .. }, why)| NotRecorded {
+            seq: *seq,
+            id: *id,
+            why: why.into(),
+        })
+        .collect()
+    }
+
+    pub(crate) const fn stuck_keys(&self) -> usize {
+        self.keys.stuck()
+    }
+
+    /// Keys of each destination whose heads failed and have not succeeded since.
+    pub(crate) fn failing_keys(&self) -> impl Iterator<Item = usize> {
+        self.outages.iter().map(|outage| outage.suspicion.suspects_count())
+    }
+
+    /// When the pause of each destination ends; `None` for one that is not paused, or is tried now.
+    pub(crate) fn pauses_end(&self) -> impl Iterator<Item = Option<Duration>> {
+        self.outages.iter().map(Outage::pause_ends)
+    }
+
+    /// Events that failed, and nothing tells yet whose fault that is.
+    pub(crate) fn undecided_events(&self) -> usize {
+        self.outages.iter().map(|outage| outage.suspicion.undecided_count()).sum()
+    }
+
+    pub(crate) const fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    pub(crate) fn hint(&self) -> Seq {
+        self.reader.hint()
+    }
+}
