@@ -200,7 +200,8 @@ impl OutboxProcessor {
     /// One pass in the foreground: offers every event that is due now once, and returns how many
     /// were delivered. Failed events are scheduled for their retry and not waited for, however soon
     /// it is due. In the background a relay waits for other events to tell whose fault a failure is;
-    /// a pass does not: where nothing tells at once, it is the event's own and counts.
+    /// a pass does not: where nothing tells at once, it is the event's own and counts. Only a relay in the
+    /// background says in the database what it does; whoever calls this knows.
     ///
     /// # Errors
     /// The repository's; `Conflict` while it is running.
