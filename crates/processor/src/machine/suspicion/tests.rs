@@ -235,3 +235,19 @@ fn an_event_is_not_tried_again_before_the_time_that_was_asked_for() {
     let decided = decide_after(&mut suspicion, Some(Duration::ZERO), NOW);
     assert_eq!(decided[0].1, Verdict::Again(3 * MINUTE));
 }
+
+/// A quiet destination's poison, which nothing else ever told of.
+#[test]
+fn keys_that_were_found_at_fault_when_patience_ended_speak_against_nobody() {
+    let mut suspicion = Suspicion::default();
+    let mut now = NOW;
+    for _ in 0..2 {
+        fail(&mut suspicion, 0..OUTAGE_KEYS - 1, now);
+        decide_after(&mut suspicion, Some(Duration::ZERO), now);
+        now += 2 * MINUTE;
+    }
+    assert!((0..OUTAGE_KEYS - 1).all(|number| suspicion.is_convicted(key(number))));
+    now += EVIDENCE_AGE_MAX;
+    fail(&mut suspicion, 0..OUTAGE_KEYS, now);
+    assert!(!suspicion.is_outage(now), "one of them is new");
+}
