@@ -1,7 +1,7 @@
 //! TLS of the clients, alike for all buses: whom they trust, and how they prove who they are.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use posthaste_core::{Error, ErrorKind, Result};
 use rustls::pki_types::pem::PemObject as _;
@@ -43,6 +43,9 @@ impl TlsFiles<'_> {
     }
 
     fn roots(&self, operation: &'static str) -> Result<RootCertStore> {
+        if self.ca.is_empty() {
+            return machine_roots(operation).cloned();
+        }
         let mut roots = RootCertStore::empty();
         for file in self.ca {
             for certificate in certificates(operation, "tls_ca_file", file)? {
@@ -51,20 +54,31 @@ impl TlsFiles<'_> {
                     .map_err(|error| unreadable(operation, "tls_ca_file", file, error))?;
             }
         }
-        if self.ca.is_empty() {
-            // What cannot be read of a bundle is no reason not to use the rest.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-        if roots.is_empty() {
-            return Err(Error::new(
-                ErrorKind::Config,
-                operation,
-                "this machine has no certificate authorities to verify a server by: install the \
-                 package ca-certificates, or set SSL_CERT_FILE or tls_ca_file",
-            ));
-        }
         Ok(roots)
     }
+}
+
+/// The machine's own authorities, read once.
+///
+/// # Errors
+/// [`ErrorKind::Config`] where there are none: nobody could be verified.
+pub(crate) fn machine_roots(operation: &'static str) -> Result<&'static RootCertStore> {
+    static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
+    let roots = ROOTS.get_or_init(|| {
+        let mut roots = RootCertStore::empty();
+        // What cannot be read of a bundle is no reason not to use the rest.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        roots
+    });
+    if roots.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Config,
+            operation,
+            "this machine has no certificate authorities to verify a server by: install the package \
+             ca-certificates, or set SSL_CERT_FILE or tls_ca_file",
+        ));
+    }
+    Ok(roots)
 }
 
 /// A configuration that trusts nobody: for a client that never speaks TLS.

@@ -188,6 +188,7 @@ fn ndjson_config(settings: &DestinationSettings) -> NdjsonConfig {
 fn nats_config(settings: &DestinationSettings) -> Result<NatsConfig> {
     let text = |key: &str| settings.text(key);
     let defaults = NatsConfig::default();
+    let (ca_files, cert_file, key_file) = tls_files(settings);
     Ok(NatsConfig {
         servers: text("url")
             .unwrap_or_default()
@@ -206,9 +207,9 @@ fn nats_config(settings: &DestinationSettings) -> Result<NatsConfig> {
         tls: NatsTls {
             required: settings.flag("tls_required"),
             first: settings.flag("tls_first"),
-            ca_files: text("tls_ca_file").map(Into::into).into_iter().collect(),
-            cert_file: text("tls_cert_file").map(Into::into),
-            key_file: text("tls_key_file").map(Into::into),
+            ca_files,
+            cert_file,
+            key_file,
         },
         envelope: envelope(settings)?,
         cloudevents_source: text("cloudevents_source").unwrap_or(defaults.cloudevents_source),
@@ -251,6 +252,7 @@ fn webhook_config(settings: &DestinationSettings) -> Result<WebhookConfig> {
     let text = |key: &str| settings.text(key);
     let defaults = WebhookConfig::new(text("url").unwrap_or_default());
     let secrets = text("secret").unwrap_or_default();
+    let (ca_files, cert_file, key_file) = tls_files(settings);
     Ok(WebhookConfig {
         secrets: secrets
             .split(',')
@@ -265,14 +267,16 @@ fn webhook_config(settings: &DestinationSettings) -> Result<WebhookConfig> {
         max_concurrent_requests: settings
             .count("max_concurrent_requests")
             .unwrap_or(defaults.max_concurrent_requests),
-        tls: WebhookTls {
-            ca_files: text("tls_ca_file").map(Into::into).into_iter().collect(),
-            cert_file: text("tls_cert_file").map(Into::into),
-            key_file: text("tls_key_file").map(Into::into),
-        },
+        tls: WebhookTls { ca_files, cert_file, key_file },
         allow_private_addresses: settings.flag("allow_private_addresses"),
         ..defaults
     })
+}
+
+/// Authorities, the client's certificate and its key.
+fn tls_files(settings: &DestinationSettings) -> (Vec<PathBuf>, Option<PathBuf>, Option<PathBuf>) {
+    let path = |key: &str| settings.text(key).map(PathBuf::from);
+    (path("tls_ca_file").into_iter().collect(), path("tls_cert_file"), path("tls_key_file"))
 }
 
 /// Headers, one `Name: value` a line.

@@ -108,3 +108,19 @@ fn a_private_address_is_refused_unless_allowed() {
     assert!(requests.try_recv().is_err());
     assert_eq!(cli.pending(), 1);
 }
+
+/// As in a container that has the program and nothing else.
+#[test]
+fn a_machine_without_authorities_posts_in_the_clear_and_says_what_tls_needs() {
+    let (url, requests) = receiver(Vec::new());
+    let cli = configured(&url, "allow_private_addresses = true\n").env("SSL_CERT_FILE", "/dev/null");
+    cli.publish("order.placed", "1");
+    cli.run(&["run", "--once"]).succeeded();
+    assert_eq!(requests.try_recv().unwrap().body, "1");
+
+    let secure = "[destinations.hook]\ntype = \"webhook\"\nurl = \"https://example.com/hook\"\n";
+    cli.write("posthaste.toml", secure);
+    for command in [&["config", "check"][..], &["run", "--once"]] {
+        cli.run(command).failed(78, &["destinations.hook", "ca-certificates", "SSL_CERT_FILE"]);
+    }
+}

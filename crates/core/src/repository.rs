@@ -353,6 +353,9 @@ pub struct Head {
     pub destination: Option<Box<str>>,
     /// How long until it may be delivered, by the database's clock; zero for now.
     pub wait: Duration,
+    /// Whether it has failed, so that what it waits for is the next attempt. A relay sets that time, and
+    /// the clock it was set by can have been wrong.
+    pub has_failed: bool,
     /// Whether it is a dead letter.
     pub dead: bool,
 }
@@ -367,6 +370,7 @@ impl Head {
             event_type: event.event_type().into(),
             destination: event.destination().map(Into::into),
             wait,
+            has_failed: event.has_failed(),
             dead: event.is_dead(),
         }
     }

@@ -333,4 +333,24 @@ mod tests {
         let blind = ProcessorStatistics { backlog: Some((backlog, 901 * second)), ..healthy };
         assert!(blind.unhealthy_because(5 * second).is_some_and(|why| why.contains("not known")));
     }
+
+    /// A relay that died may own all shards, for as long as its lease says.
+    #[test]
+    fn a_relay_without_a_share_tells_of_what_the_others_leave() {
+        let second = Duration::from_secs(1);
+        let view = |waits: Duration, running_for: Duration| {
+            let ready = Backlog { ready: 3, oldest_pending_age: waits, ..Backlog::default() };
+            ProcessorStatistics {
+                state: RelayState::Running,
+                backlog: Some((ready, second)),
+                relays: 2,
+                running_for,
+                ..ProcessorStatistics::default()
+            }
+        };
+        let why = view(61 * second, 61 * second).unhealthy_because(60 * second).unwrap_or_default();
+        assert!(why.contains("3 events wait") && why.contains("no share of the keys"), "{why}");
+        assert_eq!(view(59 * second, 600 * second).unhealthy_because(60 * second), None);
+        assert_eq!(view(600 * second, 59 * second).unhealthy_because(60 * second), None);
+    }
 }

@@ -9,7 +9,7 @@ use posthaste_core::{Error, ErrorKind, Result};
 use super::subject;
 use crate::envelope::{Envelope, SOURCE_DEFAULT};
 use crate::secret::percent_decode;
-use crate::tls::TlsFiles;
+use crate::tls::{self, TlsFiles};
 use crate::{EnvelopeFormat, Secret, TopicTemplate};
 
 /// After so long without a word from the server it is asked for one. When two questions are open and
@@ -127,12 +127,12 @@ impl NatsConfig {
         }
     }
 
-    /// Checks the settings without reading a file or connecting.
+    /// Checks the settings without connecting, and without reading a file but the machine's authorities.
     ///
     /// # Errors
     /// [`ErrorKind::Config`], naming the setting. No address or secret is in the text.
     pub fn validate(&self) -> Result<()> {
-        self.addresses()?;
+        let addresses = self.addresses()?;
         let template = TopicTemplate::parse(&self.subject)?;
         subject::check_template(&template)?;
         subject::Allowed::new(template, &self.allow_topic)?;
@@ -151,12 +151,20 @@ impl NatsConfig {
         if self.tls.cert_file.is_some() != self.tls.key_file.is_some() {
             return refuse("tls_cert_file and tls_key_file belong together");
         }
+        if self.speaks_tls(&addresses) && self.tls.ca_files.is_empty() {
+            tls::machine_roots("configure nats")?;
+        }
         Ok(())
     }
 
     /// A file for TLS means TLS.
     fn requires_tls(&self) -> bool {
         self.tls.required || !self.tls.ca_files.is_empty() || self.tls.cert_file.is_some()
+    }
+
+    /// Whether it is known before the server is asked that TLS is spoken.
+    fn speaks_tls(&self, addresses: &[ServerAddr]) -> bool {
+        self.requires_tls() || self.tls.first || addresses.iter().any(ServerAddr::tls_required)
     }
 
     /// Whether who listens learns what is needed to log in. With a key, only a signature is sent.
@@ -194,8 +202,7 @@ impl NatsConfig {
         if self.tls.first {
             options = options.tls_first();
         }
-        let by_address = addresses.iter().any(ServerAddr::tls_required);
-        if by_address || self.tls.first || self.requires_tls() {
+        if self.speaks_tls(addresses) {
             let NatsTls { ca_files, cert_file, key_file, .. } = &self.tls;
             let identity = cert_file.as_deref().zip(key_file.as_deref());
             let files = TlsFiles { ca: ca_files, identity };

@@ -95,6 +95,10 @@ pub(super) fn no_answer(error: reqwest::Error, own_path: bool) -> Error {
         let message = "the server's certificate is of an authority that is not trusted here; if it \
                        is your own, name it in tls_ca_file";
         (ErrorKind::Unreachable, Subject::Connection, message)
+    } else if error.is_connect() && mentions("invalid peer certificate") {
+        let message = "the server's certificate does not hold: it must name the host of url, be in \
+                       force, and be signed by an authority of tls_ca_file, where that is given";
+        (ErrorKind::Unreachable, Subject::Connection, message)
     } else if error.is_connect() {
         (ErrorKind::Unreachable, Subject::Connection, "cannot connect")
     } else if error.is_timeout() {

@@ -16,7 +16,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Request, Url};
 use tokio::sync::Semaphore;
 
-use super::clients::{Clients, Recipe};
+use super::clients::{Addresses, Clients, Recipe};
 use super::config::{WebhookConfig, is_reserved};
 use super::signature::Signer;
 use super::{answer, path};
@@ -72,7 +72,11 @@ impl WebhookBus {
                 tls: config.tls(&url)?,
                 timeout: config.timeout,
                 idle_connections_max: config.max_concurrent_requests,
-                public_only: !config.allow_private_addresses,
+                addresses: if config.allow_private_addresses {
+                    Addresses::All
+                } else {
+                    Addresses::PublicOnly
+                },
             })?,
             url,
             headers,

@@ -32,7 +32,18 @@ pub(super) struct Recipe {
     pub(super) tls: ClientConfig,
     pub(super) timeout: Duration,
     pub(super) idle_connections_max: usize,
-    pub(super) public_only: bool,
+    pub(super) addresses: Addresses,
+}
+
+/// Where the addresses of a name come from.
+#[derive(Debug)]
+pub(super) enum Addresses {
+    /// The machine's own look-up.
+    All,
+    /// The same, without those that are not public.
+    PublicOnly,
+    #[cfg(test)]
+    Given(&'static str, Vec<std::net::SocketAddr>),
 }
 
 #[derive(Debug)]
@@ -106,9 +117,12 @@ impl Recipe {
             .pool_max_idle_per_host(self.idle_connections_max)
             .http2_keep_alive_interval(PING_INTERVAL)
             .http2_keep_alive_timeout(PING_INTERVAL);
-        if self.public_only {
-            builder = builder.dns_resolver(PublicResolver);
-        }
+        builder = match &self.addresses {
+            Addresses::All => builder,
+            Addresses::PublicOnly => builder.dns_resolver(PublicResolver),
+            #[cfg(test)]
+            Addresses::Given(name, addresses) => builder.resolve_to_addrs(name, addresses),
+        };
         builder.build()
     }
 }
@@ -122,7 +136,7 @@ mod tests {
             tls: crate::tls::none("test").unwrap(),
             timeout: Duration::from_secs(1),
             idle_connections_max: 1,
-            public_only: false,
+            addresses: Addresses::All,
         };
         Clients::new(recipe).unwrap()
     }
@@ -149,5 +163,44 @@ mod tests {
         clients.note(0, true);
         clients.note(0, true);
         assert_eq!(clients.get().1, 1);
+    }
+
+    /// Listens, and drops what comes: its queue is full, which is when Linux does so.
+    #[cfg(target_os = "linux")]
+    async fn silent() -> (tokio::net::TcpListener, Vec<tokio::net::TcpStream>) {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let mut queued = Vec::new();
+        let connect = || tokio::net::TcpStream::connect(listener.local_addr().unwrap());
+        let patience = Duration::from_millis(300);
+        while let Ok(connected) = tokio::time::timeout(patience, connect()).await {
+            queued.push(connected.unwrap());
+        }
+        (listener, queued)
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn an_address_that_drops_packets_leaves_time_for_the_next() {
+        use std::io::{Read as _, Write as _};
+        let (silent, _queued) = silent().await;
+        let port = silent.local_addr().unwrap().port();
+        let receiver = std::net::TcpListener::bind(("127.0.0.2", port)).unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = receiver.accept().unwrap();
+            let _ = stream.read(&mut [0; 4_096]);
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+        });
+        let addresses = [[127, 0, 0, 1], [127, 0, 0, 2]].map(|address| (address, port).into());
+        let recipe = Recipe {
+            tls: crate::tls::none("test").unwrap(),
+            timeout: Duration::from_secs(4),
+            idle_connections_max: 1,
+            addresses: Addresses::Given("receiver.test", addresses.to_vec()),
+        };
+        let (client, _) = Clients::new(recipe).unwrap().get();
+        let answer = client.post(format!("http://receiver.test:{port}/")).send().await.unwrap();
+        assert_eq!(answer.status(), 204);
     }
 }

@@ -106,6 +106,9 @@ impl WebhookConfig {
                  https://",
             );
         }
+        if url.scheme() == "https" && ca_files.is_empty() {
+            tls::machine_roots("configure webhook")?;
+        }
         Ok(())
     }
 

@@ -10,6 +10,11 @@ const ENVELOPE: Kind = Kind::Choice(&["plain", "cloudevents", "cloudevents-struc
 const POSITIVE: Kind = Kind::Duration { min_ms: 1, none: None };
 const SOURCE_DOC: &str = "`source` of CloudEvents: a URI reference.";
 
+const MACHINES_AUTHORITIES: Default =
+    Default::Absent("the machine's authorities, or those of `SSL_CERT_FILE`");
+const TLS_KEY_FILE: Key =
+    key("tls_key_file", Kind::Text, Default::Absent("none"), "The key of `tls_cert_file` (PEM).");
+
 /// All types of destination, in the order of the reference.
 pub(crate) const DESTINATION_TYPES: &[DestinationType] = &[
     DestinationType {
@@ -108,7 +113,7 @@ const NATS: &[Key] = &[
     key(
         "tls_ca_file",
         Kind::Text,
-        Default::Absent("the machine's authorities, or those of `SSL_CERT_FILE`"),
+        MACHINES_AUTHORITIES,
         "Certificate authorities to trust instead of the machine's (PEM). Implies `tls_required`.",
     ),
     key(
@@ -117,7 +122,7 @@ const NATS: &[Key] = &[
         Default::Absent("none"),
         "The client's certificate (PEM); needs `tls_key_file`. Implies `tls_required`.",
     ),
-    key("tls_key_file", Kind::Text, Default::Absent("none"), "The key of `tls_cert_file` (PEM)."),
+    TLS_KEY_FILE,
     key("envelope", ENVELOPE, Default::Value("plain"), "What a message looks like."),
     key("cloudevents_source", Kind::Text, Default::Value("/posthaste"), SOURCE_DOC),
     key(
@@ -185,7 +190,7 @@ const WEBHOOK: &[Key] = &[
     key(
         "tls_ca_file",
         Kind::Text,
-        Default::Absent("the machine's authorities, or those of `SSL_CERT_FILE`"),
+        MACHINES_AUTHORITIES,
         "Certificate authorities to trust instead of the machine's (PEM); with `https://` only.",
     ),
     key(
@@ -194,7 +199,7 @@ const WEBHOOK: &[Key] = &[
         Default::Absent("none"),
         "The client's certificate (PEM); needs `tls_key_file`, and `https://`.",
     ),
-    key("tls_key_file", Kind::Text, Default::Absent("none"), "The key of `tls_cert_file` (PEM)."),
+    TLS_KEY_FILE,
     key(
         "allow_private_addresses",
         Kind::Bool,

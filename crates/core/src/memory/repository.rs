@@ -318,6 +318,7 @@ fn head(seq: Seq, event: &OutboxEvent, now: Timestamp) -> Head {
         event_type: event.event_type().into(),
         destination: event.destination().map(Into::into),
         wait: until(event.available_at(), now),
+        has_failed: event.has_failed(),
         dead: event.is_dead(),
     }
 }

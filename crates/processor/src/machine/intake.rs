@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use posthaste_core::{DeadHead, PendingEvent, PendingPage, RETRY_AFTER_MAX, Seq};
+use posthaste_core::{DeadHead, PendingPage, RETRY_AFTER_MAX, Seq};
 use rustc_hash::FxHashSet;
 
 use super::database::Work;
@@ -100,7 +100,7 @@ impl Machine {
             if !self.leases.is_active(id.shard()) {
                 continue;
             }
-            let due = now.saturating_add(self.wait_of(&pending));
+            let due = now.saturating_add(self.wait_of(pending.wait, pending.event.has_failed()));
             let found = self.reader.recognise(seq, pending.event.id());
             // An operator may have made a waiting head due. A row read before its own settlement
             // says nothing of that.
@@ -145,13 +145,16 @@ impl Machine {
         }
     }
 
-    /// How long an event that was read still waits. A retry never waits longer than anything asks for
-    /// here: a clock that was ahead when it was recorded can have put it off by years.
-    fn wait_of(&self, pending: &PendingEvent) -> Duration {
-        if pending.event.retry_count() == 0 {
-            return pending.wait;
+    /// How long an event in the table still waits. After a failure nothing here asks for longer than the
+    /// longest delay: more was recorded by a clock that was wrong, by years it may be, and says nothing.
+    pub(super) fn wait_of(&self, wait: Duration, has_failed: bool) -> Duration {
+        if !has_failed {
+            return wait;
         }
-        pending.wait.min(self.settings.retry_policy.max_delay.max(RETRY_AFTER_MAX))
+        let own = self.routes.destinations().iter().filter_map(|to| to.retry_policy);
+        let policies = own.chain([self.settings.retry_policy]);
+        let longest = policies.map(|policy| policy.max_delay).fold(RETRY_AFTER_MAX, Duration::max);
+        if wait > longest { Duration::ZERO } else { wait }
     }
 
     fn caught_up(&mut self, catch_up: &CatchUp, more_after: Option<Seq>) {

@@ -170,7 +170,7 @@ impl Machine {
             }
             match found.get(seq) {
                 Some(head) if KeyId::of(&head.key, head.shard) == *id && !head.dead => {
-                    let due = now.saturating_add(head.wait);
+                    let due = now.saturating_add(self.wait_of(head.wait, head.has_failed));
                     let goes_elsewhere = self.keys.is_shelved(*id) && !self.waits_in_vain(head);
                     if goes_elsewhere {
                         self.keys.go_on(*id, now);

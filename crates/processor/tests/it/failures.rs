@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use posthaste_core::memory::MemoryBus;
-use posthaste_core::{BusCapabilities, EventBus, OutboxEvent, PublishResult};
-use posthaste_processor::OutboxProcessor;
+use posthaste_core::{
+    BusCapabilities, EventBus, EventRecord, OutboxEvent, PublishResult, RetryPolicy,
+};
+use posthaste_processor::{Destination, OutboxProcessor};
 use posthaste_testkit::faults::Fault;
 
 use crate::support::{
@@ -211,4 +213,43 @@ async fn an_error_text_is_stored_bounded_and_without_the_characters_databases_re
     let stored = events[0].error_message().unwrap();
     assert!(stored.chars().count() <= 2_000);
     assert!(!stored.contains('\0'));
+}
+
+/// The machine's clock was a year ahead for a moment, and is right again: what was written meanwhile is not.
+#[tokio::test(start_paused = true)]
+async fn a_retry_does_not_wait_for_what_a_wrong_clock_said() {
+    let put_off = |key: &str, retry_count, error: Option<&str>| {
+        OutboxEvent::restore(EventRecord {
+            retry_count,
+            error_message: error.map(Into::into),
+            available_at: Some(Timestamp::now() + 24 * 365 * HOUR),
+            ..event(key, 0).record().clone()
+        })
+    };
+    let counted = put_off("counted", 1, Some("no"));
+    let uncounted = put_off("uncounted", 0, Some("away"));
+    let scheduled = put_off("scheduled", 0, None);
+    let world = World::with(&[counted, uncounted, scheduled.clone()]).await;
+    let _processor = world.started().await;
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(world.delivered.published().len(), 2);
+    assert!(world.stored(scheduled.id()).is_pending());
+
+    // A destination may ask for longer delays.
+    let in_an_hour = OutboxEvent::restore(EventRecord {
+        available_at: Some(Timestamp::now() + HOUR),
+        retry_count: 1,
+        ..event("patient", 0).record().clone()
+    });
+    let world = World::with(&[in_an_hour]).await;
+    let policy = RetryPolicy { max_delay: 2 * HOUR, ..RetryPolicy::default() };
+    let bus = std::sync::Arc::new(world.bus.clone());
+    let destination = Destination::new("default", bus).retry_policy(policy);
+    let processor =
+        OutboxProcessor::builder(world.repository.clone()).destination(destination).build().unwrap();
+    processor.start().await.unwrap();
+    tokio::time::sleep(30 * MINUTE).await;
+    assert_eq!(world.pending(), 1);
+    tokio::time::sleep(HOUR).await;
+    assert_eq!(world.pending(), 0);
 }

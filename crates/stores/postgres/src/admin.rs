@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::error::{failed, is_conflict};
 use crate::outbox::PostgresOutbox;
 use crate::repository::sql_limit;
+use crate::row::has_failed;
 use crate::shown::{self, build};
 use crate::signal::BUMP;
 use crate::timestamp::Instant;
@@ -78,12 +79,12 @@ impl OutboxAdmin for PostgresOutbox {
     }
 
     async fn retry_events(&self, filter: &EventFilter) -> Result<u64> {
-        let revive = QueryBuilder::new(
-            "update outbox_events set dead_at = null, dead_reason = null, \
-                      available_at = null, retry_count = 0 \
-                      where processed_at is null and (dead_at is not null or retry_count > 0 \
-                           or error_message is not null)",
-        );
+        let revive = QueryBuilder::new(concat!(
+            "update outbox_events set dead_at = null, dead_reason = null, available_at = null, \
+             retry_count = 0 where processed_at is null and (dead_at is not null or ",
+            has_failed!(),
+            ")"
+        ));
         let changed = change(self, RETRY, revive, filter).await;
         let changed = changed.map_err(|error| self.locate(error))?;
         self.notify();
@@ -241,7 +242,7 @@ fn push_filter(query: &mut QueryBuilder<Postgres>, filter: &EventFilter) {
             query.push(" and dead_at is null");
         }
         Some(EventState::Retrying) => {
-            query.push(" and dead_at is null and (retry_count > 0 or error_message is not null)");
+            query.push(concat!(" and dead_at is null and ", has_failed!()));
         }
         Some(EventState::Dead) => {
             query.push(" and dead_at is not null");

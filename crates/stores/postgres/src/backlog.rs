@@ -7,6 +7,7 @@ use sqlx::Row;
 
 use crate::error::failed;
 use crate::outbox::PostgresOutbox;
+use crate::row::has_failed;
 use crate::session::Begin;
 use crate::timestamp::Instant;
 
@@ -21,9 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// `$1`: from where; `$2`: how many rows to look at. The estimate of what is pending counts on as
 /// many of the numbers above those rows as of the latest ones, and so moves with what is delivered and
 /// stored; the one of dead letters is what VACUUM and ANALYZE last saw. The conditions on `dead_at` are those of fetching, for the same reason.
-const COUNT: &str = "\
-    with sample as materialized ( \
-        select created_at, retry_count > 0 or error_message is not null as failed, \
+const COUNT: &str = concat!(
+    "with sample as materialized (select created_at, ",
+    has_failed!(),
+    " as failed, \
             coalesce(available_at <= now(), true) as due, seq \
         from outbox_events_pending \
         where (dead_at >= '-infinity') is not true and seq > $1 \
@@ -54,7 +56,8 @@ const COUNT: &str = "\
             from tail), \
         (select reltuples::bigint from pg_class \
             where oid = to_regclass('outbox_events_pending_dead')) \
-    from sample";
+    from sample"
+);
 
 /// All that is asked here, to be tried beforehand.
 pub(crate) const STATEMENTS: &[&str] = &[COUNT];

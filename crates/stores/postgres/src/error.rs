@@ -88,7 +88,10 @@ fn classify_state(error: &dyn DatabaseError) -> (ErrorKind, String) {
         "57014" => (ErrorKind::Timeout, "the statement was cancelled or ran out of time"),
         // It may be on its way: renamed, restored or swapped while a relay starts.
         "3D000" => (ErrorKind::Unreachable, "this database does not exist"),
-        "42501" => (ErrorKind::Unauthorized, "this user lacks a right"),
+        "42501" => (
+            ErrorKind::Unauthorized,
+            "this user lacks a right; `posthaste migrate sql --roles` has the grants",
+        ),
         "42P01" | "42703" | "42883" => {
             (ErrorKind::Schema, "the outbox is not there; run `posthaste migrate up`")
         }

@@ -10,6 +10,7 @@ use sqlx::Row;
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
 
+use crate::damage;
 use crate::error::{failed, sqlstate};
 use crate::outbox::PostgresOutbox;
 use crate::row::{self, BODY_BYTES_MAX, StoredEvent, columns, shard_column};
@@ -130,8 +131,22 @@ pub(crate) const STATEMENTS: &[&str] =
 const ATTEMPTS_MAX: usize = 3;
 
 /// Reads a page. Where it fails for what a row holds, what was read before that row is the page. Then the
-/// row stands alone, at the beginning of the next, and becomes a dead letter.
+/// row stands alone, at the beginning of the next, and becomes a dead letter; or, where nothing can be
+/// read of it, it is [left out](damage).
 pub(crate) async fn fetch(outbox: &PostgresOutbox, query: &PendingQuery) -> Result<PendingPage> {
+    let error = match fetch_around(outbox, query).await {
+        Err(error) if damage::is_damage(&error) => error,
+        result => return result,
+    };
+    if damage::find_in_selection(outbox, &query.selection, &error).await? {
+        // The next read goes around it.
+        return Ok(PendingPage { more: true, ..PendingPage::default() });
+    }
+    Err(error)
+}
+
+async fn fetch_around(outbox: &PostgresOutbox, query: &PendingQuery) -> Result<PendingPage> {
+    let query = &*damage::query_around(outbox, query).await?;
     let mut attempts = 0;
     loop {
         let error = match read_page(outbox, query).await {

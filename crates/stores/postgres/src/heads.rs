@@ -7,32 +7,41 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
+use crate::damage;
 use crate::error::failed;
 use crate::outbox::PostgresOutbox;
 use crate::repository::sql_limit;
-use crate::row::{self, key_column, shard_column};
+use crate::row::{self, has_failed, key_column, shard_column};
 use crate::timestamp::{Instant, until};
 
 const HEADS: &str = "look at heads";
 
 /// Dead letters are among them, so no condition but the places: the index on `seq` is enough.
 macro_rules! heads_where {
-    ($condition:literal) => {
+    ($source:literal) => {
         concat!(
             "select seq, id, ",
             key_column!(),
             ", aggregate_id, event_type, destination, available_at, clock_timestamp(), \
              dead_at is not null, ",
             shard_column!(),
-            " from outbox_events_pending where ",
-            $condition,
+            ", ",
+            has_failed!(),
+            " from ",
+            $source,
             " order by seq limit (select $1::bigint)"
         )
     };
 }
 
-const AT: &str = heads_where!("seq = any($2)");
-const BETWEEN: &str = heads_where!("seq > $2 and seq <= $3");
+const AT: &str = heads_where!("outbox_events_pending where seq = any($2)");
+const BETWEEN: &str = heads_where!("outbox_events_pending where seq > $2 and seq <= $3");
+/// In parts of a range, around what cannot be read.
+const AROUND: &str = heads_where!(
+    "unnest($2::bigint[], $3::bigint[]) as part (low, high) cross join lateral \
+     (select * from outbox_events_pending where seq >= part.low and seq <= part.high \
+      order by seq limit (select $1::bigint)) event"
+);
 
 /// All that is asked here, to be tried beforehand.
 pub(crate) const STATEMENTS: &[&str] = &[AT, BETWEEN];
@@ -42,11 +51,40 @@ pub(crate) async fn heads(
     selection: &HeadSelection,
     limit: usize,
 ) -> Result<Vec<Head>> {
+    let error = match heads_around(outbox, selection, limit).await {
+        Err(error) if damage::is_damage(&error) => error,
+        result => return result,
+    };
+    if damage::find(outbox, &ranges_of(selection), &error).await? {
+        return heads_around(outbox, selection, limit).await;
+    }
+    Err(error)
+}
+
+fn ranges_of(selection: &HeadSelection) -> Vec<(Seq, Seq)> {
+    match selection {
+        HeadSelection::At(places) => places.iter().map(|place| (*place, *place)).collect(),
+        HeadSelection::Between { after, up_to } => vec![(after.saturating_add(1), *up_to)],
+    }
+}
+
+async fn heads_around(
+    outbox: &PostgresOutbox,
+    selection: &HeadSelection,
+    limit: usize,
+) -> Result<Vec<Head>> {
+    let parts = damage::around(outbox, &ranges_of(selection));
     let mut session = outbox.session_along_indexes(HEADS).await?;
     let limit = sql_limit(limit);
-    let statement = match selection {
-        HeadSelection::At(places) => session.statement(AT).bind(limit).bind(places.as_slice()),
-        HeadSelection::Between { after, up_to } => {
+    let statement = match (parts, selection) {
+        (Some(parts), _) => {
+            let (low, high) = damage::bounds(&parts);
+            session.statement(AROUND).bind(limit).bind(low).bind(high)
+        }
+        (None, HeadSelection::At(places)) => {
+            session.statement(AT).bind(limit).bind(places.as_slice())
+        }
+        (None, HeadSelection::Between { after, up_to }) => {
             session.statement(BETWEEN).bind(limit).bind(*after).bind(*up_to)
         }
     };
@@ -68,5 +106,6 @@ fn head(row: &PgRow) -> sqlx::Result<Head> {
         wait,
         dead: row.try_get(8)?,
         shard: row::shard(row, 9)?,
+        has_failed: row.try_get(10)?,
     })
 }

@@ -28,6 +28,7 @@ mod address;
 mod admin;
 mod adopt;
 mod backlog;
+mod damage;
 mod error;
 mod fetch;
 mod heads;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use posthaste_core::{Error, ErrorKind, OutboxEvent, Result, UnitOfWork};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, PgPool};
 
+use crate::damage::Damage;
 use crate::error::{failed, is_pool_timeout};
 use crate::options::{PostgresOptions, address, may_use_tls};
 use crate::reminder::Reminder;
@@ -51,6 +52,8 @@ struct Inner {
     ascii_only: AtomicBool,
     /// What keeps a relay from joining.
     cannot_join: Reminder,
+    /// Places of the table that the server cannot read.
+    damage: Damage,
     /// For what a relay does without end.
     warm: Arc<WarmConnections>,
     /// Where one of several servers has to be found, or made sure of.
@@ -127,6 +130,7 @@ impl PostgresOutbox {
             subscribes: AtomicBool::new(false),
             ascii_only: AtomicBool::new(false),
             cannot_join: Reminder::default(),
+            damage: Damage::default(),
             waker: Waker::new(pool.clone(), options.notify, listens, options.watch_interval),
             warm: Arc::new(WarmConnections::new(pool.clone(), changed)),
             servers,
@@ -202,6 +206,10 @@ impl PostgresOutbox {
     /// Whether a subscription fills the outbox, and did not when this was asked last.
     pub(crate) fn first_hears_of_subscription(&self, subscribes: bool) -> bool {
         !self.0.subscribes.swap(subscribes, Ordering::Relaxed) && subscribes
+    }
+
+    pub(crate) fn damage(&self) -> &Damage {
+        &self.0.damage
     }
 
     pub(crate) fn waker(&self) -> &Waker {

@@ -5,12 +5,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use posthaste_core::{
     Backlog, DeadHead, Head, HeadSelection, Lease, LeaseRequest, OutboxEvent, OutboxRepository,
-    PendingPage, PendingQuery, RepositoryCapabilities, Result, Seq, Settlement, Unsettled,
+    PendingPage, PendingQuery, PendingSelection, RepositoryCapabilities, Result, Seq, Settlement, Unsettled,
     Watermark,
 };
 use sqlx::{QueryBuilder, Row};
 use uuid::Uuid;
 
+use crate::damage;
 use crate::error::failed;
 use crate::outbox::PostgresOutbox;
 use crate::row::{self, key_column, order_key, shard_column};
@@ -20,13 +21,28 @@ use crate::{
     standby, watermark,
 };
 
-const DEAD_HEADS: &str = concat!(
-    "select seq, ",
-    key_column!(),
-    ", aggregate_id, event_type, destination, ",
-    shard_column!(),
-    " from outbox_events_pending \
-     where dead_at >= '-infinity' and seq > $1 order by seq limit (select $2::bigint)"
+macro_rules! dead_heads_of {
+    ($source:literal) => {
+        concat!(
+            "select seq, ",
+            key_column!(),
+            ", aggregate_id, event_type, destination, ",
+            shard_column!(),
+            " from ",
+            $source,
+            " order by seq limit (select $1::bigint)"
+        )
+    };
+}
+
+const DEAD_HEADS: &str =
+    dead_heads_of!("outbox_events_pending where dead_at >= '-infinity' and seq > $2");
+/// In parts of the table, around what cannot be read.
+const DEAD_HEADS_AROUND: &str = dead_heads_of!(
+    "unnest($2::bigint[], $3::bigint[]) as part (low, high) cross join lateral \
+     (select * from outbox_events_pending \
+      where dead_at >= '-infinity' and seq >= part.low and seq <= part.high \
+      order by seq limit (select $1::bigint)) dead"
 );
 
 /// All that is asked here, to be tried beforehand.
@@ -141,9 +157,33 @@ async fn check(outbox: &PostgresOutbox) -> Result<()> {
 }
 
 async fn dead_heads(outbox: &PostgresOutbox, after: Seq, limit: usize) -> Result<Vec<DeadHead>> {
+    let error = match dead_heads_around(outbox, after, limit).await {
+        Err(error) if damage::is_damage(&error) => error,
+        result => return result,
+    };
+    let ahead = PendingSelection::Forward { gaps: Vec::new(), after };
+    if damage::find_in_selection(outbox, &ahead, &error).await? {
+        return dead_heads_around(outbox, after, limit).await;
+    }
+    Err(error)
+}
+
+async fn dead_heads_around(
+    outbox: &PostgresOutbox,
+    after: Seq,
+    limit: usize,
+) -> Result<Vec<DeadHead>> {
     const OPERATION: &str = "read dead heads";
+    let parts = damage::around(outbox, &[(after.saturating_add(1), Seq::MAX)]);
     let mut session = outbox.session_along_indexes(OPERATION).await?;
-    let statement = session.statement(DEAD_HEADS).bind(after).bind(sql_limit(limit));
+    let limit = sql_limit(limit);
+    let statement = match parts {
+        None => session.statement(DEAD_HEADS).bind(limit).bind(after),
+        Some(parts) => {
+            let (low, high) = damage::bounds(&parts);
+            session.statement(DEAD_HEADS_AROUND).bind(limit).bind(low).bind(high)
+        }
+    };
     let rows = statement.fetch_all(session.connection()).await.map_err(failed(OPERATION))?;
     session.finish().await?;
     let head = |row: &sqlx::postgres::PgRow| {

@@ -38,6 +38,14 @@ macro_rules! key_column {
 }
 pub(crate) use key_column;
 
+/// Whether an attempt failed, be it that none was counted: what `OutboxEvent::has_failed` says.
+macro_rules! has_failed {
+    () => {
+        "(coalesce(retry_count, 0) > 0 or error_message is not null)"
+    };
+}
+pub(crate) use has_failed;
+
 /// The columns [`StoredEvent::read`] expects, in its order, with these for the body and the headers. JSON
 /// travels as text: it is delivered as it is and never parsed. Of what a writer may make as long as it
 /// likes, no more is asked for than tells that it is too long.

@@ -29,7 +29,8 @@ pub(crate) async fn refuse(session: &mut Session, operation: &'static str) -> Re
         return Err(Error::new(
             ErrorKind::Unreachable,
             operation,
-            "the database takes no writes: default_transaction_read_only is on",
+            "the database takes no writes: default_transaction_read_only is on; switch it off, for this \
+             database or role, or name the server that takes writes",
         ));
     }
     Ok(())

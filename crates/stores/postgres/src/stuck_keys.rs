@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use crate::error::failed;
 use crate::outbox::PostgresOutbox;
 use crate::repository::sql_limit;
-use crate::row::StoredEvent;
+use crate::row::{StoredEvent, has_failed};
 use crate::session::Session;
 
 const STUCK: &str = "list stuck keys";
@@ -41,9 +41,9 @@ const WALKED: usize = 21;
 macro_rules! heads {
     ($looked_at:literal, $heads:literal) => {
         concat!(
-            "with looked_at as materialized (select seq, nullif(partition_key, '') as partition_key, aggregate_id, \
-             retry_count > 0 or error_message is not null as failed, available_at \
-             from outbox_events_pending where ",
+            "with looked_at as materialized (select seq, nullif(partition_key, '') as partition_key, aggregate_id, ",
+            has_failed!(),
+            " as failed, available_at from outbox_events_pending where ",
             $looked_at,
             " order by seq limit (select $3::bigint)), head as (select min(seq) as seq from looked_at ",
             $heads,

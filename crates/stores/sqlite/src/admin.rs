@@ -11,7 +11,8 @@ use uuid::Uuid;
 use crate::SqliteOutbox;
 use crate::error::database;
 use crate::fetch::to_i64;
-use crate::{looks, relays, row};
+use crate::row::{self, has_failed};
+use crate::{looks, relays};
 
 #[async_trait]
 impl OutboxAdmin for SqliteOutbox {
@@ -71,12 +72,12 @@ impl OutboxAdmin for SqliteOutbox {
     }
 
     async fn retry_events(&self, filter: &EventFilter) -> Result<u64> {
-        let mut sql = QueryBuilder::new(
+        let mut sql = QueryBuilder::new(concat!(
             "update outbox_events set dead_at = null, dead_reason = null, available_at = null, \
-             retry_count = 0 \
-             where processed_at is null and \
-             (dead_at is not null or retry_count > 0 or error_message is not null) and ",
-        );
+             retry_count = 0 where processed_at is null and (dead_at is not null or ",
+            has_failed!(),
+            ") and ",
+        ));
         push_filter(&mut sql, filter);
         self.change("retry events", sql).await
     }
@@ -167,8 +168,7 @@ fn push_filter(sql: &mut QueryBuilder<Sqlite>, filter: &EventFilter) {
         None => "true",
         Some(EventState::Pending) => "processed_at is null and dead_at is null",
         Some(EventState::Retrying) => {
-            "processed_at is null and dead_at is null \
-             and (retry_count > 0 or error_message is not null)"
+            concat!("processed_at is null and dead_at is null and ", has_failed!())
         }
         Some(EventState::Dead) => "processed_at is null and dead_at is not null",
         Some(EventState::Delivered) => "processed_at is not null",

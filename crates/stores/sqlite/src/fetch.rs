@@ -19,7 +19,7 @@ pub(crate) const WATERMARK: &str = "select coalesce((select seq from sqlite_sequ
      where name = 'outbox_events'), 0), (select revision from outbox_signal)";
 
 const BURY: &str = "update outbox_events set \
-     dead_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), dead_reason = 'corrupt', error_message = ?1 \
+     dead_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), dead_reason = ?3, error_message = ?1 \
      where seq = ?2 and processed_at is null and dead_at is null";
 
 /// A row that cannot be read as an event.
@@ -84,6 +84,7 @@ impl SqliteOutbox {
             let buried = sqlx::query(BURY)
                 .bind(error.report())
                 .bind(seq)
+                .bind(error.kind().as_str())
                 .execute(&mut *transaction)
                 .await
                 .map_err(fail);

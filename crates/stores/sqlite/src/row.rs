@@ -10,14 +10,27 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Decode, Row, Sqlite, TypeInfo, ValueRef};
 use uuid::Uuid;
 
+/// The largest body that is read, in bytes. It is written twice in SQL, as a number.
+const BODY_BYTES_MAX: i64 = 128 * 1024 * 1024;
+
 /// All columns, in the order in which [`Column`] counts them. A key that is too long is cut where it shows
-/// that, and an error where nobody reads on.
+/// that, and an error where nobody reads on; a body that is too large is left out, all but its size.
 pub(crate) const COLUMNS: &str = "seq, substr(id, 1, 513), substr(aggregate_id, 1, 513), \
      aggregate_type, event_type, iif(length(cast(partition_key as blob)) > 512, \
          cast(substr(cast(partition_key as blob), 1, 513) as text), partition_key), \
-     destination, topic, headers, event_data, payload, content_type, created_at, \
+     destination, topic, headers, iif(octet_length(event_data) <= 134217728, event_data, null), \
+     iif(octet_length(payload) <= 134217728, payload, null), content_type, created_at, \
      available_at, processed_at, dead_at, dead_reason, cast(coalesce(retry_count, 0) as integer), \
-     cast(max_retries as integer), substr(error_message, 1, 2000)";
+     cast(max_retries as integer), substr(error_message, 1, 2000), \
+     iif(payload is null, octet_length(event_data), octet_length(payload))";
+
+/// Whether an attempt failed, be it that none was counted: what `OutboxEvent::has_failed` says.
+macro_rules! has_failed {
+    () => {
+        "(coalesce(retry_count, 0) > 0 or error_message is not null)"
+    };
+}
+pub(crate) use has_failed;
 
 #[derive(Clone, Copy)]
 enum Column {
@@ -41,6 +54,7 @@ enum Column {
     RetryCount,
     MaxRetries,
     ErrorMessage,
+    BodyBytes,
 }
 
 /// What is done about a value that cannot be read.
@@ -60,7 +74,7 @@ pub(crate) fn seq(row: &SqliteRow) -> Seq {
 /// The event to deliver.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`], naming the column, where a value cannot be read.
+/// [`ErrorKind::Corrupt`], naming the column, where a value cannot be read; [`ErrorKind::TooLarge`].
 pub(crate) fn event(row: &SqliteRow) -> Result<OutboxEvent> {
     read(row, Reading::Strict)
 }
@@ -113,6 +127,11 @@ fn key(row: &SqliteRow, partition_key: usize, aggregate_id: usize) -> OrderKey {
 
 fn read(row: &SqliteRow, reading: Reading) -> Result<OutboxEvent> {
     let lenient = reading == Reading::Lenient;
+    let body_bytes = integer(row, Column::BodyBytes).unwrap_or(0);
+    if body_bytes > BODY_BYTES_MAX && !lenient {
+        let why = format!("its body has {body_bytes} bytes; at most {BODY_BYTES_MAX} are read");
+        return Err(Error::new(ErrorKind::TooLarge, "read event", why));
+    }
     let uuid = |column, name| match uuid(row, column, name) {
         Err(_) if lenient => Ok(Uuid::nil()),
         uuid => uuid,

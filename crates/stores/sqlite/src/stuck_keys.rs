@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, Row};
 use crate::SqliteOutbox;
 use crate::error::database;
 use crate::fetch::to_i64;
-use crate::row;
+use crate::row::{self, has_failed};
 
 /// Pending events that one page looks at to find retries, which no index knows.
 const WALK_MAX: usize = 100_000;
@@ -42,14 +42,17 @@ const DEAD: &str = "( \
     having min(seq) > ?1 order by 1 limit ?2) order by seq";
 
 /// `?4`: how many pending events to look at.
-const RETRYING: &str = "( \
+const RETRYING: &str = concat!(
+    "( \
     select min(seq) from ( \
         select seq, partition_key, order_key, retry_count, error_message, available_at \
         from outbox_events indexed by outbox_events_pending \
         where processed_at is null and dead_at is null and seq > ?1 order by seq limit ?4) \
-    where (coalesce(retry_count, 0) > 0 or error_message is not null) \
-        and julianday(available_at) > julianday('now') \
-    group by coalesce(partition_key, '') = '', order_key order by 1 limit ?2) order by seq";
+    where ",
+    has_failed!(),
+    " and julianday(available_at) > julianday('now') \
+    group by coalesce(partition_key, '') = '', order_key order by 1 limit ?2) order by seq"
+);
 
 /// The last of the events that [`RETRYING`] looks at, where it does not look at all.
 const WALKED_TO: &str = "\

@@ -8,6 +8,7 @@ use sqlx::Row;
 
 use crate::SqliteOutbox;
 use crate::error::database;
+use crate::row::has_failed;
 use crate::time::{parse, to_text};
 
 /// Pending events are counted one by one up to here; what follows is estimated.
@@ -19,9 +20,11 @@ const CLEANUP_EVENTS_MAX: u64 = 1_000;
 
 /// An `available_at` that no function of SQLite's understands counts as due: the relay then meets
 /// the row and says what is wrong with it.
-const BACKLOG: &str = "\
-with sample as (
-    select seq, max(coalesce(retry_count, 0), error_message is not null) as attempts,
+const BACKLOG: &str = concat!(
+    "with sample as (
+    select seq, ",
+    has_failed!(),
+    " as failed,
         available_at is null
             or coalesce(julianday(available_at) <= julianday('now'), true) as due
     from outbox_events indexed by outbox_events_pending
@@ -29,9 +32,9 @@ with sample as (
     order by seq limit ?2
 )
 select
-    count(*) filter (where attempts = 0 and due),
-    count(*) filter (where attempts > 0),
-    count(*) filter (where attempts = 0 and not due),
+    count(*) filter (where not failed and due),
+    count(*) filter (where failed),
+    count(*) filter (where not failed and not due),
     max(seq),
     (select created_at from outbox_events
         where seq = (select min(seq) from sample where due)),
@@ -40,7 +43,8 @@ select
         where processed_at is null and dead_at is not null limit ?3)),
     (select max(seq) from outbox_events indexed by outbox_events_pending
         where processed_at is null and dead_at is null)
-from sample";
+from sample"
+);
 
 /// Text order finds the candidates by index; the exact comparison spares a time that a program
 /// other than posthaste wrote in another form.

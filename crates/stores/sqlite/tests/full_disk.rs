@@ -1,87 +1,27 @@
-//! A disk without room, and one that has some again. On a file system of the test's own, of a few
-//! megabytes.
+//! A disk without room, and one that has some again.
 
 #![allow(clippy::unwrap_used)]
 #![cfg(target_os = "linux")]
 
 mod support;
 
-use std::path::Path;
-use std::process::Command;
-
-use posthaste_core::{
-    ErrorKind, OutboxMigrations, OutboxRepository, Settlement, SettlementOutcome,
-};
+use posthaste_core::{ErrorKind, OutboxMigrations, OutboxRepository};
 use posthaste_sqlite::SqliteOutbox;
-use support::{event, pending};
-use tempfile::TempDir;
-
-/// A file system in memory.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    /// `None`, and the reason printed, where this user may not mount one.
-    fn mount(size: &str) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(folder.path());
-        match mount.output() {
-            Ok(done) if done.status.success() => Some(Self(folder)),
-            Ok(done) => {
-                let why = String::from_utf8_lossy(&done.stderr);
-                println!("skipped: no file system can be mounted here: {}", why.trim());
-                None
-            }
-            Err(error) => {
-                println!("skipped: there is no `mount`: {error}");
-                None
-            }
-        }
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    fn fill(&self) {
-        let filler = std::fs::File::create(self.path().join("filler")).unwrap();
-        let chunk = [1; 4_096];
-        while std::io::Write::write_all(&mut &filler, &chunk).is_ok() {}
-    }
-
-    fn free(&self) {
-        std::fs::remove_file(self.path().join("filler")).unwrap();
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: a test that failed may still have files open.
-        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
-    }
-}
+use posthaste_testkit::servers::SmallDisk;
+use support::{delivered, event, pending};
 
 #[tokio::test]
 async fn an_outbox_works_again_as_soon_as_its_disk_has_room() {
-    let Some(disk) = SmallDisk::mount("3m") else { return };
+    let Some(disk) = SmallDisk::mount() else { return };
     let outbox = SqliteOutbox::open(disk.path().join("outbox.db")).await.unwrap();
     outbox.migrate().await.unwrap();
     let events: Vec<_> = (0..600).map(|_| event()).collect();
     outbox.store(&events).await.unwrap();
-    let mut left: Vec<Settlement> = pending(&outbox)
-        .await
-        .into_iter()
-        .map(|found| Settlement {
-            seq: found.seq,
-            id: found.event.id(),
-            lease: None,
-            outcome: SettlementOutcome::Delivered,
-        })
-        .collect();
+    let mut left = delivered(&pending(&outbox).await);
     let mut refused = 0;
     // The disk is full at another place of the log each time.
     for round in 0..6 {
-        disk.fill();
+        disk.fill(0);
         let mut failed = Vec::new();
         for _ in 0..20 {
             let part = left.split_off(left.len().saturating_sub(5));
@@ -101,7 +41,7 @@ async fn an_outbox_works_again_as_soon_as_its_disk_has_room() {
             unit.add_event(event());
             let _ = unit.commit().await;
         }
-        disk.free();
+        disk.make_room();
         let waiting = failed.len();
         if waiting > 0 {
             let settled = outbox.settle(&failed).await;

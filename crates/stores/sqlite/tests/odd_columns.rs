@@ -4,8 +4,10 @@
 
 mod support;
 
-use posthaste_core::{ErrorKind, OrderKey, OutboxRepository, Settlement, SettlementOutcome};
-use support::{event, outbox, pending, run_sql};
+use posthaste_core::{
+    ErrorKind, OrderKey, OutboxRepository, PendingQuery, PendingSelection,
+};
+use support::{delivered, event, outbox, pending, run_sql};
 use uuid::Uuid;
 
 fn insert(columns: &str, values: &str) -> String {
@@ -91,10 +93,43 @@ async fn all_of_a_row_counts_in_the_size_of_a_page() {
             run_sql(&outbox, &insert(column, "hex(zeroblob(50000))")).await.unwrap();
         }
     }
-    let query = posthaste_core::PendingQuery { bytes_max: 150_000, ..support::forward() };
+    let query = PendingQuery { bytes_max: 150_000, ..support::forward() };
     let page = outbox.fetch_pending(&query).await.unwrap();
     assert!(page.more);
     assert_eq!(page.events.len() + page.buried.len(), 2);
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_not_read_and_a_dead_letter_of_that_reason() {
+    let (_directory, outbox) = outbox().await;
+    for (column, value) in [
+        ("topic", "'first'"),
+        ("payload", "zeroblob(128 * 1024 * 1024 + 1)"),
+        ("payload", "x'01'"),
+        ("payload", "zeroblob(128 * 1024 * 1024)"),
+    ] {
+        run_sql(&outbox, &insert(column, value)).await.unwrap();
+    }
+    let json = "update outbox_events set event_data = '\"' || hex(zeroblob(64 * 1024 * 1024)) || '\"' \
+         where seq = 1";
+    run_sql(&outbox, json).await.unwrap();
+    let (mut read, mut buried, mut after) = (Vec::new(), Vec::new(), 0);
+    loop {
+        let selection = PendingSelection::Forward { gaps: Vec::new(), after };
+        let query = PendingQuery { selection, bytes_max: 1, ..support::forward() };
+        let page = outbox.fetch_pending(&query).await.unwrap();
+        read.extend(page.events.iter().map(|found| found.seq));
+        buried.extend(page.buried.iter().map(|head| head.seq));
+        after = read.iter().chain(&buried).copied().max().unwrap_or(0);
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!((read, buried), (vec![3, 4], vec![1, 2]));
+    for event in outbox.failed_events(10).await.unwrap() {
+        assert_eq!(event.dead_reason(), Some("too_large"));
+        assert!(event.error_message().unwrap().contains("at most 134217728"));
+    }
 }
 
 #[tokio::test]
@@ -119,16 +154,7 @@ async fn a_settlement_that_the_owners_trigger_refuses_is_the_events_own() {
     let trigger = "create trigger hands_off before update on outbox_events when old.seq = 1 \
          begin select raise(abort, 'hands off'); end";
     run_sql(&outbox, trigger).await.unwrap();
-    let settlements: Vec<Settlement> = pending(&outbox)
-        .await
-        .iter()
-        .map(|found| Settlement {
-            seq: found.seq,
-            id: found.event.id(),
-            lease: None,
-            outcome: SettlementOutcome::Delivered,
-        })
-        .collect();
+    let settlements = delivered(&pending(&outbox).await);
     let error = outbox.settle(&settlements).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Rejected);
     assert!(error.report().contains("hands off"), "{}", error.report());

@@ -150,6 +150,22 @@ impl PostgresServer {
         self.restart().await;
     }
 
+    /// Puts other bytes in the place of a page of `file` (as `pg_relation_filepath` names it), whose number
+    /// is `page`, and returns those that were there: a disk that lies. For a server that is down, and was
+    /// so after a checkpoint, or it repairs the page when it starts.
+    ///
+    /// # Panics
+    /// Where there is no such page.
+    pub fn overwrite_page(&self, file: &str, page: u64, bytes: &[u8; 8_192]) -> [u8; 8_192] {
+        use std::io::{Read, Seek, SeekFrom, Write};
+        let path = self.data.join(file);
+        let mut file = std::fs::File::options().read(true).write(true).open(path).expect("a table");
+        let (at, mut before) = (SeekFrom::Start(page * 8_192), [0; 8_192]);
+        file.seek(at).and_then(|_| file.read_exact(&mut before)).expect("a page");
+        file.seek(at).and_then(|_| file.write_all(bytes)).expect("room for a page");
+        before
+    }
+
     /// Makes a standby the primary that it followed, with a timeline of its own.
     ///
     /// # Panics

@@ -112,6 +112,7 @@ impl World {
             event_type: row.event.event_type().into(),
             destination: row.event.destination().map(Into::into),
             wait: row.available_at.saturating_sub(self.now),
+            has_failed: row.event.has_failed(),
             dead: row.state == RowState::Dead,
         };
         heads.take(limit).map(head).collect()

@@ -5,6 +5,7 @@
 
 use posthaste_core::{
     OutboxEvent, OutboxMigrations, OutboxRepository, PendingEvent, PendingQuery, PendingSelection,
+    Settlement, SettlementOutcome,
 };
 use posthaste_sqlite::SqliteOutbox;
 use tempfile::TempDir;
@@ -24,6 +25,19 @@ pub(crate) fn event() -> OutboxEvent {
 
 pub(crate) async fn pending(outbox: &SqliteOutbox) -> Vec<PendingEvent> {
     select(outbox, PendingSelection::Forward { gaps: Vec::new(), after: 0 }).await
+}
+
+/// Each of these was acknowledged.
+pub(crate) fn delivered(found: &[PendingEvent]) -> Vec<Settlement> {
+    found
+        .iter()
+        .map(|PendingEvent { seq, event, .. }| Settlement {
+            seq: *seq,
+            id: event.id(),
+            lease: None,
+            outcome: SettlementOutcome::Delivered,
+        })
+        .collect()
 }
 
 /// All that is pending, or the first ten thousand of it.
