@@ -68,7 +68,10 @@ fn configured(url: &str, more: &str) -> Cli {
 fn events_are_posted_signed_and_counted_as_delivered() {
     let (url, requests) = receiver(Vec::new());
     let secret = "secret = \"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\"\n";
-    let cli = configured(&url, &format!("{secret}allow_private_addresses = true\n"));
+    // A proxy of the machine's is not used.
+    let cli = configured(&url, &format!("{secret}allow_private_addresses = true\n"))
+        .env("HTTP_PROXY", "http://127.0.0.1:1")
+        .env("http_proxy", "http://127.0.0.1:1");
     cli.publish("order.placed", r#"{"total":42}"#);
     cli.run(&["run", "--once"]).succeeded();
     let request = requests.try_recv().unwrap();
@@ -113,7 +116,8 @@ fn a_private_address_is_refused_unless_allowed() {
 #[test]
 fn a_machine_without_authorities_posts_in_the_clear_and_says_what_tls_needs() {
     let (url, requests) = receiver(Vec::new());
-    let cli = configured(&url, "allow_private_addresses = true\n").env("SSL_CERT_FILE", "/dev/null");
+    let cli =
+        configured(&url, "allow_private_addresses = true\n").env("SSL_CERT_FILE", "/dev/null");
     cli.publish("order.placed", "1");
     cli.run(&["run", "--once"]).succeeded();
     assert_eq!(requests.try_recv().unwrap().body, "1");

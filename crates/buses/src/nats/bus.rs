@@ -74,7 +74,8 @@ impl NatsBus {
     pub async fn connect(config: NatsConfig) -> Result<Self> {
         config.validate()?;
         let allowed = Allowed::new(TopicTemplate::parse(&config.subject)?, &config.allow_topic)?;
-        let envelope = Envelope::new(config.envelope, &config.cloudevents_source, message::is_reserved);
+        let envelope =
+            Envelope::new(config.envelope, &config.cloudevents_source, message::is_reserved);
         let connection = Connection::open(&config).await?;
         let batch_events_max = config.max_ack_inflight.min(BATCH_EVENTS_MAX);
         let inflight = Semaphore::new(config.max_ack_inflight.min(Semaphore::MAX_PERMITS));

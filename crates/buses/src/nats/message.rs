@@ -30,7 +30,11 @@ impl NatsBus {
         }
     }
 
-    pub(super) fn slots<'e>(&self, events: &'e [OutboxEvent], known: Option<&Known>) -> Vec<Slot<'e>> {
+    pub(super) fn slots<'e>(
+        &self,
+        events: &'e [OutboxEvent],
+        known: Option<&Known>,
+    ) -> Vec<Slot<'e>> {
         events.iter().map(|event| self.slot(event, known)).collect()
     }
 

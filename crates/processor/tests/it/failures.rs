@@ -1,13 +1,16 @@
 //! What becomes of an event that fails, and of one that the bus treats badly.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use posthaste_core::memory::MemoryBus;
 use posthaste_core::{
-    BusCapabilities, EventBus, EventRecord, OutboxEvent, PublishResult, RetryPolicy,
+    BusCapabilities, EventBus, OutboxEvent, OutboxRepository, Outcomes, PublishResult, RetryPolicy,
+    Seq, Settlement, SettlementOutcome,
 };
 use posthaste_processor::{Destination, OutboxProcessor};
 use posthaste_testkit::faults::Fault;
@@ -215,41 +218,74 @@ async fn an_error_text_is_stored_bounded_and_without_the_characters_databases_re
     assert!(!stored.contains('\0'));
 }
 
+/// Records that the event at this place failed and goes again after `delay`.
+async fn put_off(world: &World, seq: Seq, retry_count: u32, delay: Duration) {
+    let id = world.outbox.events()[usize::try_from(seq).unwrap() - 1].id();
+    let outcome = SettlementOutcome::Retry { retry_count, delay, error: "no".into() };
+    let settlement = Settlement { seq, id, lease: None, outcome };
+    assert_eq!(world.outbox.settle(&[settlement]).await.unwrap(), 1);
+}
+
 /// The machine's clock was a year ahead for a moment, and is right again: what was written meanwhile is not.
 #[tokio::test(start_paused = true)]
 async fn a_retry_does_not_wait_for_what_a_wrong_clock_said() {
-    let put_off = |key: &str, retry_count, error: Option<&str>| {
-        OutboxEvent::restore(EventRecord {
-            retry_count,
-            error_message: error.map(Into::into),
-            available_at: Some(Timestamp::now() + 24 * 365 * HOUR),
-            ..event(key, 0).record().clone()
-        })
-    };
-    let counted = put_off("counted", 1, Some("no"));
-    let uncounted = put_off("uncounted", 0, Some("away"));
-    let scheduled = put_off("scheduled", 0, None);
-    let world = World::with(&[counted, uncounted, scheduled.clone()]).await;
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3_600);
+    let scheduled = builder("scheduled", 0).available_at(Timestamp::now() + YEAR).build().unwrap();
+    let world = World::with(&[event("counted", 0), event("uncounted", 0), scheduled]).await;
+    put_off(&world, 1, 1, YEAR).await;
+    put_off(&world, 2, 0, YEAR).await;
     let _processor = world.started().await;
     tokio::time::sleep(MINUTE).await;
-    assert_eq!(world.delivered.published().len(), 2);
-    assert!(world.stored(scheduled.id()).is_pending());
+    assert_eq!((world.delivered.published().len(), world.pending()), (2, 1));
 
-    // A destination may ask for longer delays.
-    let in_an_hour = OutboxEvent::restore(EventRecord {
-        available_at: Some(Timestamp::now() + HOUR),
-        retry_count: 1,
-        ..event("patient", 0).record().clone()
-    });
-    let world = World::with(&[in_an_hour]).await;
+    // A destination may ask for longer delays than are usual.
+    let world = World::with(&singles(1)).await;
+    put_off(&world, 1, 1, HOUR).await;
     let policy = RetryPolicy { max_delay: 2 * HOUR, ..RetryPolicy::default() };
-    let bus = std::sync::Arc::new(world.bus.clone());
+    let bus = Arc::new(world.bus.clone());
     let destination = Destination::new("default", bus).retry_policy(policy);
-    let processor =
-        OutboxProcessor::builder(world.repository.clone()).destination(destination).build().unwrap();
+    let processor = OutboxProcessor::builder(world.repository.clone())
+        .destination(destination)
+        .build()
+        .unwrap();
     processor.start().await.unwrap();
-    tokio::time::sleep(30 * MINUTE).await;
+    tokio::time::sleep(HOUR / 2).await;
     assert_eq!(world.pending(), 1);
     tokio::time::sleep(HOUR).await;
     assert_eq!(world.pending(), 0);
+}
+
+/// Holds an event of each id already, and drops what comes as a repeat.
+struct Holding(MemoryBus);
+
+#[async_trait]
+impl EventBus for Holding {
+    fn capabilities(&self) -> BusCapabilities {
+        BusCapabilities { deduplicates: true, ..self.0.capabilities() }
+    }
+
+    async fn publish(&self, events: &[OutboxEvent]) -> Vec<PublishResult> {
+        events.iter().map(|_| Ok(())).collect()
+    }
+
+    async fn publish_each(&self, events: &[OutboxEvent], outcomes: Outcomes<'_>) {
+        for position in 0..events.len() {
+            outcomes.repeated(position);
+            outcomes.known(vec![(position, Ok(()))]);
+        }
+    }
+}
+
+/// What was there before the relay may have been sent by the one before it.
+#[tokio::test(start_paused = true)]
+async fn a_repeat_that_nobody_can_have_sent_is_counted_as_lost() {
+    let world = World::with(&singles(3)).await;
+    let bus = Holding(world.delivered.clone());
+    let processor = OutboxProcessor::builder(world.repository.clone()).bus(bus).build().unwrap();
+    processor.start().await.unwrap();
+    world.until_nothing_pending().await;
+    assert_eq!(processor.statistics().lost_as_repeat, 0);
+    world.store(&[event("new", 0)]).await;
+    world.until_nothing_pending().await;
+    assert_eq!(processor.statistics().lost_as_repeat, 1);
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use posthaste_core::{
     Backlog, DeadHead, Head, HeadSelection, Lease, LeaseRequest, OutboxEvent, OutboxRepository,
-    PendingPage, PendingQuery, PendingSelection, RepositoryCapabilities, Result, Seq, Settlement, Unsettled,
-    Watermark,
+    PendingPage, PendingQuery, PendingSelection, RepositoryCapabilities, Result, Seq, Settlement,
+    Unsettled, Watermark,
 };
 use sqlx::{QueryBuilder, Row};
 use uuid::Uuid;

@@ -5,8 +5,7 @@
 mod common;
 
 use posthaste_core::{
-    HeadSelection, OrderKey, OutboxRepository, PendingPage, PendingQuery,
-    PendingSelection, Seq,
+    HeadSelection, OrderKey, OutboxRepository, PendingPage, PendingQuery, PendingSelection, Seq,
 };
 use posthaste_postgres::PostgresOutbox;
 use posthaste_testkit::servers::PostgresServer;
@@ -55,8 +54,7 @@ async fn rows_on_a_damaged_page_are_left_out_and_the_rest_is_read() {
     let on_page = "select array_agg(seq order by seq) from outbox_events_pending where ctid >= '(1,0)' and ctid < '(2,0)'";
     let damaged: Vec<Seq> = database.value(on_page).await;
     assert!(damaged.len() > 20 && damaged.last() < Some(&ROWS), "{damaged:?}");
-    let file: String =
-        database.value("select pg_relation_filepath('outbox_events_pending')").await;
+    let file: String = database.value("select pg_relation_filepath('outbox_events_pending')").await;
     database.run("checkpoint").await;
     server.kill();
     let page = server.overwrite_page(&file, 1, &[0xa5; 8_192]);
@@ -81,10 +79,9 @@ async fn rows_on_a_damaged_page_are_left_out_and_the_rest_is_read() {
         (1..=ROWS).filter(|seq| !damaged.contains(seq) && seq % 20 == 0).collect();
     assert_eq!(dead.iter().map(|head| head.seq).collect::<Vec<_>>(), expected);
     let other = PostgresOutbox::connect(&database.options()).await.unwrap();
-    for selection in [
-        HeadSelection::Between { after: 0, up_to: ROWS },
-        HeadSelection::At((1..=ROWS).collect()),
-    ] {
+    for selection in
+        [HeadSelection::Between { after: 0, up_to: ROWS }, HeadSelection::At((1..=ROWS).collect())]
+    {
         let heads = other.heads(&selection, 1_000).await.unwrap();
         assert_eq!(heads.len() + damaged.len(), 200);
     }

@@ -4,9 +4,7 @@
 
 mod support;
 
-use posthaste_core::{
-    ErrorKind, OrderKey, OutboxRepository, PendingQuery, PendingSelection,
-};
+use posthaste_core::{ErrorKind, OrderKey, OutboxRepository, PendingQuery, PendingSelection};
 use support::{delivered, event, outbox, pending, run_sql};
 use uuid::Uuid;
 
