@@ -1,7 +1,7 @@
 //! Rows as operators see them, whatever they hold: one whose body is too large or cannot be read is shown
 //! without it, and the others with theirs.
 
-use posthaste_core::{OutboxEvent, Result, Seq};
+use posthaste_core::{OutboxEvent, Payload, Result, Seq};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Postgres, QueryBuilder, Row};
@@ -67,7 +67,7 @@ async fn alone(
             let Some(row) = rows.first() else { return Ok(None) };
             let why = format!("not shown, since it cannot be read: {}", error.report());
             let stored = StoredEvent::read(row, operation)?;
-            Ok(Some(without_body(stored, &why)))
+            Ok(Some(without_body(stored, why)))
         }
         Err(error) => Err(error),
     }
@@ -80,14 +80,15 @@ fn whole(row: &PgRow, operation: &'static str) -> Result<OutboxEvent> {
     let is_too_large: Option<bool> = row.try_get(IS_TOO_LARGE).map_err(failed(operation))?;
     if is_too_large == Some(true) {
         let mib = BODY_BYTES_MAX / (1024 * 1024);
-        return Ok(without_body(stored, &format!("its body is not shown: it has over {mib} MiB")));
+        return Ok(without_body(stored, format!("not shown, since it has over {mib} MiB")));
     }
     Ok(OutboxEvent::restore(stored.record))
 }
 
-/// Says why in the place of the last error, where there is none.
-fn without_body(mut stored: StoredEvent, why: &str) -> OutboxEvent {
-    stored.record.error_message.get_or_insert_with(|| why.into());
+/// Says why in the place of the body: what else there is says what became of the event.
+fn without_body(mut stored: StoredEvent, why: String) -> OutboxEvent {
+    let content_type = "text/plain".into();
+    stored.record.payload = Payload::Bytes { data: why.into(), content_type };
     OutboxEvent::restore(stored.record)
 }
 
