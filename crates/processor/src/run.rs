@@ -213,10 +213,13 @@ async fn wait_for_database(
     claim
 }
 
+/// Whether a relay that runs meets what passes by itself: an outage, or a session that is in the way. At the
+/// start the latter is another relay.
+pub(crate) fn passes(error: &Error) -> bool {
+    is_outage(error) || error.kind() == ErrorKind::Conflict
+}
+
 /// Whether waiting may mend what a repository's check met.
 pub(crate) fn is_outage(error: &Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::Unreachable | ErrorKind::Timeout | ErrorKind::Throttled | ErrorKind::Conflict
-    )
+    matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::Timeout | ErrorKind::Throttled)
 }

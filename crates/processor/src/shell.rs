@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::fine_timer::FineTimer;
 use crate::machine::{Command, Input, Machine, Report};
 use crate::routes::Routes;
-use crate::run::is_outage;
+use crate::run::passes;
 use crate::shared::{Identity, Shared};
 use crate::telemetry::Telemetry;
 use crate::{ProcessorSettings, RelayState, StopReport};
@@ -343,7 +343,7 @@ impl Shell {
             Report::DatabaseFailed { error } => {
                 self.shared.database(Some(error.clone()));
                 let text = error.report();
-                if is_outage(error) {
+                if passes(error) {
                     tracing::warn!(error = text, "database is unavailable; trying again");
                 } else {
                     let (kind, hint) = (error.kind().as_str(), error.kind().hint());

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use posthaste_core::{Backlog, Error, Seq};
 use uuid::Uuid;
 
-use crate::run::is_outage;
+use crate::run::passes;
 
 /// A busy machine lets a process wait for seconds.
 const STANDSTILL_MIN: Duration = Duration::from_secs(10);
@@ -202,7 +202,7 @@ impl ProcessorStatistics {
             }
             RelayState::DatabaseUnavailable => {
                 return Some(match &self.database_error {
-                    Some(error) if !is_outage(error) => format!(
+                    Some(error) if !passes(error) => format!(
                         "the database refuses what a relay needs: {}; {}",
                         error.report(),
                         error.kind().hint()
