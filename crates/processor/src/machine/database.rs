@@ -16,6 +16,11 @@ const PAUSES: RetryPolicy = RetryPolicy {
     jitter: true,
 };
 
+/// How long to wait before a few more events are sent, where those before could not be recorded. Short, since
+/// events that could be may stand behind many that cannot.
+const REFUSED_ROWS_PAUSES: RetryPolicy =
+    RetryPolicy { max_delay: Duration::from_secs(1), ..PAUSES };
+
 /// What the database is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Work {
@@ -31,6 +36,8 @@ pub(super) enum Work {
     Looking,
     /// Settlements.
     Recording,
+    /// Settlements of rows that the database refuses, one after the other, while it records no other.
+    RefusedRows,
 }
 
 impl Work {
@@ -47,6 +54,7 @@ pub(super) struct Database {
     fetching: Pause,
     looking: Pause,
     recording: Pause,
+    refused_rows: Pause,
 }
 
 #[derive(Debug, Default)]
@@ -57,9 +65,10 @@ struct Pause {
 
 impl Database {
     pub(super) fn failed(&mut self, work: Work, now: Duration, random: f64) {
+        let pauses = if work == Work::RefusedRows { REFUSED_ROWS_PAUSES } else { PAUSES };
         let pause = self.pause(work);
         pause.failures = pause.failures.saturating_add(1);
-        pause.until = now.saturating_add(PAUSES.delay(pause.failures, random));
+        pause.until = now.saturating_add(pauses.delay(pause.failures, random));
     }
 
     /// Returns whether this ends a failure of the database as a whole.
@@ -81,6 +90,11 @@ impl Database {
 
     /// Whether its last answer to any work was a failure.
     pub(super) const fn is_failing(&self) -> bool {
+        self.is_away() || self.refuses_rows()
+    }
+
+    /// Whether it fails for more than single rows.
+    pub(super) const fn is_away(&self) -> bool {
         self.leasing.failures > 0
             || self.watermarks.failures > 0
             || self.dead_letters.failures > 0
@@ -88,10 +102,21 @@ impl Database {
             || self.recording.failures > 0
     }
 
+    /// Whether row after row was refused since it recorded anything: it may be they, or it records nothing.
+    pub(super) const fn refuses_rows(&self) -> bool {
+        self.refused_rows.failures > 0
+    }
+
+    /// Whether it is too early to send more after such.
+    pub(super) fn pauses_after_refused_rows(&self, now: Duration) -> bool {
+        now < self.refused_rows.until
+    }
+
     /// When the pauses end.
     pub(super) fn pauses_end(&self) -> impl Iterator<Item = Duration> {
-        let Self { leasing, watermarks, dead_letters, fetching, looking, recording } = self;
-        [leasing, watermarks, dead_letters, fetching, looking, recording]
+        let Self { leasing, watermarks, dead_letters, fetching, looking, recording, refused_rows } =
+            self;
+        [leasing, watermarks, dead_letters, fetching, looking, recording, refused_rows]
             .into_iter()
             .filter(|pause| pause.failures > 0)
             .map(|pause| pause.until)
@@ -105,6 +130,7 @@ impl Database {
             Work::Fetching => &mut self.fetching,
             Work::Looking => &mut self.looking,
             Work::Recording => &mut self.recording,
+            Work::RefusedRows => &mut self.refused_rows,
         }
     }
 }

@@ -10,6 +10,7 @@ use posthaste_core::{BusCapabilities, Error, ErrorKind, KeyPipelining};
 
 use super::in_flight::Place;
 use super::outage::Permit;
+use super::settling::ALONE_MAX;
 use super::{CALLS_IN_FLIGHT, Command, Machine, Report};
 use crate::UnknownDestination;
 
@@ -35,7 +36,7 @@ impl Machine {
         let BusCapabilities { batch_events_max, key_pipelining, in_flight_events_max, .. } =
             self.routes.capabilities(destination);
         let batch_events_max = batch_events_max.max(1);
-        let in_flight_max = self.in_flight_max(destination, in_flight_events_max);
+        let in_flight_max = self.in_flight_max(destination, in_flight_events_max, now);
         let free = self.free_for(destination, in_flight_max);
         let permit = self.outages[destination].permit(now);
         let wanted = match permit {
@@ -87,9 +88,16 @@ impl Machine {
         Some(Command::Publish { call, events, not_after: self.leases.send_until() })
     }
 
-    /// The most events in flight to a destination: what the settings, its bus and its time-outs leave.
-    fn in_flight_max(&self, destination: usize, of_bus: Option<usize>) -> usize {
-        let settings = self.settings.max_concurrent_events;
+    /// The most events in flight to a destination: what the settings, its bus, its time-outs and a database
+    /// that refuses row after row leave. Of such a one it is not known whether it records anything: a few
+    /// events at a time tell, and no more than these are sent again after a crash.
+    fn in_flight_max(&self, destination: usize, of_bus: Option<usize>, now: Duration) -> usize {
+        let mut settings = self.settings.max_concurrent_events;
+        if self.database.refuses_rows() {
+            let waits =
+                self.database.pauses_after_refused_rows(now) || self.settling.to_be_tried() > 0;
+            settings = if waits { 0 } else { settings.min(ALONE_MAX) };
+        }
         self.outages[destination].window.limit(of_bus.map_or(settings, |max| max.min(settings)))
     }
 

@@ -355,7 +355,7 @@ impl Machine {
         if !self.stopping {
             // While the database fails, outcomes cannot be recorded: sending more would only
             // widen what is sent twice after a crash.
-            if self.may_send(now) && !self.database.is_failing() {
+            if self.may_send(now) && !self.database.is_away() {
                 self.dispatch(now, &mut commands);
             }
             for seq in self.keys.take_dropped() {
@@ -363,7 +363,7 @@ impl Machine {
             }
             if !self.leases.active().is_empty() {
                 commands.extend(self.read(now));
-                if self.database.may(Work::Looking, now) && !self.database.is_failing() {
+                if self.database.may(Work::Looking, now) && !self.database.is_away() {
                     commands.extend(self.look(now));
                 }
             }
@@ -418,7 +418,9 @@ impl Machine {
     fn database_failed(&mut self, work: Work, error: &Error, now: Duration) {
         let random = self.random();
         self.database.failed(work, now, random);
-        self.leases.doubt(now);
+        if self.database.is_away() {
+            self.leases.doubt(now);
+        }
         self.reports.push(Report::DatabaseFailed { error: error.clone() });
     }
 

@@ -26,6 +26,7 @@ impl Machine {
         self.database_answered(Work::Recording);
         if !done.is_empty() {
             self.settling.recorded(&done);
+            self.database_answered(Work::RefusedRows);
             if failed_before {
                 self.settling.alone.hurry(now);
             }
@@ -52,7 +53,6 @@ impl Machine {
         error: &Error,
         now: Duration,
     ) {
-        let failed_before = self.database.fails_to_record();
         let is_known = matches!(&*settlements, [one] if self.settling.alone.knows(one.seq));
         let leases = &self.leases;
         let is_ours = |settlement: &Settlement| leases.is_current(settlement.lease);
@@ -63,9 +63,10 @@ impl Machine {
             self.waits_alone(row, error.report().into(), now);
         }
         let is_its_own = is_known && refusal != Refusal::All;
-        let fails = refusal != Refusal::Some || failed_before;
-        if self.settling.fails_altogether() || (fails && !is_its_own) {
+        if refusal != Refusal::Some && !is_its_own {
             self.database_failed(Work::Recording, error, now);
+        } else if self.settling.may_fail_altogether() && !is_known {
+            self.database_failed(Work::RefusedRows, error, now);
         }
         self.nothing_to_record();
     }

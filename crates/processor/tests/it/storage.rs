@@ -9,8 +9,8 @@ use posthaste_testkit::faults::{Fault, Operation};
 
 use crate::hooked::Hooked;
 use crate::support::{
-    HOUR, MINUTE, SECOND, World, assert_first_deliveries_in_order, event, interleaved, singles,
-    until,
+    HOUR, MINUTE, SECOND, World, assert_first_deliveries_in_order, event, ids, interleaved,
+    singles, until,
 };
 
 #[tokio::test(start_paused = true)]
@@ -54,6 +54,47 @@ async fn while_outcomes_cannot_be_recorded_little_is_sent_and_none_twice() {
     assert!((1..=220).contains(&sent), "{sent} would be sent twice after a crash");
     assert_eq!(world.pending(), 1_000);
     assert_eq!(processor.statistics().state, RelayState::DatabaseUnavailable);
+
+    world.storage.set(Operation::Settle, None);
+    world.until_nothing_pending().await;
+    world.assert_all_delivered_once();
+    assert_eq!(processor.statistics().state, RelayState::Running);
+}
+
+/// A check that somebody gave the table, for one type of event; its rows are first in the outbox.
+#[tokio::test(start_paused = true)]
+async fn rows_that_cannot_be_recorded_hold_up_no_others_however_many_they_are() {
+    let refused = singles(150);
+    let world = World::with(&refused).await;
+    world.storage.refuse_rows(ids(&refused));
+    let processor = world.started().await;
+    tokio::time::sleep(MINUTE).await;
+    for number in 0..40 {
+        let good = event(&format!("good {number}"), 0);
+        world.store(std::slice::from_ref(&good)).await;
+        tokio::time::sleep(5 * SECOND).await;
+        assert!(!world.stored(good.id()).is_pending(), "{number} waited for rows that are refused");
+    }
+    assert_eq!(world.pending(), 150);
+    assert_eq!(processor.statistics().state, RelayState::Running);
+    assert_eq!(processor.statistics().unsettled, 150);
+
+    world.storage.refuse_rows([]);
+    world.until_nothing_pending().await;
+    world.assert_all_delivered_once();
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_each_row_is_refused_no_more_is_sent_than_memory_holds_and_none_twice() {
+    let events = singles(1_000);
+    let world = World::with(&events).await;
+    world.storage.set(Operation::Settle, Some(Fault::RejectPermanently));
+    let processor = world.started().await;
+    tokio::time::sleep(HOUR).await;
+    assert_eq!(processor.statistics().state, RelayState::DatabaseUnavailable);
+    // As much as fits in memory: batches of 100 and 10 in flight.
+    let sent = world.delivered.published().len();
+    assert!((1..=220).contains(&sent), "{sent} would be sent twice after a crash");
 
     world.storage.set(Operation::Settle, None);
     world.until_nothing_pending().await;

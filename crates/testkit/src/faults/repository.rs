@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -141,6 +141,7 @@ struct State {
     next: HashMap<Operation, (usize, Fault)>,
     calls: HashMap<Operation, u64>,
     settlements: Vec<Vec<Settlement>>,
+    refused: HashSet<Uuid>,
 }
 
 impl RepositoryScript {
@@ -163,6 +164,12 @@ impl RepositoryScript {
     /// The next `calls` calls of `operation` meet `fault`. Replaces an earlier such order.
     pub fn fail_next(&self, operation: Operation, calls: usize, fault: Fault) {
         self.lock().next.insert(operation, (calls, fault));
+    }
+
+    /// Recording these events is refused, with all that one call records beside them: a check or a trigger
+    /// of the database's owner.
+    pub fn refuse_rows(&self, ids: impl IntoIterator<Item = Uuid>) {
+        self.lock().refused = ids.into_iter().collect();
     }
 
     /// Lets all held calls go, with the answer they hold.
@@ -230,7 +237,17 @@ impl<R: OutboxRepository> OutboxRepository for FaultyRepository<R> {
     }
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<u64> {
-        self.script.lock().settlements.push(settlements.to_vec());
+        {
+            let mut state = self.script.lock();
+            state.settlements.push(settlements.to_vec());
+            if settlements.iter().any(|settlement| state.refused.contains(&settlement.id)) {
+                return Err(failure(
+                    Operation::Settle,
+                    ErrorKind::Rejected,
+                    "row refused on purpose",
+                ));
+            }
+        }
         self.guarded(Operation::Settle, self.inner.settle(settlements)).await
     }
 
