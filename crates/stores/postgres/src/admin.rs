@@ -79,12 +79,14 @@ impl OutboxAdmin for PostgresOutbox {
     }
 
     async fn retry_events(&self, filter: &EventFilter) -> Result<u64> {
-        let revive = QueryBuilder::new(concat!(
-            "update outbox_events set dead_at = null, dead_reason = null, available_at = null, \
-             retry_count = 0 where processed_at is null and (dead_at is not null or ",
-            has_failed!(),
-            ")"
-        ));
+        let revive = || {
+            QueryBuilder::new(concat!(
+                "update outbox_events set dead_at = null, dead_reason = null, available_at = null, \
+                 retry_count = 0 where processed_at is null and (dead_at is not null or ",
+                has_failed!(),
+                ")"
+            ))
+        };
         let changed = change(self, RETRY, revive, filter).await;
         let changed = changed.map_err(|error| self.locate(error))?;
         self.notify();
@@ -92,10 +94,12 @@ impl OutboxAdmin for PostgresOutbox {
     }
 
     async fn release_events(&self, filter: &EventFilter) -> Result<u64> {
-        let release = QueryBuilder::new(
-            "update outbox_events set available_at = null \
-             where processed_at is null and dead_at is null and available_at > now()",
-        );
+        let release = || {
+            QueryBuilder::new(
+                "update outbox_events set available_at = null \
+                 where processed_at is null and dead_at is null and available_at > now()",
+            )
+        };
         let changed = change(self, RELEASE, release, filter).await;
         let changed = changed.map_err(|error| self.locate(error))?;
         self.notify();
@@ -104,10 +108,13 @@ impl OutboxAdmin for PostgresOutbox {
 
     async fn reroute_events(&self, filter: &EventFilter, to: Option<&str>) -> Result<u64> {
         check_destination(to)?;
-        let mut reroute = QueryBuilder::new("update outbox_events set destination = ");
-        reroute.push_bind(to.map(str::to_owned));
-        reroute.push(" where processed_at is null and destination is distinct from ");
-        reroute.push_bind(to.map(str::to_owned));
+        let reroute = || {
+            let mut reroute = QueryBuilder::new("update outbox_events set destination = ");
+            reroute.push_bind(to.map(str::to_owned));
+            reroute.push(" where processed_at is null and destination is distinct from ");
+            reroute.push_bind(to.map(str::to_owned));
+            reroute
+        };
         let changed = change(self, REROUTE, reroute, filter).await;
         let changed = changed.map_err(|error| self.locate(error))?;
         self.notify();
@@ -115,7 +122,7 @@ impl OutboxAdmin for PostgresOutbox {
     }
 
     async fn discard_events(&self, filter: &EventFilter) -> Result<u64> {
-        let delete = QueryBuilder::new("delete from outbox_events where processed_at is null");
+        let delete = || QueryBuilder::new("delete from outbox_events where processed_at is null");
         change(self, DISCARD, delete, filter).await.map_err(|error| self.locate(error))
     }
 
@@ -206,19 +213,21 @@ async fn count(outbox: &PostgresOutbox, filter: &EventFilter, limit: u64) -> Res
     Ok(count.cast_unsigned())
 }
 
-/// Runs `sql` on what matches, and signals relays in the same transaction.
+/// Runs a statement on what matches, and signals relays in the same transaction. It is put together for
+/// each try, since running it uses it up.
 async fn change(
     outbox: &PostgresOutbox,
     operation: &'static str,
-    mut query: QueryBuilder<Postgres>,
+    statement: impl Fn() -> QueryBuilder<Postgres>,
     filter: &EventFilter,
 ) -> Result<u64> {
     if filter.state == Some(EventState::Delivered) {
         return Ok(0);
     }
     let mut conflicts = 0;
-    push_filter(&mut query, filter);
     loop {
+        let mut query = statement();
+        push_filter(&mut query, filter);
         let mut session = outbox.transaction(Duration::ZERO, operation).await?;
         match build(&mut query).execute(session.connection()).await {
             Ok(done) if done.rows_affected() == 0 => return Ok(0),

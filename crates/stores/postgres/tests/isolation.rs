@@ -13,7 +13,10 @@ use posthaste_core::{
 use posthaste_postgres::{PostgresOptions, PostgresOutbox};
 use uuid::Uuid;
 
-use common::{TestDatabase, event, everything, insert, pending, pending_types, run};
+use common::{
+    TestDatabase, event, everything, insert, pending, pending_types, run,
+    until_someone_waits_for_a_lock,
+};
 
 fn delivered(found: &PendingEvent) -> Settlement {
     let outcome = SettlementOutcome::Delivered;
@@ -343,4 +346,42 @@ async fn rows_that_cannot_be_buried_are_left_out_and_the_rest_is_read() {
         .await;
     let page = outbox.fetch_pending(&everything()).await.unwrap();
     assert_eq!((page.events.len(), page.buried.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn an_operators_change_that_meets_a_relay_at_work_is_tried_again() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    let (all, mut relay) = (EventFilter::all(), database.connection().await);
+    for what in ["retry", "release", "reroute", "discard"] {
+        database.run("begin; delete from outbox_events; commit").await;
+        let mut first = None;
+        for _ in 0..2 {
+            let one = event(Uuid::now_v7());
+            first.get_or_insert(one.id());
+            outbox.store(&[one]).await.unwrap();
+        }
+        database
+            .run("update outbox_events set retry_count = 1, available_at = now() + '1 h'")
+            .await;
+        let settled = format!(
+            "begin; update outbox_events set processed_at = now() where id = '{}'",
+            first.unwrap()
+        );
+        run(&mut relay, &settled).await;
+        let change = async {
+            match what {
+                "retry" => outbox.retry_events(&all).await,
+                "release" => outbox.release_events(&all).await,
+                "reroute" => outbox.reroute_events(&all, Some("elsewhere")).await,
+                _ => outbox.discard_events(&all).await,
+            }
+        };
+        let commit = async {
+            until_someone_waits_for_a_lock(&database).await;
+            run(&mut relay, "commit").await;
+        };
+        let (changed, ()) = tokio::join!(change, commit);
+        assert_eq!(changed.unwrap(), 1, "{what}");
+    }
 }

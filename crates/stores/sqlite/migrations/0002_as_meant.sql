@@ -19,14 +19,21 @@ where name = 'outbox_events';
 -- The triggers run in the writers' own SQLite, which may be older than ours: no function of theirs is
 -- newer than what the table itself needs.
 
--- Refuses what no relay could ever deliver, or would be lost in silence. A time that was never set is year
--- 1 in some languages: as text it is below '1', as no time is that anybody means. After the insert, since a place
--- is not known before it. The limits are those of the builder in Rust.
+-- Refuses what no relay could ever deliver, or would be lost in silence: a `processed_at` that is no time
+-- since 2000 is what languages write for none (year 1, 1970, 'None', 'null'), and such an event would count
+-- as delivered. After the insert, since a place is not known before it. A place is far below the largest
+-- number: from the last one on, SQLite could give no event a place any more. The limits are those of the
+-- builder in Rust.
 create trigger outbox_events_refused after insert on outbox_events
-when new.seq <= 0
+when new.seq <= 0 or new.seq > 4611686018427387904
     or (new.id = '00000000-0000-0000-0000-000000000000' or new.id = '00000000000000000000000000000000'
         or new.id = x'00000000000000000000000000000000')
-    or (new.processed_at > '' and new.processed_at < '1')
+    or (new.processed_at <> '' and not (typeof(new.processed_at) = 'text'
+        and new.processed_at glob '[2-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*'
+        and julianday(substr(new.processed_at, 1, 10)) is not null))
+    or (new.dead_at <> '' and not (typeof(new.dead_at) = 'text'
+        and new.dead_at glob '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*'
+        and julianday(substr(new.dead_at, 1, 10)) is not null))
     or length(cast(new.partition_key as blob)) > 512
     or length(cast(new.headers as blob)) > 65536
     or (new.headers <> '' and not json_valid(new.headers))
@@ -42,11 +49,19 @@ when new.seq <= 0
         end
 begin
     select raise(abort, 'seq is drawn by the outbox, and above zero') where new.seq <= 0;
+    select raise(abort, 'seq is drawn by the outbox, and no number above 2^62: the last one leaves no place to others')
+    where new.seq > 4611686018427387904;
     select raise(abort, 'the id is nil, which every event would share that was given none')
     where (new.id = '00000000-0000-0000-0000-000000000000' or new.id = '00000000000000000000000000000000'
         or new.id = x'00000000000000000000000000000000');
     select raise(abort, 'processed_at is a time that was never set: such an event would count as delivered')
-    where (new.processed_at > '' and new.processed_at < '1');
+    where new.processed_at <> '' and not (typeof(new.processed_at) = 'text'
+        and new.processed_at glob '[2-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*'
+        and julianday(substr(new.processed_at, 1, 10)) is not null);
+    select raise(abort, 'dead_at is no time: such an event would count as a dead letter')
+    where new.dead_at <> '' and not (typeof(new.dead_at) = 'text'
+        and new.dead_at glob '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*'
+        and julianday(substr(new.dead_at, 1, 10)) is not null);
     select raise(abort, 'partition_key has more than 512 bytes')
     where length(cast(new.partition_key as blob)) > 512;
     select raise(abort, 'headers hold more than 64 KiB') where length(cast(new.headers as blob)) > 65536;
@@ -60,7 +75,7 @@ when new.aggregate_type = '' or new.partition_key = '' or new.destination = '' o
     or new.content_type = '' or new.error_message = '' or new.dead_reason = ''
     or new.retry_count < 0 or new.max_retries < 1
     or new.processed_at = '' or new.available_at = ''
-    or new.dead_at < '1'
+    or new.dead_at < '2'
     or new.created_at < '1'
     or length(cast(new.error_message as blob)) > 2000
     or case when json_valid(new.headers) then json_type(new.headers) <> 'object'
@@ -79,7 +94,7 @@ begin
         max_retries = case when max_retries < 1 then 3 else max_retries end,
         processed_at = nullif(processed_at, ''),
         available_at = nullif(available_at, ''),
-        dead_at = case when dead_at < '1' then null else dead_at end,
+        dead_at = case when dead_at < '2' then null else dead_at end,
         created_at = case when created_at < '1'
             then strftime('%Y-%m-%dT%H:%M:%fZ', 'now') else created_at end,
         headers = case when json_valid(headers) then case json_type(headers)

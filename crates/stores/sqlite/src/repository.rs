@@ -3,7 +3,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use posthaste_core::{
     Backlog, Claim, DeadHead, EventFilter, EventState, OutboxAdmin, OutboxEvent, OutboxRepository,
-    PendingPage, PendingQuery, RepositoryCapabilities, Result, Seq, Settlement, Watermark,
+    PendingPage, PendingQuery, RepositoryCapabilities, Result, Seq, Settlement, Unsettled,
+    Watermark,
 };
 
 use uuid::Uuid;
@@ -46,6 +47,10 @@ impl OutboxRepository for SqliteOutbox {
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<u64> {
         self.settle_all(settlements).await
+    }
+
+    async fn unsettled(&self, settlements: &[Settlement]) -> Result<Vec<Unsettled>> {
+        self.find_unsettled(settlements).await
     }
 
     async fn dead_heads(&self, after: Seq, limit: usize) -> Result<Vec<DeadHead>> {

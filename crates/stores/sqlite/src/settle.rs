@@ -1,7 +1,7 @@
 //! Recording what came of attempts.
 
 use jiff::Timestamp;
-use posthaste_core::{Result, Settlement, SettlementOutcome};
+use posthaste_core::{Result, Seq, Settlement, SettlementOutcome, Unsettled};
 use serde_json::{Value, json};
 
 use crate::SqliteOutbox;
@@ -45,6 +45,17 @@ delete from outbox_events where seq in (
             = outcome.value ->> 1
 )";
 
+/// Which of these events, pairs of place and id, are pending still.
+const PENDING_STILL: &str = "\
+select event.seq
+from json_each(?1) as outcome cross join outbox_events as event
+    on event.seq = outcome.value ->> 0
+where event.processed_at is null and event.dead_at is null
+    and case typeof(event.id)
+        when 'blob' then lower(hex(event.id)) else lower(replace(event.id, '-', '')) end
+        = outcome.value ->> 1
+order by event.seq";
+
 impl SqliteOutbox {
     /// In one transaction, hence with one flush to disk.
     pub(crate) async fn settle_all(&self, settlements: &[Settlement]) -> Result<u64> {
@@ -64,6 +75,25 @@ impl SqliteOutbox {
         }
         transaction.commit().await.map_err(fail)?;
         Ok(changed)
+    }
+
+    /// Of settlements that changed fewer events than they name: which are pending still. No other
+    /// session's lock can be in the way here, but a trigger of the owner's.
+    pub(crate) async fn find_unsettled(
+        &self,
+        settlements: &[Settlement],
+    ) -> Result<Vec<Unsettled>> {
+        const LOOK: &str = "look for unsettled events";
+        let given =
+            settlements.iter().map(|given| json!([given.seq, given.id.simple().to_string()]));
+        let mut connection = self.reader(LOOK).await?;
+        let pending: Vec<Seq> = sqlx::query_scalar(PENDING_STILL)
+            .bind(Value::from_iter(given).to_string())
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(|error| database(LOOK, error))?;
+        let why = "the row is pending still: a trigger of this database's keeps it as it is";
+        Ok(pending.into_iter().map(|seq| Unsettled { seq, why: why.into() }).collect())
     }
 }
 
@@ -101,9 +131,11 @@ mod tests {
 
     #[tokio::test]
     async fn settling_looks_each_event_up_by_its_place() {
-        for (sql, searches) in
-            [(UPDATE, &["outbox_events"][..]), (DELETE, &["outbox_events", "event"])]
-        {
+        for (sql, searches) in [
+            (UPDATE, &["outbox_events"][..]),
+            (DELETE, &["outbox_events", "event"]),
+            (PENDING_STILL, &["event"]),
+        ] {
             let plan = crate::plan::of(sql).await;
             for table in searches {
                 let search = format!("SEARCH {table} USING INTEGER PRIMARY KEY (rowid=?)");

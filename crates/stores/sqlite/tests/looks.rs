@@ -27,6 +27,8 @@ async fn rows_that_wait_for_ever_or_count_as_something_else_are_found() {
         ("available_at = '9999-01-01'", "over a year ahead"),
         ("created_at = '2999-01-01'", "created_at in the future"),
         ("processed_at = '0001-01-01'", "processed_at that no relay set"),
+        ("processed_at = 'None'", "processed_at that no relay set"),
+        ("processed_at = x''", "processed_at that no relay set"),
         ("dead_at = '2026-01-01', dead_reason = 'corrupt'", "could not be read as an event"),
         (r#"event_data = '"{\"a\": 1}"'"#, "JSON within a JSON string"),
     ] {

@@ -27,6 +27,20 @@ async fn what_would_be_lost_or_never_delivered_is_refused_where_it_is_written() 
         ("seq", "-9", "seq is drawn"),
         ("processed_at", "'0001-01-01 00:00:00+00:00'", "a time that was never set"),
         ("processed_at", "'0001-01-01T00:00:00Z'", "a time that was never set"),
+        ("processed_at", "'1970-01-01T00:00:00.000Z'", "a time that was never set"),
+        ("processed_at", "'1999-12-31 23:59:59'", "a time that was never set"),
+        ("processed_at", "'None'", "a time that was never set"),
+        ("processed_at", "'null'", "a time that was never set"),
+        ("processed_at", "'undefined'", "a time that was never set"),
+        ("processed_at", "'Invalid date'", "a time that was never set"),
+        ("processed_at", "'NaT'", "a time that was never set"),
+        ("processed_at", "'false'", "a time that was never set"),
+        ("processed_at", "0", "a time that was never set"),
+        ("processed_at", "'2026-99-99'", "a time that was never set"),
+        ("processed_at", "x''", "a time that was never set"),
+        ("dead_at", "'None'", "dead_at is no time"),
+        ("dead_at", "x''", "dead_at is no time"),
+        ("seq", "9223372036854775807", "no number above 2^62"),
         ("partition_key", long.as_str(), "more than 512 bytes"),
         ("headers", "'[1]'", "one JSON object"),
         ("headers", "'7'", "one JSON object"),
@@ -49,6 +63,17 @@ async fn what_would_be_lost_or_never_delivered_is_refused_where_it_is_written() 
 }
 
 #[tokio::test]
+async fn a_row_with_times_of_an_event_that_was_delivered_or_is_dead_is_taken() {
+    let (_directory, outbox) = outbox().await;
+    for time in ["'2026-03-01T10:20:30.000Z'", "'2026-03-01 10:20:30+0200'", "datetime('now')"] {
+        run_sql(&outbox, &insert("processed_at", time)).await.unwrap();
+        run_sql(&outbox, &insert("dead_at", time)).await.unwrap();
+    }
+    assert!(pending(&outbox).await.is_empty());
+    assert_eq!(outbox.failed_events(10).await.unwrap().len(), 3);
+}
+
+#[tokio::test]
 async fn zero_values_are_not_given() {
     let (_directory, outbox) = outbox().await;
     for (columns, values) in [
@@ -61,6 +86,7 @@ async fn zero_values_are_not_given() {
         ("headers", "'\"{}\"'"),
         ("created_at, available_at, dead_at", "'0001-01-01T00:00:00Z', '', '0001-01-01T00:00:00Z'"),
         ("processed_at, dead_at, dead_reason, error_message", "'', '', '', ''"),
+        ("processed_at, dead_at", "null, '1970-01-01 00:00:00'"),
         ("error_message", "hex(zeroblob(3000))"),
     ] {
         run_sql(&outbox, &insert(columns, values)).await.unwrap();
@@ -76,7 +102,7 @@ async fn zero_values_are_not_given() {
         assert!(found.last().unwrap().wait.is_zero());
         assert!(event.error_message().is_none_or(|text| text.len() == 2_000), "{columns}");
     }
-    assert_eq!(pending(&outbox).await.len(), 10);
+    assert_eq!(pending(&outbox).await.len(), 11);
     let twice = insert("headers", "'\"{\\\"tenant\\\":\\\"acme\\\"}\"'");
     run_sql(&outbox, &twice).await.unwrap();
     let found = pending(&outbox).await;
@@ -160,4 +186,21 @@ async fn a_settlement_that_the_owners_trigger_refuses_is_the_events_own() {
     assert_eq!(outbox.settle(&settlements[1..]).await.unwrap(), 1);
     assert!(pending(&outbox).await.iter().all(|found| found.seq == 1));
     assert_ne!(settlements[0].id, Uuid::nil());
+}
+
+#[tokio::test]
+async fn a_settlement_that_the_owners_trigger_ignores_is_named_and_the_others_are_recorded() {
+    let (_directory, outbox) = outbox().await;
+    outbox.store(&[event(), event()]).await.unwrap();
+    let trigger = "create trigger hands_off before update on outbox_events when old.seq = 1 \
+         begin select raise(ignore); end";
+    run_sql(&outbox, trigger).await.unwrap();
+    let settlements = delivered(&pending(&outbox).await);
+    assert_eq!(outbox.settle(&settlements).await.unwrap(), 1);
+    let unsettled = outbox.unsettled(&settlements).await.unwrap();
+    assert_eq!(unsettled.iter().map(|left| left.seq).collect::<Vec<_>>(), [1]);
+    assert!(unsettled[0].why.contains("a trigger"), "{unsettled:?}");
+    // What is settled by now, or another event at the place, is not in the way of anything.
+    let other = posthaste_core::Settlement { id: Uuid::now_v7(), ..settlements[0].clone() };
+    assert_eq!(outbox.unsettled(&[other, settlements[1].clone()]).await.unwrap(), []);
 }

@@ -180,8 +180,8 @@ async fn damage_is_told_with_what_to_do() {
     let mut file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     let size = file.metadata().unwrap().len();
     // All but the schema.
-    file.seek(SeekFrom::Start(4_096 * 12)).unwrap();
-    file.write_all(&vec![0xa5; usize::try_from(size - 4_096 * 12).unwrap()]).unwrap();
+    file.seek(SeekFrom::Start(4_096 * 16)).unwrap();
+    file.write_all(&vec![0xa5; usize::try_from(size - 4_096 * 16).unwrap()]).unwrap();
     let damaged = SqliteOutbox::open(&path).await.unwrap();
     let error = damaged.fetch_pending(&support::forward()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Schema, "{}", error.report());
