@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use posthaste_core::{Error, ErrorKind};
 
 use crate::config::{Config, Problems};
-use crate::logs;
+use crate::{logs, plain};
 
 /// It did not work.
 const FAILED: u8 = 1;
@@ -83,7 +83,10 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let hint = hint_of(error).map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
-    logs::say(&format!("error: {}{hint}", text_of(error)));
+    // Problems are a list of lines; all else is told on one.
+    let text = text_of(error);
+    let text = if error.is::<Problems>() { text } else { plain::line(&text) };
+    logs::say(&format!("error: {text}{hint}"));
     ExitCode::from(code_of(error))
 }
 
@@ -95,7 +98,7 @@ pub(crate) fn parsed(error: &clap::Error) -> ExitCode {
         } else {
             error.render().to_string()
         };
-        logs::say(text.trim_end());
+        logs::say_styled(text.trim_end());
         return ExitCode::from(USAGE);
     }
     // Help and version, which whoever asked may not read to the end.

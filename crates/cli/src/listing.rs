@@ -5,6 +5,8 @@
 
 use std::io::{self, IsTerminal};
 
+use crate::plain;
+
 /// A column gets two spaces on its right.
 const GAP: usize = 2;
 /// The column that gives way keeps so many characters, or the list is written in short lines.
@@ -26,9 +28,9 @@ impl<const N: usize> Listing<N> {
         Self { header, lead, rows: Vec::new() }
     }
 
-    /// Adds a row. Line breaks within it become spaces.
+    /// Adds a row, each cell of which is shown on one line whatever it holds.
     pub(crate) fn add(&mut self, row: [String; N]) {
-        self.rows.push(row.map(|cell| cell.replace(['\n', '\t'], " ")));
+        self.rows.push(row.map(|cell| plain::line(&cell)));
     }
 
     /// For standard output, as wide as its terminal; elsewhere as wide as it is.

@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{LogFormat, secrets};
+use crate::plain;
 
 /// Lines that may wait for standard error. A line has some 200 bytes.
 const WAITING_LINES_MAX: usize = 8_192;
@@ -25,10 +26,12 @@ const LAST_WORDS_WITHIN: Duration = Duration::from_secs(2);
 pub(crate) fn install(level: &str, format: LogFormat) {
     let queue = Queue::of_process();
     queue.in_json.store(format == LogFormat::Json, Ordering::Relaxed);
+    let in_colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    queue.in_colour.store(in_colour && format == LogFormat::Text, Ordering::Relaxed);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter(level))
         .with_writer(Lines(Arc::clone(queue)))
-        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+        .with_ansi(in_colour);
     // An error means that a subscriber is there already (a test's): its choice then counts.
     let _ = match format {
         LogFormat::Text => builder.try_init(),
@@ -40,6 +43,11 @@ pub(crate) fn install(level: &str, format: LogFormat) {
 ///
 /// Waits for nothing: whoever ends the process calls [`flush`].
 pub(crate) fn say(text: &str) {
+    say_styled(&plain::lines(text));
+}
+
+/// As [`say()`], of a text that may steer the terminal: our own, with colours.
+pub(crate) fn say_styled(text: &str) {
     Queue::of_process().add(format!("{}\n", secrets::redact(text)).into_bytes());
 }
 
@@ -66,6 +74,8 @@ struct Queue {
     lines: SyncSender<Message>,
     dropped: AtomicU64,
     in_json: AtomicBool,
+    /// Whether lines hold colours, beside which the subscriber escapes what steers a terminal.
+    in_colour: AtomicBool,
 }
 
 enum Message {
@@ -84,6 +94,7 @@ impl Queue {
                 lines,
                 dropped: AtomicU64::new(0),
                 in_json: AtomicBool::new(false),
+                in_colour: AtomicBool::new(false),
             });
             let writer = Arc::clone(&queue);
             let thread = std::thread::Builder::new().name("logs".into());
@@ -175,7 +186,15 @@ impl Write for Line {
 impl Drop for Line {
     fn drop(&mut self) {
         let text = String::from_utf8_lossy(&self.text);
-        self.queue.add(secrets::redact(&text).into_bytes());
+        let text = secrets::redact(text.trim_end_matches('\n'));
+        let line = if self.queue.in_json.load(Ordering::Relaxed) {
+            plain::json(&text)
+        } else if self.queue.in_colour.load(Ordering::Relaxed) {
+            plain::coloured_line(&text)
+        } else {
+            plain::line(&text)
+        };
+        self.queue.add(format!("{line}\n").into_bytes());
     }
 }
 
@@ -186,8 +205,8 @@ mod tests {
     #[test]
     fn lines_that_find_no_room_are_dropped_counted_and_told() {
         let (lines, waiting) = mpsc::sync_channel(2);
-        let in_json = AtomicBool::new(false);
-        let queue = Queue { lines, dropped: AtomicU64::new(0), in_json };
+        let (in_json, in_colour) = (AtomicBool::new(false), AtomicBool::new(false));
+        let queue = Queue { lines, dropped: AtomicU64::new(0), in_json, in_colour };
         for number in 0..5 {
             // Nobody reads: this must not wait.
             queue.add(format!("line {number}\n").into_bytes());

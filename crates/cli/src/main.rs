@@ -11,6 +11,7 @@ mod listing;
 mod logs;
 mod ops;
 mod output;
+mod plain;
 mod store;
 
 use std::process::ExitCode;

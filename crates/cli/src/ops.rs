@@ -17,7 +17,9 @@ use posthaste_processor::OutboxProcessor;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use crate::config::secrets;
 use crate::exit::Hint;
+use crate::plain;
 
 /// How often recorded samples are moved into the histograms. Between two of these, samples take
 /// memory.
@@ -135,7 +137,7 @@ fn answer(why_not: Option<String>) -> impl IntoResponse {
     match why_not {
         None => (StatusCode::OK, "ok\n".to_owned()),
         Some(why) => {
-            let why = crate::config::secrets::redact(&why);
+            let why = plain::line(&secrets::redact(&why));
             (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"))
         }
     }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::exit::OutputClosed;
+use crate::plain;
 
 /// The form of results on standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -34,7 +35,8 @@ impl Output {
         self.format == OutputFormat::Json
     }
 
-    /// Writes `value` as JSON, or what `human` makes, as the form demands.
+    /// Writes `value` as JSON, or what `human` makes, as the form demands. Nothing of it steers a
+    /// terminal; that a value begins no line of its own is for `human` to see to ([`plain::line`]).
     ///
     /// # Errors
     /// [`OutputClosed`] where nobody reads any more; otherwise the write's error.
@@ -44,8 +46,8 @@ impl Output {
         human: impl FnOnce() -> String,
     ) -> anyhow::Result<()> {
         match self.format {
-            OutputFormat::Human => write_text(&human()),
-            OutputFormat::Json => write_text(&serde_json::to_string_pretty(value)?),
+            OutputFormat::Human => write_text(&plain::lines(&human())),
+            OutputFormat::Json => write_text(&plain::json(&serde_json::to_string_pretty(value)?)),
         }
     }
 }
@@ -80,17 +82,6 @@ pub(crate) fn table<const N: usize>(header: [&str; N]) -> Table {
     table
 }
 
-/// Text from outside, fit for a terminal: control characters are written as escapes.
-pub(crate) fn clean(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| {
-            let escaped = c.is_control() && c != '\n' && c != '\t';
-            let plain = (!escaped).then_some(c);
-            plain.into_iter().chain(escaped.then(|| c.escape_default()).into_iter().flatten())
-        })
-        .collect()
-}
-
 /// A time in UTC to the second.
 pub(crate) fn time(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
@@ -117,14 +108,4 @@ pub(crate) fn ask(question: &str) -> anyhow::Result<bool> {
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn control_characters_do_not_reach_a_terminal() {
-        assert_eq!(clean("a\u{1b}[31mb\nc"), "a\\u{1b}[31mb\nc");
-    }
 }

@@ -9,7 +9,7 @@ use crate::config::{Config, Inputs, Problems, reference, secrets};
 use crate::destinations;
 use crate::exit;
 use crate::listing::Listing;
-use crate::output::{Output, clean, write_text};
+use crate::output::{Output, write_text};
 
 /// Checks, shows or explains the configuration.
 pub(crate) fn run(
@@ -70,7 +70,7 @@ fn show(config: &Config, output: Output) -> anyhow::Result<()> {
         let mut listing = Listing::new(["key", "from", "value"], 1);
         for value in &config.values {
             let shown = value.shown.as_deref().unwrap_or("(none)");
-            listing.add([value.path.clone(), value.origin.to_string(), clean(shown)]);
+            listing.add([value.path.clone(), value.origin.to_string(), shown.to_owned()]);
         }
         format!("{}\n\ndatabase: {}", listing.for_stdout(), config.database.address())
     })

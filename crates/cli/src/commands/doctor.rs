@@ -16,7 +16,8 @@ use super::{keys, open_transactions};
 use crate::config::{Config, secrets, units};
 use crate::destinations;
 use crate::exit;
-use crate::output::{Output, clean, count};
+use crate::output::{Output, count};
+use crate::plain;
 use crate::store::{self, Missing, Store};
 
 /// A transaction that is open for longer is hardly still at work.
@@ -38,6 +39,8 @@ struct Finding {
     about: String,
     level: Severity,
     message: String,
+    /// What it is made of, a line each.
+    details: Vec<String>,
     /// What to do.
     hint: Option<String>,
     /// The transactions it is about.
@@ -55,7 +58,7 @@ impl From<posthaste_core::Finding> for Finding {
 impl Finding {
     fn new(about: impl Into<String>, level: Severity, message: impl Into<String>) -> Self {
         let (about, message) = (about.into(), message.into());
-        Self { about, level, message, hint: None, transactions: Vec::new() }
+        Self { about, level, message, details: Vec::new(), hint: None, transactions: Vec::new() }
     }
 
     fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -73,21 +76,28 @@ impl Finding {
         json!({
             "about": self.about,
             "level": self.level.as_str(),
-            "message": self.message,
+            "message": std::iter::once(&*self.message)
+                .chain(self.details.iter().map(|detail| &**detail))
+                .collect::<Vec<_>>()
+                .join("; "),
             "hint": self.hint,
             "open_transactions": transactions.collect::<Vec<_>>(),
         })
     }
 
     fn human(&self) -> String {
-        let mut text = format!("{:<8} {}: {}\n", self.level.as_str(), self.about, self.message);
+        let (level, message) = (self.level.as_str(), plain::line(&self.message));
+        let mut text = format!("{level:<8} {}: {message}\n", plain::line(&self.about));
+        for detail in &self.details {
+            text.push_str(&format!("         {}\n", plain::line(detail)));
+        }
         for open in &self.transactions {
             text.push_str(&format!("         {}\n", open_transactions::as_line(open)));
         }
         if let Some(hint) = &self.hint {
-            text.push_str(&format!("         {hint}\n"));
+            text.push_str(&format!("         {}\n", plain::line(hint)));
         }
-        clean(&text)
+        text
     }
 }
 
@@ -225,8 +235,8 @@ fn judge_relays(relays: &[Relay]) -> Finding {
             format!("{running}, none has anything to tell"),
         );
     }
-    let message = format!("{running}\n         {}", troubles.join("\n         "));
-    Finding::new(about, Severity::Warning, message).hint(hints.join("; "))
+    let finding = Finding::new(about, Severity::Warning, running).hint(hints.join("; "));
+    Finding { details: troubles, ..finding }
 }
 
 async fn look_at_keys(store: &dyn Store, config: &Config) -> anyhow::Result<Finding> {

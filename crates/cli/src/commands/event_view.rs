@@ -7,7 +7,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 
-use crate::output::{clean, time};
+use crate::output::time;
+use crate::plain;
 
 /// All of an event but its body.
 #[derive(Debug, Serialize)]
@@ -129,7 +130,7 @@ impl FullEventView {
     pub(crate) fn human(&self, event: &OutboxEvent) -> String {
         let mut text = String::new();
         for (name, value) in self.event.lines() {
-            text.push_str(&format!("{name:<16}{}\n", clean(&value)));
+            text.push_str(&format!("{name:<16}{}\n", plain::line(&value)));
         }
         text.push('\n');
         let body = event.payload().body();
@@ -137,8 +138,8 @@ impl FullEventView {
             .ok()
             .and_then(|value| serde_json::to_string_pretty(&value).ok());
         match (pretty, std::str::from_utf8(body)) {
-            (Some(pretty), _) => text.push_str(&clean(&pretty)),
-            (None, Ok(body)) => text.push_str(&clean(body)),
+            (Some(pretty), _) => text.push_str(&plain::lines(&pretty)),
+            (None, Ok(body)) => text.push_str(&plain::lines(body)),
             (None, Err(_)) => {
                 text.push_str(&format!(
                     "{} bytes, in base64:\n{}",
@@ -169,11 +170,11 @@ pub(crate) fn row(event: &OutboxEvent) -> [String; 8] {
     [
         event.id().to_string(),
         event.state().as_str().to_owned(),
-        clean(event.event_type()),
-        clean(&key.to_string()),
-        clean(event.destination().unwrap_or_default()),
+        event.event_type().to_owned(),
+        key.to_string(),
+        event.destination().unwrap_or_default().to_owned(),
         time(event.created_at()),
         event.processed_at().map(time).unwrap_or_default(),
-        clean(&format!("{failed}{reason}{note}")).trim_end_matches([':', ' ']).to_owned(),
+        format!("{failed}{reason}{note}").trim_end_matches([':', ' ']).to_owned(),
     ]
 }

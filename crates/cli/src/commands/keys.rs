@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::arguments::{KeysBy, KeysCommand};
 use crate::config::Config;
 use crate::listing::Listing;
-use crate::output::{Output, clean, count, time};
+use crate::output::{Output, count, time};
 use crate::store::{self, Store};
 
 impl KeysBy {
@@ -177,7 +177,7 @@ fn row(listed: &Listed) -> [String; 9] {
         None => format!("{}: {error}", count(key.retry_count.into(), "failed attempt")),
     };
     [
-        clean(&key.key.to_string()),
+        key.key.to_string(),
         (*state).to_owned(),
         if key.waiting_is_minimum {
             format!("{} or more", key.waiting)
@@ -186,9 +186,9 @@ fn row(listed: &Listed) -> [String; 9] {
         },
         key.id.to_string(),
         key.seq.to_string(),
-        clean(&key.event_type),
-        clean(destination),
+        key.event_type.to_string(),
+        destination.clone(),
         when,
-        clean(&why),
+        why,
     ]
 }

@@ -7,7 +7,7 @@ use posthaste_core::{OpenTransaction, Result, TransactionHolder};
 use serde_json::{Value, json};
 
 use crate::config::units;
-use crate::output::clean;
+use crate::plain;
 use crate::store::Store;
 
 /// A transaction that ends sooner is every service's daily work.
@@ -103,7 +103,7 @@ pub(crate) fn as_line(open: &OpenTransaction) -> String {
             )
         }
     };
-    clean(&line)
+    plain::line(&line)
 }
 
 /// On one line, and not longer than needed to recognise it.

@@ -9,7 +9,12 @@ use serde_json::{Value, json};
 
 use crate::config::{secrets, units};
 use crate::output::{count, time};
+use crate::plain;
 use crate::store::Store;
+
+/// Of a list that writers can make as long as they like, so many are named.
+const NAMED_MAX: usize = 5;
+const NAME_CHARS_MAX: usize = 80;
 
 /// A relay, with what it said last.
 #[derive(Debug)]
@@ -138,14 +143,16 @@ impl Relay {
         let state = if self.said.state.is_empty() { "says nothing" } else { &self.said.state };
         let since = when(self.said.started_at.as_deref());
         let since = since.map(|at| format!(" since {at}")).unwrap_or_default();
-        format!("{}: {state}{since}, version {version}, {shards}, {life}", self.view.name)
+        let line =
+            format!("{}: {state}{since}, version {version}, {shards}, {life}", self.view.name);
+        plain::line(&line)
     }
 
     /// What keeps it from delivering something, a line each.
     pub(crate) fn troubles(&self) -> Vec<Trouble> {
         let mut troubles = Vec::new();
         let mut tell = |text: String, hint| {
-            troubles.push(Trouble { text: secrets::redact(&text), hint });
+            troubles.push(Trouble { text: plain::line(&secrets::redact(&text)), hint });
         };
         if let Some(error) = &self.said.database_error {
             let kind = self.said.database_error_kind.as_deref().and_then(ErrorKind::named);
@@ -164,11 +171,15 @@ impl Relay {
                 );
             }
         }
-        for name in &self.said.unknown_destinations {
-            tell(
-                format!("events wait for destination {name}, which is not configured"),
-                "configure it, or send them elsewhere with `posthaste events reroute`",
-            );
+        let unknown = &self.said.unknown_destinations;
+        let reroute = "configure it, or send them elsewhere with `posthaste events reroute`";
+        for name in unknown.iter().take(NAMED_MAX) {
+            let name = shortened(name);
+            tell(format!("events wait for destination {name}, which is not configured"), reroute);
+        }
+        if let Some(more) = more_than_named(unknown.len()) {
+            let more = format!("and for {more} more destinations that are not configured");
+            tell(more, reroute);
         }
         if self.said.undecided > 0 {
             let events = count(self.said.undecided, "event");
@@ -177,11 +188,13 @@ impl Relay {
                 "no attempt is counted; others that are taken, or time, will tell",
             );
         }
-        for row in &self.said.not_recorded {
-            tell(
-                format!("cannot record event {} (place {}): {}", row.id, row.seq, row.why),
-                "end what is in the way; until then a restart delivers that event again",
-            );
+        let again = "end what is in the way; until then a restart delivers that event again";
+        for row in self.said.not_recorded.iter().take(NAMED_MAX) {
+            let (id, seq, why) = (&row.id, row.seq, &row.why);
+            tell(format!("cannot record event {id} (place {seq}): {why}"), again);
+        }
+        if let Some(more) = more_than_named(self.said.not_recorded.len()) {
+            tell(format!("and {more} more events that cannot be recorded"), again);
         }
         if self.said.unreadable_rows > 0 {
             let rows = count(self.said.unreadable_rows, "row");
@@ -236,6 +249,19 @@ fn redact_values(value: &mut Value) {
         Value::Array(values) => values.iter_mut().for_each(redact_values),
         Value::Object(values) => values.values_mut().for_each(redact_values),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// How many of a list were not named, if any.
+fn more_than_named(all: usize) -> Option<usize> {
+    all.checked_sub(NAMED_MAX).filter(|more| *more > 0)
+}
+
+/// A name as long as it needs to be told from others.
+fn shortened(name: &str) -> String {
+    match name.char_indices().nth(NAME_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
     }
 }
 
@@ -305,6 +331,15 @@ mod tests {
             let found = troubles.iter().find(|trouble| trouble.text.contains(part));
             assert!(found.is_some_and(|found| found.hint.contains(hint)), "{part}: {troubles:?}");
         }
+    }
+
+    #[test]
+    fn names_that_writers_chose_are_shown_on_one_line_and_not_all() {
+        let names: Vec<String> = (0..20_000).map(|n| format!("{n}\u{1b}[2J\nok\u{202e}")).collect();
+        let troubles = relay(&json!({ "unknown_destinations": names })).troubles();
+        assert_eq!(troubles.len(), NAMED_MAX + 1);
+        assert!(troubles[0].text.contains("destination 0\\u{1b}[2J\\nok\\u{202e}, which"));
+        assert!(troubles[NAMED_MAX].text.contains("19995 more"), "{troubles:?}");
     }
 
     #[test]

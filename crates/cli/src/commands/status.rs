@@ -9,6 +9,7 @@ use super::{open_transactions, relays};
 use crate::config::{Config, secrets, units};
 use crate::exit;
 use crate::output::{Output, table, time};
+use crate::plain;
 use crate::store;
 
 const NO_SPEED: &str = "not known: no relay that lives says how fast it goes";
@@ -73,7 +74,7 @@ pub(crate) async fn run(config: &Config, output: Output) -> anyhow::Result<()> {
             table.add_row([name.to_owned(), value]);
         }
         if let Some(why) = &unseen {
-            table.add_row(["relays".to_owned(), why.clone()]);
+            table.add_row(["relays".to_owned(), plain::line(why)]);
         }
         for relay in &relays {
             table.add_row(["relay".to_owned(), relay.as_line()]);
