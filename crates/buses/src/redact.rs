@@ -1,19 +1,31 @@
 //! Takes out of a text what must not be shown: answers of others are stored, logged and read.
 
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::ops::Range;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
 use crate::Secret;
 
 /// What stands in a text where a secret was.
 const MASK: &str = "***";
-/// A secret shorter than this is only recognised as a word of its own: a `1` is in every text.
-const ANYWHERE_BYTES_MIN: usize = 8;
+/// So many bytes of a secret in a row are recognised wherever they stand. Of a shorter secret, only the
+/// whole is, as a word of its own: a `1` is in every text.
+const PIECE_BYTES: usize = 8;
 /// The shortest beginning of a secret that is recognised where a text was cut.
 const CUT_BYTES_MIN: usize = 3;
+/// What most programs leave as it is in a URL.
+const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// Knows all that a destination's requests carry and nobody else may see.
+/// Knows all that a destination's requests carry and nobody else may see. Upper and lower case are one
+/// to it.
 #[derive(Clone, Default)]
 pub(crate) struct Redactor {
-    /// The longest first: one may hold another.
+    /// In lower case, the longest first: one may hold another.
     secrets: Vec<Secret>,
+    /// Each [`PIECE_BYTES`] in a row of a secret.
+    pieces: HashSet<[u8; PIECE_BYTES]>,
 }
 
 impl std::fmt::Debug for Redactor {
@@ -23,53 +35,81 @@ impl std::fmt::Debug for Redactor {
 }
 
 impl Redactor {
-    /// Of `texts` and of what JSON and HTML make of them.
+    /// Of `texts` and of what JSON, HTML, URLs and dumps make of them.
     pub(crate) fn new<'a>(texts: impl IntoIterator<Item = &'a str>) -> Self {
+        let spellings = |text: &str| {
+            let json = serde_json::to_string(text).unwrap_or_default();
+            let json = json.trim_matches('"').to_owned();
+            [
+                text.to_owned(),
+                json.replace('/', "\\/"),
+                json,
+                html(text),
+                utf8_percent_encode(text, UNRESERVED).to_string(),
+                utf8_percent_encode(text, NON_ALPHANUMERIC).to_string(),
+                hexadecimal(text),
+            ]
+        };
         let mut known: Vec<String> = texts
             .into_iter()
             .filter(|text| !text.is_empty())
-            .flat_map(|text| {
-                let json = serde_json::to_string(text).unwrap_or_default();
-                let json = json.trim_matches('"').to_owned();
-                [text.to_owned(), json.replace('/', "\\/"), json, html(text)]
-            })
+            .flat_map(spellings)
+            .map(|spelling| spelling.to_ascii_lowercase())
             .collect();
         known.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
         known.dedup();
-        Self { secrets: known.into_iter().map(Secret::from).collect() }
+        let pieces = known.iter().flat_map(|text| text.as_bytes().array_windows()).copied();
+        Self { pieces: pieces.collect(), secrets: known.into_iter().map(Secret::from).collect() }
     }
 
-    /// `text` without secrets, and without the beginning of one at its end.
-    pub(crate) fn redact(&self, mut text: String) -> String {
-        for secret in &self.secrets {
-            text = replace(&text, secret.expose());
-        }
+    /// `text` without secrets and pieces of them, and without the beginning of one at its end.
+    pub(crate) fn redact(&self, text: String) -> String {
+        let lower = text.to_ascii_lowercase();
+        let mut found = self.pieces_in(&lower);
         for secret in &self.secrets {
             let secret = secret.expose();
+            if secret.len() < PIECE_BYTES {
+                found.extend(words(&lower, secret));
+            }
             let cut = (CUT_BYTES_MIN..secret.len())
                 .rev()
-                .find(|len| secret.get(..*len).is_some_and(|begin| text.ends_with(begin)));
-            if let Some(len) = cut {
-                text.truncate(text.len() - len);
-                text.push_str(MASK);
-            }
+                .find(|len| secret.get(..*len).is_some_and(|begin| lower.ends_with(begin)));
+            found.extend(cut.map(|len| lower.len() - len..lower.len()));
         }
-        text
+        masked(&text, found)
+    }
+
+    fn pieces_in(&self, lower: &str) -> Vec<Range<usize>> {
+        let windows = lower.as_bytes().array_windows::<PIECE_BYTES>().enumerate();
+        let known = windows.filter(|(_, window)| self.pieces.contains(*window));
+        known.map(|(at, _)| at..at + PIECE_BYTES).collect()
     }
 }
 
-fn replace(text: &str, secret: &str) -> String {
-    let anywhere = secret.len() >= ANYWHERE_BYTES_MIN;
+/// Where `secret` stands as a word.
+fn words(text: &str, secret: &str) -> Vec<Range<usize>> {
     let in_word = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+    let is_word = |range: &Range<usize>| {
+        let (before, after) = (&text[..range.start], &text[range.end..]);
+        !(in_word(before.chars().next_back()) || in_word(after.chars().next()))
+    };
+    text.match_indices(secret).map(|(at, found)| at..at + found.len()).filter(is_word).collect()
+}
+
+/// `text` with a mask in the place of these ranges, one for those that touch.
+fn masked(text: &str, mut ranges: Vec<Range<usize>>) -> String {
+    ranges.sort_unstable_by_key(|range| range.start);
     let mut out = String::with_capacity(text.len());
     let mut done = 0;
-    for (at, found) in text.match_indices(secret) {
-        let (before, after) = (&text[..at], &text[at + found.len()..]);
-        if anywhere || !(in_word(before.chars().next_back()) || in_word(after.chars().next())) {
-            out.push_str(&text[done..at]);
+    for range in ranges {
+        // A piece may begin or end within a character.
+        let (start, end) =
+            (text.floor_char_boundary(range.start), text.ceil_char_boundary(range.end));
+        if done == 0 || start > done {
+            out.push_str(&text[done..start]);
             out.push_str(MASK);
-            done = at + found.len();
         }
+        done = done.max(end);
     }
     out.push_str(&text[done..]);
     out
@@ -77,6 +117,14 @@ fn replace(text: &str, secret: &str) -> String {
 
 fn html(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+fn hexadecimal(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut out, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
 }
 
 #[cfg(test)]
@@ -98,6 +146,25 @@ mod tests {
             assert_eq!(redactor.redact(text.to_owned()), expected);
         }
         assert!(!format!("{redactor:?}").contains("topsecret"));
+    }
+
+    #[test]
+    fn a_piece_of_a_secret_is_taken_out_in_any_case_and_encoding() {
+        let secret = "k3y+sEcret/va=lue99";
+        let redactor = Redactor::new([secret, "B0SECRT"]);
+        for (text, expected) in [
+            ("bad key y+sEcret/va=lue99.", "bad key ***."),
+            ("bad key K3Y+SECRET/VA=LUE99.", "bad key ***."),
+            ("bad key k3y%2BsEcret%2fva%3Dlue99.", "bad key ***."),
+            ("bad key 6b33792b7345637265742f76613d6c75653939.", "bad key ***."),
+            ("no route services.b0secrt.x", "no route services.***.x"),
+            ("a secret, and its value", "a secret, and its value"),
+        ] {
+            assert_eq!(redactor.redact(text.to_owned()), expected);
+        }
+        // Pieces begin and end within characters here.
+        let redactor = Redactor::new(["éééééééé"]);
+        assert_eq!(redactor.redact("aßéééééèb".to_owned()), "aß***b");
     }
 
     #[test]

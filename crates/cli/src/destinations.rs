@@ -1,6 +1,7 @@
 //! The buses: from settings to destinations.
 
-use std::collections::HashMap;
+mod outputs;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,12 +17,12 @@ use posthaste_processor::Destination;
 use rustix::fs::OFlags;
 use tokio::sync::Notify;
 
-use crate::config::{DestinationSettings, Problem};
+use crate::config::{Config, DestinationSettings, Problem, bounded};
 
 /// What is wrong with the destinations, found without connecting to anything.
-pub(crate) fn problems(destinations: &[DestinationSettings]) -> Vec<Problem> {
-    let mut problems = same_outputs(destinations);
-    for destination in destinations {
+pub(crate) fn problems(config: &Config) -> Vec<Problem> {
+    let mut problems = outputs::clashes(config);
+    for destination in &config.destinations {
         let files = unusable_files(destination);
         let seed = bad_seed(destination);
         if files.is_empty() && seed.is_none() {
@@ -70,30 +71,6 @@ fn refusal(destination: &DestinationSettings) -> Option<Problem> {
     Some(destination.problem(key, why, help))
 }
 
-/// Two that write to one place would mix their lines, and one of them would lose the other's on a
-/// rotation.
-fn same_outputs(destinations: &[DestinationSettings]) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let mut taken: HashMap<PathBuf, &str> = HashMap::new();
-    for destination in destinations {
-        let (key, output) = match destination.kind.as_str() {
-            "stdout" => ("type", PathBuf::from("standard output")),
-            "file" => match destination.text("path") {
-                Some(path) => ("path", std::path::absolute(&path).unwrap_or_else(|_| path.into())),
-                None => continue,
-            },
-            _ => continue,
-        };
-        if let Some(other) = taken.get(&output) {
-            let why = format!("{other} writes to {} already", output.display());
-            problems.push(destination.problem(key, &why, "give each an output of its own"));
-        } else {
-            taken.insert(output, &destination.name);
-        }
-    }
-    problems
-}
-
 /// Files that a client would miss again and again while it connects, and mention in a log only.
 fn unusable_files(destination: &DestinationSettings) -> Vec<Problem> {
     const NEEDED: [(&str, &str); 4] = [
@@ -104,7 +81,7 @@ fn unusable_files(destination: &DestinationSettings) -> Vec<Problem> {
     ];
     let unusable = |(key, content): (&str, &str)| {
         let path = destination.text(key)?;
-        let why = match std::fs::read(&path) {
+        let why = match bounded::read(Path::new(&path), bounded::CERTIFICATES_BYTES_MAX) {
             Ok(bytes) if String::from_utf8_lossy(&bytes).contains(content) => return None,
             Ok(_) => format!("{path} has no line -----BEGIN {content}"),
             Err(error) => format!("{path} cannot be read: {error}"),

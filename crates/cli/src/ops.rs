@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use posthaste_processor::OutboxProcessor;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, lookup_host};
 use tokio::sync::Semaphore;
 
 use crate::config::secrets;
@@ -152,6 +152,15 @@ async fn metrics_text(State(ops): State<Ops>) -> impl IntoResponse {
 /// # Errors
 /// A [`Hint`] where the address cannot be had.
 pub(crate) async fn listen(address: &str, ops: Ops) -> anyhow::Result<SocketAddr> {
+    if let Err(error) = lookup_host(address).await {
+        return Err(Hint {
+            message: format!("ops.listen: the host of {address} does not resolve: {error}"),
+            hint: "set ops.listen (POSTHASTE_OPS__LISTEN) to an address of this machine, as \
+                   127.0.0.1:9464 or 0.0.0.0:9464"
+                .into(),
+        }
+        .into());
+    }
     let listener = TcpListener::bind(address).await.map_err(|error| Hint {
         message: format!("cannot listen on {address} (ops.listen): {error}"),
         hint: "another relay may have it; set ops.listen (POSTHASTE_OPS__LISTEN) to a free \

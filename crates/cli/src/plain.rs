@@ -25,10 +25,14 @@ pub(crate) fn coloured_line(text: &str) -> String {
 /// `\uXXXX`.
 pub(crate) fn json(text: &str) -> String {
     // Control characters below a space stand between the values of a JSON text only.
-    escaped(text, |c| c < ' ', |c| {
-        let mut units = [0; 2];
-        c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")).collect()
-    })
+    escaped(
+        text,
+        |c| c < ' ',
+        |c| {
+            let mut units = [0; 2];
+            c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")).collect()
+        },
+    )
 }
 
 fn escaped(text: &str, keeps: impl Fn(char) -> bool, escape: impl Fn(char) -> String) -> String {
@@ -65,10 +69,7 @@ mod tests {
 
     #[test]
     fn what_steers_a_screen_is_written_as_an_escape() {
-        assert_eq!(
-            line(EVIL),
-            "a\\u{1b}[2J\\u{9b}1m\\nb\\u{202e}c\\u{2066}\\u{2028}d\\u{e0041}é"
-        );
+        assert_eq!(line(EVIL), "a\\u{1b}[2J\\u{9b}1m\\nb\\u{202e}c\\u{2066}\\u{2028}d\\u{e0041}é");
         assert_eq!(lines("a\n\tb\u{202e}\r"), "a\n\tb\\u{202e}\\r");
     }
 

@@ -13,6 +13,15 @@ fn sql(options: &[&str]) -> String {
 }
 
 #[test]
+fn no_sql_is_written_for_a_version_that_is_not_known() {
+    let cli = Cli::without_database();
+    for dialect in ["postgres", "sqlite"] {
+        cli.run(&["migrate", "sql", "--dialect", dialect, "--from", "99"])
+            .failed(2, &["--from 99", "versions up to"]);
+    }
+}
+
+#[test]
 fn an_upgrade_leaves_out_what_is_there_and_the_way_back_is_its_own() {
     let (all, upgrade) = (sql(&[]), sql(&["--from", "2"]));
     for step in ["create table outbox_events", "create table outbox_shards"] {

@@ -233,6 +233,9 @@ fn sensitive(value: &str) -> Result<HeaderValue> {
     Ok(value)
 }
 
+/// A shorter part of a path is no secret: `v1`, `hooks`.
+const PATH_PART_BYTES_MIN: usize = 6;
+
 /// All that a request carries and no answer may bring into an error: many receivers repeat the
 /// request in their error page. Of the URL, too: the path of a webhook often is the secret.
 fn secrets(config: &WebhookConfig, url: &Url, basic: Option<&str>) -> Vec<String> {
@@ -248,6 +251,10 @@ fn secrets(config: &WebhookConfig, url: &Url, basic: Option<&str>) -> Vec<String
     }
     let path = url.path().trim_end_matches('/');
     known.extend([path.to_owned(), percent_decode(path)]);
+    // Many a path is a secret (`/services/T0/B0/s3cr3t`), and receivers name its last part alone.
+    for part in path.split('/').filter(|part| part.len() >= PATH_PART_BYTES_MIN) {
+        known.extend([part.to_owned(), percent_decode(part)]);
+    }
     if let Some(query) = url.query() {
         known.push(query.to_owned());
         for (_, value) in url.query_pairs() {

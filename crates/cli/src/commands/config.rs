@@ -27,7 +27,7 @@ pub(crate) fn run(
 
 fn check(inputs: Inputs, output: Output) -> anyhow::Result<ExitCode> {
     let loaded = inputs.load().and_then(|config| {
-        let mut problems = destinations::problems(&config.destinations);
+        let mut problems = destinations::problems(&config);
         problems.extend(destinations::absences(&config.destinations));
         if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
     });

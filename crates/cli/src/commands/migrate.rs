@@ -100,7 +100,8 @@ fn postgres_sql(args: MigrateSqlArgs) -> anyhow::Result<String> {
         return Ok(posthaste_postgres::ROLES_SQL.to_owned());
     }
     if !args.down {
-        return Ok(posthaste_postgres::migration_sql(args.from));
+        return refuse_beyond(posthaste_postgres::SCHEMA_VERSION, args.from)
+            .map(|()| posthaste_postgres::migration_sql(args.from));
     }
     posthaste_postgres::rollback_sql(args.from).ok_or_else(|| {
         UsageError(format!(
@@ -110,6 +111,15 @@ fn postgres_sql(args: MigrateSqlArgs) -> anyhow::Result<String> {
         ))
         .into()
     })
+}
+
+/// SQL for a version that is not there yet would look as if nothing were to be done.
+fn refuse_beyond(latest: u32, from: u32) -> anyhow::Result<()> {
+    if from <= latest {
+        return Ok(());
+    }
+    let why = format!("--from {from}: this program knows versions up to {latest}");
+    Err(UsageError(why).into())
 }
 
 async fn sqlite_sql(args: MigrateSqlArgs) -> anyhow::Result<String> {
@@ -126,7 +136,8 @@ async fn sqlite_sql(args: MigrateSqlArgs) -> anyhow::Result<String> {
     if args.from == 0 {
         return Ok(format!("{title}, version {version}. Run it once.\n\n{sql}"));
     }
-    if args.from >= version {
+    refuse_beyond(version, args.from)?;
+    if args.from == version {
         return Ok(format!("{title}: version {version} is the latest, nothing is to be done.\n"));
     }
     Err(UsageError(format!("SQLite's migrations are written from version 0 only; run `posthaste migrate up` to go from version {} to {version}", args.from)).into())

@@ -25,6 +25,7 @@ use crate::{demo, logs};
 
 /// Carries out what the command line asks for.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    signals::survive_file_size_limit()?;
     let Arguments { global, command } = arguments;
     let output = Output::new(global.output);
     match command {

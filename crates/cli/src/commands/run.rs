@@ -27,7 +27,7 @@ const OTHERS_DELAY: Duration = Duration::from_millis(250);
 
 /// Runs the relay until it is stopped, or until its work is done.
 pub(crate) async fn run(args: &RunArgs, config: Config) -> anyhow::Result<ExitCode> {
-    let problems = destinations::problems(&config.destinations);
+    let problems = destinations::problems(&config);
     if !problems.is_empty() {
         return Err(Problems(problems).into());
     }

@@ -1,13 +1,25 @@
 //! Signals that ask the relay to stop.
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use rustix::process::Signal;
+use tokio::signal::unix::{self, SignalKind, signal};
+
+/// Lets a write beyond the limit of a file's size (`LimitFSIZE=`, `ulimit -f`) fail, as one to a full disk
+/// does. Without it the system ends the process, and with it the delivery to all other destinations.
+/// Must be called within a runtime.
+///
+/// # Errors
+/// When the system refuses the handler.
+pub(crate) fn survive_file_size_limit() -> std::io::Result<()> {
+    // The handler stays when the listener goes.
+    signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map(drop)
+}
 
 /// SIGTERM, SIGINT and SIGHUP, heard from the moment it is made.
 #[derive(Debug)]
 pub(crate) struct StopSignals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
+    hangup: unix::Signal,
 }
 
 impl StopSignals {

@@ -6,6 +6,7 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::bounded;
 use super::problem::Problem;
 use super::value::{Origin, Raw};
 
@@ -30,7 +31,7 @@ pub(crate) type Entries = BTreeMap<String, Entry>;
 /// A file that cannot be read, or every syntax error with its line and column.
 pub(crate) fn read(path: &Path) -> Result<Entries, Vec<Problem>> {
     let name = path.display().to_string();
-    match std::fs::read(path).map(String::from_utf8) {
+    match bounded::read(path, bounded::CONFIGURATION_BYTES_MAX).map(String::from_utf8) {
         Ok(Ok(text)) => parse(&name, &text),
         Ok(Err(_)) => Err(vec![Problem {
             path: String::new(),

@@ -1,5 +1,6 @@
 //! The configuration: one file, the environment, the command line; checked as a whole.
 
+pub(crate) mod bounded;
 pub(crate) mod database;
 mod destination_types;
 mod environment;

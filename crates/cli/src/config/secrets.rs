@@ -1,7 +1,9 @@
 //! Secrets: taken by reference, never shown.
 
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use super::bounded;
 use super::schema::Kind;
 use super::value::Refusal;
 
@@ -29,9 +31,12 @@ pub(crate) fn resolve(text: &str, kind: Kind) -> Result<String, Refusal> {
         })?
     } else if let Some(path) = text.strip_prefix("file:") {
         let help = || "correct the path, or let posthaste's user read the file".to_owned();
-        let content = std::fs::read_to_string(path).map_err(|error| {
-            (format!("refers to the file {path:?}, which cannot be read: {error}"), help())
-        })?;
+        let unreadable = |why: &dyn std::fmt::Display| {
+            (format!("refers to the file {path:?}, which cannot be read: {why}"), help())
+        };
+        let content = bounded::read(Path::new(path), bounded::SECRET_BYTES_MAX)
+            .map_err(|error| unreadable(&error))?;
+        let content = String::from_utf8(content).map_err(|_| unreadable(&"it is not UTF-8"))?;
         let content = content.trim_end_matches(['\r', '\n']);
         if content.is_empty() {
             return Err((format!("refers to the file {path:?}, which is empty"), help()));

@@ -68,7 +68,7 @@ pub use adopt::AdoptReport;
 pub use options::PostgresOptions;
 pub use outbox::PostgresOutbox;
 pub use rights::ROLES_SQL;
-pub use script::{migration_sql, rollback_sql, statement_per_line};
+pub use script::{SCHEMA_VERSION, migration_sql, rollback_sql, statement_per_line};
 pub use store::{lock_key, store_events};
 pub use transaction::PostgresTransaction;
 pub use waker::NOTIFY_CHANNEL;

@@ -3,6 +3,9 @@
 use crate::history::CREATE_AHEAD;
 use crate::migrations::{BOOKKEEPING, STEPS, WANTED, record};
 
+/// The version of the schema that this program makes, the latest that it knows.
+pub const SCHEMA_VERSION: u32 = WANTED;
+
 /// SQL that takes a database from version `from` of the schema to this program's; 0 is a database
 /// without an outbox. With the bookkeeping that [`migrate`](posthaste_core::OutboxMigrations::migrate)
 /// would have done.
