@@ -42,6 +42,21 @@ create table if not exists outbox_events_pending partition of outbox_events for 
 create table if not exists outbox_events_processed partition of outbox_events
     for values in (false) partition by range (processed_at);
 create table if not exists outbox_events_processed_default partition of outbox_events_processed default;
+-- One that was detached is put back with all that is in it.
+do $$
+declare
+    lost record;
+begin
+    for lost in select * from (values
+            ('outbox_events_pending', 'outbox_events', 'for values in (true)'),
+            ('outbox_events_processed', 'outbox_events', 'for values in (false)'),
+            ('outbox_events_processed_default', 'outbox_events_processed', 'default')) as wanted (part, whole, bound)
+        where not exists (select from pg_inherits
+                           where inhrelid = to_regclass(part) and inhparent = to_regclass(whole)) loop
+        execute format('alter table %I attach partition %I %s', lost.whole, lost.part, lost.bound);
+    end loop;
+end
+$$;
 do $$
 begin
     if to_regclass('outbox_events_pending_seq_key') is null then

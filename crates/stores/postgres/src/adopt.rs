@@ -41,7 +41,7 @@ const SHAPE: &str = "\
     select c.relkind::text, \
         coalesce(array_agg(a.attname::text order by a.attnum) \
             filter (where a.attnum > 0 and not a.attisdropped), '{}'), \
-        coalesce(array_agg(format_type(a.atttypid, null) order by a.attnum) \
+        coalesce(array_agg(replace(format_type(a.atttypid, null), '\"', '') order by a.attnum) \
             filter (where a.attnum > 0 and not a.attisdropped), '{}') \
     from pg_class c left join pg_attribute a on a.attrelid = c.oid \
     where c.oid = to_regclass('outbox_events') group by c.oid, c.relkind";
@@ -117,18 +117,14 @@ fn copy_waiting(more: &[&str]) -> String {
     )
 }
 
-/// A time before there were outboxes is what some languages write for none. The old relay took such an
-/// event for delivered, and so do we.
+/// What was delivered. Times that were never set are refused before.
 fn copy_delivered(more: &[&str]) -> String {
     let more = list(more, &["seq"]);
     format!(
         "insert into outbox_events (id, aggregate_id, event_type, event_data, created_at, \
             retry_count, max_retries, error_message, processed_at{more}) \
         select id, aggregate_id, event_type, event_data::jsonb, created_at, retry_count, \
-            max_retries, error_message, \
-            case when processed_at < '2000-01-02' or processed_at = 'infinity' then \
-                coalesce(least(greatest(created_at, '2000-01-02'), now()), now()) \
-            else processed_at end{more} \
+            max_retries, error_message, processed_at{more} \
         from outbox_events_flat where processed_at is not null order by processed_at, created_at, id"
     )
 }
@@ -149,6 +145,9 @@ const ODD_ROWS: &str = "\
         where id is null or aggregate_id is null or event_type is null or event_data is null \
         union all select id, 'the nil id' from outbox_events \
         where id = '00000000-0000-0000-0000-000000000000' and processed_at is null \
+        union all select id, 'a processed_at that is a time which was never set (set it to null where \
+            the event was never sent, to now() where it was)' from outbox_events \
+        where processed_at < '2000-01-01 00:00:00+00' or processed_at = 'infinity' \
         union all select id, 'a NUL character in event_data' from outbox_events \
         where pg_typeof(event_data)::text = 'json' and event_data::text ~ '(^|[^\\\\])(\\\\\\\\)*\\\\u0000' \
     ) odd group by what";

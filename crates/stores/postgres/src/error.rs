@@ -116,6 +116,11 @@ fn classify_state(error: &dyn DatabaseError) -> (ErrorKind, String) {
             ErrorKind::Rejected,
             "an earlier statement of this transaction failed, so that nothing of it is stored",
         ),
+        // The code is that of a value which a check refuses; here no value of any event could pass.
+        "23514" if has_no_partition(error) => (
+            ErrorKind::Schema,
+            "a part of outbox_events was detached; run `posthaste migrate up`, which puts it back",
+        ),
         "23505" => (ErrorKind::Rejected, "the event is stored already"),
         // `allow_connections` is off, as it is while a copy is made. Told apart from other faults of
         // state by where it is met: only a server that refuses a connection is fatal to it.
@@ -129,6 +134,12 @@ fn classify_state(error: &dyn DatabaseError) -> (ErrorKind, String) {
         },
     };
     (kind, format!("{hint} (SQLSTATE {code})"))
+}
+
+/// Whether a table has no part for a row. Only the place in the server tells it from a check.
+fn has_no_partition(error: &dyn DatabaseError) -> bool {
+    let error = error.try_downcast_ref::<PgDatabaseError>();
+    error.is_some_and(|error| error.routine() == Some("ExecFindPartition"))
 }
 
 /// Whether the server ended the connection over it.

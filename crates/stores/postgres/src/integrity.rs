@@ -15,6 +15,13 @@ const MISSING: &str = "\
             'outbox_events_pending', 'outbox_events_processed', 'outbox_events_processed_default', \
             'outbox_signal', 'outbox_relays', 'outbox_shards']) as name where to_regclass(name) is null \
         union all \
+        select format('partition %s of %s', part, whole), true from unnest( \
+            array['outbox_events_pending', 'outbox_events_processed', 'outbox_events_processed_default'], \
+            array['outbox_events', 'outbox_events', 'outbox_events_processed']) as wanted (part, whole) \
+        where to_regclass(part) is not null and to_regclass(whole) is not null \
+            and not exists (select from pg_inherits \
+                where inhrelid = to_regclass(part) and inhparent = to_regclass(whole)) \
+        union all \
         select 'sequence outbox_events_seq', true where to_regclass('outbox_events_seq') is null \
         union all \
         select 'index ' || name, false from unnest(array['outbox_events_pending_seq_key', \
@@ -52,9 +59,9 @@ const MISSING_ROWS: &str = "\
         union all \
         select 'the row of outbox_signal' where not exists (select from outbox_signal)) missing";
 
-/// Names and types of the columns there are.
+/// Names and types of the columns there are. Types without quotes: `quote_all_identifiers` adds them.
 const COLUMNS: &str = "\
-    select attname::text, format_type(atttypid, null) from pg_attribute \
+    select attname::text, replace(format_type(atttypid, null), '\"', '') from pg_attribute \
     where attrelid = to_regclass('outbox_events') and attnum > 0 and not attisdropped";
 
 const TEXT: &[&str] = &["character varying", "text"];

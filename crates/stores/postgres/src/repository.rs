@@ -17,8 +17,8 @@ use crate::outbox::PostgresOutbox;
 use crate::row::{self, key_column, order_key, shard_column};
 use crate::store::store;
 use crate::{
-    backlog, fetch, heads, history, integrity, lease, migrations, relays, rights, settle, shown,
-    standby, watermark,
+    backlog, fetch, heads, history, integrity, lease, looks, migrations, relays, rights, settle,
+    shown, standby, watermark,
 };
 
 macro_rules! dead_heads_of {
@@ -153,6 +153,9 @@ async fn check(outbox: &PostgresOutbox) -> Result<()> {
     rights::check(&mut session, CHECK).await?;
     migrations::check(&mut session, CHECK).await?;
     integrity::check(&mut session, CHECK).await?;
+    if let Some((fault, hint)) = looks::sequence_fault(&mut session, CHECK).await? {
+        tracing::warn!(fault, hint, "order within a key is not kept");
+    }
     session.finish().await
 }
 

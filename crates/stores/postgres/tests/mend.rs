@@ -41,6 +41,18 @@ async fn migrate_makes_again_whatever_is_missing() {
         ("drop table outbox_events_processed", "table outbox_events_processed"),
         ("drop table outbox_events_processed_default", "table outbox_events_processed_default"),
         ("drop table outbox_events", "table outbox_events,"),
+        (
+            "alter table outbox_events detach partition outbox_events_processed",
+            "partition outbox_events_processed of outbox_events",
+        ),
+        (
+            "alter table outbox_events detach partition outbox_events_pending",
+            "partition outbox_events_pending of outbox_events",
+        ),
+        (
+            "alter table outbox_events_processed detach partition outbox_events_processed_default",
+            "partition outbox_events_processed_default of outbox_events_processed",
+        ),
         ("drop sequence outbox_events_seq cascade", "sequence outbox_events_seq"),
         ("alter table outbox_events alter id drop default", "default of the column id"),
         ("drop function outbox_shard", "function outbox_shard(text)"),
@@ -139,7 +151,7 @@ async fn a_table_that_another_tool_put_in_its_place_is_adopted() {
                  (2, gen_random_uuid(), gen_random_uuid(), 'second', '{}', 'to', now(), null, null), \
                  (1, gen_random_uuid(), gen_random_uuid(), 'first', '{}', null, now(), null, null), \
                  (3, gen_random_uuid(), gen_random_uuid(), 'dead', '{}', null, now(), now(), null), \
-                 (4, gen_random_uuid(), gen_random_uuid(), 'never', '{}', null, now(), null, '0001-01-01')",
+                 (4, gen_random_uuid(), gen_random_uuid(), 'done', '{}', null, now(), null, now())",
         )
         .await;
     for error in [outbox.check().await.unwrap_err(), outbox.migrate().await.unwrap_err()] {
@@ -164,7 +176,10 @@ async fn rows_that_cannot_be_adopted_are_named() {
                  max_retries integer, error_message text); \
              insert into outbox_events (id, aggregate_id, event_type, event_data) values \
                  ({id}, gen_random_uuid(), repeat('x', 150), '{{}}'), \
-                 ({id}, gen_random_uuid(), 'nul', '{{\"a\": \"\\u0000\"}}')"
+                 ({id}, gen_random_uuid(), 'nul', '{{\"a\": \"\\u0000\"}}'); \
+             insert into outbox_events (id, aggregate_id, event_type, event_data, processed_at) \
+                 select gen_random_uuid(), gen_random_uuid(), 'never', '{{}}', time::timestamptz \
+                 from unnest(array['0001-01-01', '-infinity', '1970-01-01', 'infinity']) time"
         ))
         .await;
     let outbox = PostgresOutbox::connect(&database.options()).await.unwrap();
@@ -173,6 +188,7 @@ async fn rows_that_cannot_be_adopted_are_named() {
     for part in [
         "1 rows have an event_type of over 100 characters, the first is 22222222",
         "2 rows have an id that other rows have, too",
+        "4 rows have a processed_at that is a time which was never set (set it to null",
         "1 rows have a NUL character in event_data",
     ] {
         assert!(error.report().contains(part), "{}", error.report());
@@ -192,4 +208,48 @@ async fn a_column_of_another_type_is_named_at_start() {
         assert!(refused.contains(part), "{refused}");
     }
     assert_eq!(outbox.column_faults().await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_setting_that_quotes_every_name_is_no_fault_of_a_column() {
+    let Some(database) = TestDatabase::create().await else { return };
+    drop(database.outbox().await);
+    let set = format!("alter database {} set quote_all_identifiers = on", database.name);
+    database.run(&set).await;
+    let outbox = PostgresOutbox::connect(&database.options()).await.unwrap();
+    outbox.check().await.unwrap();
+    assert_eq!(outbox.column_faults().await.unwrap(), Vec::<String>::new());
+    database.run("alter table outbox_events rename to outbox_events_made").await;
+    database
+        .run(
+            "create table outbox_events (id uuid, aggregate_id uuid, event_type text, event_data json, \
+                 created_at timestamptz, processed_at timestamptz, retry_count integer, \
+                 max_retries integer, error_message text); \
+             drop table outbox_events_made cascade",
+        )
+        .await;
+    outbox.adopt_table().await.unwrap();
+    outbox.check().await.unwrap();
+}
+
+/// A relay that runs must not take it for the fault of each event by itself.
+#[tokio::test]
+async fn a_history_that_was_detached_is_the_schemas_fault_and_not_the_events() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    database.run(&insert("sent")).await;
+    let found = common::pending(&outbox).await;
+    database.run("alter table outbox_events detach partition outbox_events_processed").await;
+    let settlement = posthaste_core::Settlement {
+        lease: None,
+        seq: found[0].seq,
+        id: found[0].event.id(),
+        outcome: posthaste_core::SettlementOutcome::Delivered,
+    };
+    let error = outbox.settle(std::slice::from_ref(&settlement)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Schema, "{}", error.report());
+    assert!(error.report().contains("detached"), "{}", error.report());
+    assert!(error.report().contains("posthaste migrate up"), "{}", error.report());
+    outbox.migrate().await.unwrap();
+    assert_eq!(outbox.settle(&[settlement]).await.unwrap(), 1);
 }

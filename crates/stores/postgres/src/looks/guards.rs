@@ -7,6 +7,7 @@ use sqlx::postgres::PgRow;
 use super::{LOOK, reading};
 use crate::error::failed;
 use crate::outbox::PostgresOutbox;
+use crate::session::Session;
 
 /// Tables with row level security: whether it binds this user.
 const ROW_SECURITY: &str = "\
@@ -44,9 +45,12 @@ const SUBSCRIPTIONS: &str = "\
     order by 1";
 
 const SEQUENCE: &str = "\
-    select seqcache, seqincrement, seqcycle, (select last_value from outbox_events_seq), \
-        (select max(seq) from outbox_events_pending) \
+    select seqcache, seqincrement, seqcycle \
     from pg_sequence where seqrelid = to_regclass('outbox_events_seq')";
+
+/// Takes the right to read the sequence, which a relay need not have.
+const PLACES: &str = "\
+    select (select last_value from outbox_events_seq), (select max(seq) from outbox_events_pending)";
 
 pub(super) async fn look_at_row_security(outbox: &PostgresOutbox) -> Result<Finding> {
     const ABOUT: &str = "row level security";
@@ -91,7 +95,7 @@ pub(super) async fn look_at_identities(outbox: &PostgresOutbox) -> Result<Findin
         "publication {publications} takes changes of {}, which has no replica identity: {refused}",
         tables.join(", ")
     );
-    let identity = if first.ends_with("outbox_events_pending") {
+    let identity = if first.trim_end_matches('"').ends_with("outbox_events_pending") {
         "using index outbox_events_pending_id_key"
     } else {
         "full"
@@ -120,27 +124,48 @@ pub(super) async fn look_at_subscriptions(outbox: &PostgresOutbox) -> Result<Fin
     ))
 }
 
+/// What of the sequence's settings breaks the order within a key, and what to do.
+pub(crate) async fn sequence_fault(
+    session: &mut Session,
+    operation: &'static str,
+) -> Result<Option<(String, &'static str)>> {
+    let statement = session.statement(SEQUENCE);
+    let row = statement.fetch_optional(session.connection()).await.map_err(failed(operation))?;
+    let Some(row) = row else {
+        let message = "outbox_events_seq is not there";
+        return Ok(Some((message.into(), "`posthaste migrate up` makes it again")));
+    };
+    let read = || -> sqlx::Result<(i64, i64, bool)> {
+        Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
+    };
+    let (cache, increment, cycles) = read().map_err(failed(operation))?;
+    if cache == 1 && increment == 1 && !cycles {
+        return Ok(None);
+    }
+    let message = format!(
+        "outbox_events_seq has cache {cache}, increment {increment}{}: later transactions get lower \
+         numbers than earlier ones, which breaks the order within a key",
+        if cycles { ", and begins anew at its end" } else { "" }
+    );
+    Ok(Some((message, "`alter sequence outbox_events_seq increment 1 cache 1 no cycle`")))
+}
+
 pub(super) async fn look_at_sequence(outbox: &PostgresOutbox) -> Result<Finding> {
     const ABOUT: &str = "sequence";
-    let rows = ask(outbox, SEQUENCE).await?;
-    let Some(row) = rows.first() else {
-        return Ok(Finding::new(ABOUT, Severity::Error, "outbox_events_seq is not there")
-            .with_hint("`posthaste migrate up` makes it again"));
-    };
-    let read = || -> sqlx::Result<(i64, i64, bool, i64, Option<i64>)> {
-        Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?, row.try_get(4)?))
-    };
-    let (cache, increment, cycles, last, highest) = read().map_err(failed(LOOK))?;
-    if cache != 1 || increment != 1 || cycles {
-        let message = format!(
-            "outbox_events_seq has cache {cache}, increment {increment}{}: later transactions get lower \
-             numbers than earlier ones, which breaks the order within a key",
-            if cycles { ", and begins anew at its end" } else { "" }
-        );
-        return Ok(Finding::new(ABOUT, Severity::Error, message)
-            .with_hint("`alter sequence outbox_events_seq increment 1 cache 1 no cycle`"));
+    let mut session = reading(outbox).await?;
+    let fault = sequence_fault(&mut session, LOOK).await?;
+    session.finish().await?;
+    if let Some((fault, hint)) = fault {
+        return Ok(Finding::new(ABOUT, Severity::Error, fault).with_hint(hint));
     }
-    if let Some(highest) = highest.filter(|highest| *highest > last) {
+    let rows = ask(outbox, PLACES).await?;
+    let places = |row: &PgRow| -> sqlx::Result<(i64, Option<i64>)> {
+        Ok((row.try_get(0)?, row.try_get(1)?))
+    };
+    let places = rows.first().map(places).transpose().map_err(failed(LOOK))?;
+    if let Some((last, Some(highest))) = places
+        && highest > last
+    {
         let message = format!(
             "outbox_events_seq stands at {last}, and an event waits at {highest}: new events go before \
              it, or are refused"

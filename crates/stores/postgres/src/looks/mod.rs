@@ -18,6 +18,8 @@ use crate::outbox::PostgresOutbox;
 use crate::rights;
 use crate::session::Session;
 
+pub(crate) use guards::sequence_fault;
+
 const LOOK: &str = "look at the outbox";
 
 /// No look has a right to load the database for longer.
