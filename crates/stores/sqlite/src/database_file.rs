@@ -175,6 +175,24 @@ pub(crate) fn identity_of(metadata: &std::fs::Metadata) -> Identity {
     (metadata.dev(), metadata.ino())
 }
 
+/// What a second name of the file (a hard link) leads to, where it has one. SQLite keeps its log beside the
+/// name by which a file was opened (<https://www.sqlite.org/howtocorrupt.html>, "multiple links").
+pub(crate) fn second_name(path: &Path) -> Option<&'static str> {
+    const DANGER: &str = "the database file has another name, a hard link: who opens it by that one has a log \
+         and a relay's lock of its own, which damages the file and sends events twice";
+    names(path).is_some_and(|names| names > 1).then_some(DANGER)
+}
+
+#[cfg(unix)]
+fn names(path: &Path) -> Option<u64> {
+    path.metadata().ok().map(|metadata| std::os::unix::fs::MetadataExt::nlink(&metadata))
+}
+
+#[cfg(not(unix))]
+fn names(_path: &Path) -> Option<u64> {
+    None
+}
+
 /// Windows neither moves nor removes an open file.
 #[cfg(not(unix))]
 pub(crate) fn identity(_path: &Path) -> io::Result<Identity> {

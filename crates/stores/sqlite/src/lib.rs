@@ -33,6 +33,7 @@ mod admin;
 mod database_file;
 mod error;
 mod fetch;
+mod integrity;
 mod looks;
 mod migration;
 mod options;

@@ -2,12 +2,14 @@
 
 use std::future::Future;
 
-use posthaste_core::{Finding, Result, Severity};
+use posthaste_core::{ErrorKind, Finding, Result, Severity};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use crate::SqliteOutbox;
+use crate::database_file::second_name;
 use crate::error::database;
+use crate::integrity;
 
 const LOOK: &str = "look at the outbox";
 
@@ -46,11 +48,22 @@ select
 const LOOKED_AT_MAX: i64 = 10_000;
 
 pub(crate) async fn diagnose(outbox: &SqliteOutbox) -> Vec<Finding> {
-    vec![one("writes", look_at_writes(outbox)).await, one("rows", look_at_rows(outbox)).await]
+    let writes = one("writes", look_at_writes(outbox)).await;
+    let schema = one("schema", look_at_schema(outbox)).await;
+    vec![look_at_file(outbox), writes, schema, one("rows", look_at_rows(outbox)).await]
 }
 
 async fn one(about: &'static str, look: impl Future<Output = Result<Finding>>) -> Finding {
     look.await.unwrap_or_else(|error| Finding::unknown(about, &error))
+}
+
+fn look_at_file(outbox: &SqliteOutbox) -> Finding {
+    const ABOUT: &str = "file";
+    match second_name(outbox.path()) {
+        None => Finding::fine(ABOUT, "has one name"),
+        Some(danger) => Finding::new(ABOUT, Severity::Warning, danger)
+            .with_hint("`find DIRECTORY -samefile FILE` shows its names: remove all but one"),
+    }
 }
 
 /// Takes SQLite's one write lock and gives it back: nothing is written.
@@ -58,6 +71,24 @@ async fn look_at_writes(outbox: &SqliteOutbox) -> Result<Finding> {
     let transaction = outbox.begin_write(LOOK).await?;
     transaction.rollback().await.map_err(|error| database(LOOK, error))?;
     Ok(Finding::fine("writes", "the file takes writes, and nobody holds its lock for long"))
+}
+
+async fn look_at_schema(outbox: &SqliteOutbox) -> Result<Finding> {
+    const ABOUT: &str = "schema";
+    if let Err(error) = outbox.check_schema().await {
+        if error.kind() != ErrorKind::Schema {
+            return Err(error);
+        }
+        return Ok(Finding::new(ABOUT, Severity::Error, error.report())
+            .with_hint("`posthaste migrate up` makes what is missing"));
+    }
+    let missing = integrity::missing(&mut *outbox.reader(LOOK).await?, LOOK).await?;
+    if missing.is_empty() {
+        return Ok(Finding::fine(ABOUT, "all there"));
+    }
+    let message = format!("missing are {}", integrity::list(&missing));
+    Ok(Finding::new(ABOUT, Severity::Warning, message)
+        .with_hint("`posthaste migrate up` makes them again"))
 }
 
 async fn look_at_rows(outbox: &SqliteOutbox) -> Result<Finding> {

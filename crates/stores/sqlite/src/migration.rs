@@ -6,15 +6,15 @@ use sqlx::SqliteConnection;
 
 use crate::SqliteOutbox;
 use crate::error::database;
-use crate::row;
+use crate::{integrity, row};
 
 /// A migration and its SQL. A released one is never changed; the next change is a new file.
-struct Step {
+pub(crate) struct Step {
     migration: Migration,
-    sql: &'static str,
+    pub(crate) sql: &'static str,
 }
 
-const STEPS: &[Step] = &[
+pub(crate) const STEPS: &[Step] = &[
     Step {
         migration: Migration { version: 1, name: "outbox" },
         sql: include_str!("../migrations/0001_outbox.sql"),
@@ -33,7 +33,7 @@ create table if not exists outbox_migrations (
 );
 ";
 
-const OPERATION: &str = "migrate outbox";
+pub(crate) const OPERATION: &str = "migrate outbox";
 
 #[async_trait]
 impl OutboxMigrations for SqliteOutbox {
@@ -48,6 +48,7 @@ impl OutboxMigrations for SqliteOutbox {
         // Looks before it locks: what is up to date waits for nobody's write lock.
         let status = self.migration_status().await?;
         if status.current == status.wanted {
+            self.mend().await?;
             return Ok(applied);
         }
         for step in STEPS {
@@ -61,6 +62,7 @@ impl OutboxMigrations for SqliteOutbox {
                 applied.push(step.migration.clone());
             }
         }
+        self.mend().await?;
         Ok(applied)
     }
 
@@ -99,6 +101,8 @@ impl SqliteOutbox {
                 .with_context("next", next.version));
         }
         // The bookkeeping may be right and the table not: somebody altered it.
+        let whole = integrity::check(&mut connection, OPERATION).await;
+        whole.map_err(|error| error.with_context("path", self.path().display()))?;
         let mut columns = sqlx::QueryBuilder::<sqlx::Sqlite>::new("select ");
         columns
             .push(row::COLUMNS)

@@ -9,7 +9,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::sqlite::SqlitePoolOptions;
 use sqlx::{Connection, Sqlite, SqlitePool, Transaction};
 
-use crate::database_file::DatabaseFile;
+use crate::database_file::{DatabaseFile, second_name};
 use crate::error::{database, is_busy};
 use crate::relay_lock::RelayLock;
 use crate::wake::Wake;
@@ -121,6 +121,9 @@ impl SqliteOutbox {
     /// Takes the right to deliver from this file.
     pub(crate) fn take_claim(&self) -> Result<Claim> {
         let lock = Arc::new(RelayLock::acquire(self.path())?);
+        if let Some(danger) = second_name(self.path()) {
+            tracing::warn!(path = %self.path().display(), "{danger}");
+        }
         *self.claimed.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&lock);
         Ok(Claim::new(lock))
     }

@@ -7,7 +7,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use posthaste_core::{ErrorKind, OutboxMigrations, OutboxRepository};
+use posthaste_core::{ErrorKind, OutboxAdmin, OutboxMigrations, OutboxRepository, Severity};
 use posthaste_sqlite::SqliteOutbox;
 use support::{event, outbox, pending, run_sql};
 
@@ -141,4 +141,18 @@ async fn nobody_else_may_read_what_is_created() {
         let mode = beside(outbox.path(), ending).metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o007, 0, "{ending}: {mode:o}");
     }
+}
+
+#[tokio::test]
+async fn a_second_name_of_the_file_is_found() {
+    let (directory, outbox) = outbox().await;
+    let found = || async {
+        let findings = outbox.diagnose().await;
+        findings.iter().find(|finding| &*finding.about == "file").unwrap().clone()
+    };
+    assert_eq!(found().await.severity, Severity::Fine);
+    std::fs::hard_link(outbox.path(), directory.path().join("other.db")).unwrap();
+    let warned = found().await;
+    assert_eq!(warned.severity, Severity::Warning);
+    assert!(warned.message.contains("a hard link"), "{warned:?}");
 }

@@ -6,7 +6,7 @@ mod support;
 
 use std::path::PathBuf;
 
-use posthaste_core::{Error, ErrorKind, OutboxMigrations, OutboxRepository};
+use posthaste_core::{Error, ErrorKind, OutboxAdmin, OutboxMigrations, OutboxRepository, Severity};
 use posthaste_sqlite::{SqliteOptions, SqliteOutbox};
 use support::{event, outbox, pending, run_sql};
 
@@ -103,6 +103,62 @@ async fn an_altered_table_is_found_before_anything_runs() {
         let error = outbox.check().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Schema, "{sql}: {}", error.report());
     }
+}
+
+#[tokio::test]
+async fn migrate_makes_again_whatever_is_missing() {
+    let (_directory, outbox) = outbox().await;
+    let whole = schema(&outbox).await;
+    for (loss, is_needed, named) in [
+        ("drop index outbox_events_pending", true, "index outbox_events_pending"),
+        ("drop index outbox_events_processed", true, "index outbox_events_processed"),
+        ("drop trigger outbox_events_refused", false, "trigger outbox_events_refused"),
+        ("drop trigger outbox_events_revived", false, "trigger outbox_events_revived"),
+        ("drop table outbox_signal", true, "table outbox_signal"),
+        ("delete from outbox_signal", true, "the row of outbox_signal"),
+        ("drop table outbox_relays", true, "table outbox_relays"),
+        ("drop table outbox_events", true, "table outbox_events"),
+        (
+            "alter table outbox_events rename to events_before",
+            true,
+            "table outbox_events, index outbox_events_pending",
+        ),
+    ] {
+        run_sql(&outbox, loss).await.unwrap();
+        let found = outbox.diagnose().await;
+        let found = found.iter().find(|finding| &*finding.about == "schema").unwrap();
+        let severity = if is_needed { Severity::Error } else { Severity::Warning };
+        assert_eq!(found.severity, severity, "{loss}: {found:?}");
+        assert!(found.message.contains(named), "{loss}: {found:?}");
+        match outbox.check().await {
+            Err(error) => assert!(
+                is_needed && error.kind() == ErrorKind::Schema && error.report().contains(named),
+                "{loss}: {}",
+                error.report()
+            ),
+            Ok(()) => assert!(!is_needed, "{loss}"),
+        }
+        assert_eq!(outbox.migrate().await.unwrap(), [], "{loss}");
+        outbox.check().await.unwrap();
+        run_sql(&outbox, "drop table if exists events_before").await.unwrap();
+        assert_eq!(schema(&outbox).await, whole, "{loss}");
+        outbox.store(&[event()]).await.unwrap();
+        assert_eq!(pending(&outbox).await.len(), 1, "{loss}");
+        run_sql(&outbox, "delete from outbox_events").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_was_rebuilt_without_its_numbers_is_refused() {
+    let (_directory, outbox) = outbox().await;
+    let rebuilt = include_str!("../migrations/0001_outbox.sql");
+    let end = rebuilt.find("create index").unwrap();
+    let rebuilt = rebuilt[..end].replace("primary key autoincrement", "primary key");
+    run_sql(&outbox, &format!("drop table outbox_events; {rebuilt}")).await.unwrap();
+    outbox.migrate().await.unwrap();
+    let error = outbox.check().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Schema);
+    assert!(error.report().contains("without autoincrement"), "{}", error.report());
 }
 
 #[tokio::test]
