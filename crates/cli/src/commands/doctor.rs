@@ -190,16 +190,14 @@ async fn look_at_destinations(config: &Config) -> Vec<Finding> {
 }
 
 async fn look_at_outbox(store: &dyn Store, config: &Config) -> Vec<Finding> {
+    let stall_after = config.ops.stall_after;
+    let backlog = within_limit(async { Ok(store.backlog(0).await?) }).await;
+    let overdue = backlog.as_ref().is_ok_and(|backlog| is_overdue(backlog, stall_after));
     let looks: [(&str, Look<'_>); 4] = [
-        ("relays", Box::pin(async { Ok(judge_relays(&relays::find(store).await?)) })),
+        ("relays", Box::pin(async { Ok(judge_relays(&relays::find(store).await?, overdue)) })),
         ("keys", Box::pin(look_at_keys(store, config))),
         ("open transactions", Box::pin(look_at_transactions(store))),
-        (
-            "backlog",
-            Box::pin(async {
-                Ok(look_at_backlog(&store.backlog(0).await?, config.ops.stall_after))
-            }),
-        ),
+        ("backlog", Box::pin(async { Ok(look_at_backlog(&backlog?, stall_after)) })),
     ];
     let mut findings = Vec::new();
     for (about, look) in looks {
@@ -209,14 +207,18 @@ async fn look_at_outbox(store: &dyn Store, config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// What the running relays say of themselves.
-fn judge_relays(relays: &[Relay]) -> Finding {
+/// What the running relays say of themselves. That none runs is wrong where events are `overdue`.
+fn judge_relays(relays: &[Relay], overdue: bool) -> Finding {
     let about = "relays";
     let alive: Vec<&Relay> = relays.iter().filter(|relay| relay.is_alive()).collect();
     if alive.is_empty() {
-        return Finding::new(about, Severity::Warning, "none runs: nothing is delivered")
-            .hint("start one with `posthaste run`");
+        let level = if overdue { Severity::Error } else { Severity::Warning };
+        return Finding::new(about, level, "none runs: nothing is delivered").hint(
+            "start one with `posthaste run`; one that runs cannot keep its lease: its log says why",
+        );
     }
+    let is_stopped = alive.iter().any(|relay| relay.is_stopped());
+    let level = if is_stopped { Severity::Error } else { Severity::Warning };
     let mut troubles = Vec::new();
     let mut hints: Vec<&str> = Vec::new();
     for relay in &alive {
@@ -235,7 +237,7 @@ fn judge_relays(relays: &[Relay]) -> Finding {
             format!("{running}, none has anything to tell"),
         );
     }
-    let finding = Finding::new(about, Severity::Warning, running).hint(hints.join("; "));
+    let finding = Finding::new(about, level, running).hint(hints.join("; "));
     Finding { details: troubles, ..finding }
 }
 
@@ -303,10 +305,14 @@ fn judge_transactions(transactions: Vec<OpenTransaction>) -> Finding {
     Finding { transactions, ..finding }
 }
 
+fn is_overdue(backlog: &Backlog, stall_after: Duration) -> bool {
+    backlog.ready > 0 && backlog.oldest_pending_age >= stall_after
+}
+
 fn look_at_backlog(backlog: &Backlog, stall_after: Duration) -> Finding {
     let about = if backlog.is_estimated { "~" } else { "" };
     let pending = format!("{about}{}", count(backlog.pending(), "event"));
-    if backlog.ready == 0 || backlog.oldest_pending_age < stall_after {
+    if !is_overdue(backlog, stall_after) {
         return Finding::new("backlog", Severity::Fine, format!("{pending} pending, none overdue"));
     }
     let age = units::format_duration(backlog.oldest_pending_age);
@@ -321,7 +327,28 @@ fn look_at_backlog(backlog: &Backlog, stall_after: Duration) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use posthaste_core::TransactionHolder;
+    use posthaste_core::{RelayView, TransactionHolder};
+
+    #[test]
+    fn what_keeps_all_events_from_being_delivered_is_an_error() {
+        let relay = |lease: u64, report: Value| {
+            let lease = Duration::from_secs(lease);
+            let view = RelayView::new("host:1", lease, 64, Some(&report.to_string()));
+            vec![Relay::new(view)]
+        };
+        let failing = || json!({ "database_error": "renew lease: no" });
+        for (relays, overdue, level) in [
+            (vec![], false, Severity::Warning),
+            (vec![], true, Severity::Error),
+            (relay(0, json!({})), true, Severity::Error),
+            (relay(5, json!({})), true, Severity::Fine),
+            (relay(5, json!({ "undecided": 1 })), true, Severity::Warning),
+            (relay(5, failing()), false, Severity::Error),
+        ] {
+            let finding = judge_relays(&relays, overdue);
+            assert_eq!(finding.level, level, "{}", finding.human());
+        }
+    }
 
     #[test]
     fn a_transaction_is_a_warning_from_a_minute_on() {

@@ -111,7 +111,7 @@ impl Throughput {
 }
 
 impl Relay {
-    fn new(view: RelayView) -> Self {
+    pub(super) fn new(view: RelayView) -> Self {
         let said = view.report.as_deref().and_then(|report| serde_json::from_str(report).ok());
         Self { view, said: said.unwrap_or_default() }
     }
@@ -124,6 +124,11 @@ impl Relay {
     /// Whether its lease runs.
     pub(crate) fn is_alive(&self) -> bool {
         !self.view.lease_left.is_zero()
+    }
+
+    /// Whether the database fails for it: it delivers nothing, or records nothing of it.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.said.database_error.is_some()
     }
 
     /// One line of who it is.

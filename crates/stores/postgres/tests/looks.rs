@@ -206,22 +206,37 @@ async fn who_holds_waiting_rows_or_the_table_is_named_after_a_while() {
     run(&mut holder, "set application_name = 'console'").await;
     let pid: i32 =
         sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut holder).await.unwrap();
-    for (lock, what) in [
-        ("select from outbox_events for update", "holds 1 waiting event, the first at place 1"),
-        ("lock table outbox_signal in share mode", "holds ShareLock on outbox_signal"),
-        ("lock table outbox_events_pending", "holds AccessExclusiveLock on outbox_events_pending"),
+    let warning = Severity::Warning;
+    for (lock, what, severity) in [
+        (
+            "select from outbox_events for update",
+            "holds 1 waiting event, the first at place 1",
+            warning,
+        ),
+        ("lock table outbox_signal in share mode", "holds ShareLock on outbox_signal", warning),
+        (
+            "lock table outbox_events_pending",
+            "holds AccessExclusiveLock on outbox_events_pending",
+            warning,
+        ),
+        // Without them no lease can be renewed.
+        (
+            "select from outbox_shards where shard < 3 for update",
+            "holds 3 rows of outbox_shards",
+            Severity::Error,
+        ),
     ] {
         run(&mut holder, &format!("begin; {lock}")).await;
         let begun = Instant::now();
         let locks = loop {
             let locks = found(&outbox, "locks").await;
-            if locks.severity == Severity::Warning {
+            if locks.severity != Severity::Fine {
                 break locks;
             }
             assert!(begun.elapsed() < Duration::from_secs(60), "{what}: {locks:?}");
         };
         let pid = format!("pid {pid}, user ");
-        is(&locks, Severity::Warning, &[&pid, "application console", what], "pg_terminate_backend");
+        is(&locks, severity, &[&pid, "application console", what], "pg_terminate_backend");
         run(&mut holder, "rollback").await;
     }
     assert_eq!(found(&outbox, "locks").await.severity, Severity::Fine);

@@ -43,6 +43,23 @@ const ON_ROWS: &str = concat!(
      order by activity.xact_start nulls last"
 );
 
+/// The same of what relays agree on: one whose row is held cannot renew its lease, and stops.
+const ON_LEASES: &str = concat!(
+    "with held as (select xmax, 'outbox_relays' as name from outbox_relays where xmax <> '0'::xid \
+        union all select xmax, 'outbox_shards' from outbox_shards where xmax <> '0'::xid), \
+     holder as materialized (select transactionid, min(pid) as pid from pg_locks \
+        where locktype = 'transactionid' and granted and pid is distinct from pg_backend_pid() \
+        group by 1) \
+     select holder.transactionid::text || held.name, holder.pid, ",
+    session!(),
+    ", count(*), held.name \
+     from held join holder on holder.transactionid = held.xmax \
+     left join pg_stat_activity activity on activity.pid = holder.pid \
+     group by 1, 2, held.name, activity.usename, activity.application_name, activity.state, \
+        activity.xact_start \
+     order by activity.xact_start nulls last"
+);
+
 /// Locks on a table that stand in the way of storing or recording, held or waited for: who waits for one
 /// holds up all who come after.
 const ON_TABLES: &str = concat!(
@@ -61,6 +78,8 @@ const ON_TABLES: &str = concat!(
      order by activity.xact_start nulls last"
 );
 
+type OfRow = fn(&PgRow) -> sqlx::Result<Holder>;
+
 /// A session and what it is in the way of.
 struct Holder {
     /// Tells one lock from another.
@@ -68,6 +87,8 @@ struct Holder {
     who: String,
     held_for: Option<Duration>,
     what: String,
+    /// Whether a relay stands still for it.
+    stops_relays: bool,
 }
 
 pub(super) async fn look(outbox: &PostgresOutbox) -> Result<Finding> {
@@ -84,6 +105,8 @@ pub(super) async fn look(outbox: &PostgresOutbox) -> Result<Finding> {
     if found.is_empty() {
         return Ok(Finding::fine(ABOUT, "nobody holds rows that wait"));
     }
+    let stops = found.iter().any(|holder| holder.stops_relays);
+    let severity = if stops { Severity::Error } else { Severity::Warning };
     let more = found.len().saturating_sub(NAMED_MAX);
     let mut lines: Vec<String> = found
         .iter()
@@ -93,7 +116,7 @@ pub(super) async fn look(outbox: &PostgresOutbox) -> Result<Finding> {
     if more > 0 {
         lines.push(format!("and {more} more"));
     }
-    Ok(Finding::new(ABOUT, Severity::Warning, lines.join("; ")).with_hint(
+    Ok(Finding::new(ABOUT, severity, lines.join("; ")).with_hint(
         "what is held cannot be recorded or changed; end a forgotten session with \
          `select pg_terminate_backend(PID)`, which rolls it back",
     ))
@@ -105,18 +128,19 @@ async fn holders(outbox: &PostgresOutbox) -> Result<Vec<Holder>> {
     let tables = tables.map_err(failed(LOOK))?;
     let mut holders: Vec<Holder> =
         tables.iter().map(on_table).collect::<sqlx::Result<_>>().map_err(failed(LOOK))?;
-    let rows = session.statement(ON_ROWS).fetch_all(session.connection()).await;
-    match rows {
-        Ok(rows) => {
-            for row in &rows {
-                holders.push(on_rows(row).map_err(failed(LOOK))?);
-            }
-            session.finish().await?;
+    let of_rows: [(&'static str, OfRow); 2] = [(ON_LEASES, on_leases), (ON_ROWS, on_rows)];
+    for (query, of_row) in of_rows {
+        let rows = match session.statement(query).fetch_all(session.connection()).await {
+            Ok(rows) => rows,
+            // The table as a whole is locked, and by whom is known.
+            Err(_) if !holders.is_empty() => return Ok(holders),
+            Err(error) => return Err(failed(LOOK)(error)),
+        };
+        for row in &rows {
+            holders.push(of_row(row).map_err(failed(LOOK))?);
         }
-        // The table as a whole is locked, and by whom is known.
-        Err(_) if !holders.is_empty() => {}
-        Err(error) => return Err(failed(LOOK)(error)),
     }
+    session.finish().await?;
     Ok(holders)
 }
 
@@ -130,6 +154,13 @@ fn on_rows(row: &PgRow) -> sqlx::Result<Holder> {
         holder.who = format!("the prepared transaction {name:?}");
     }
     Ok(holder)
+}
+
+fn on_leases(row: &PgRow) -> sqlx::Result<Holder> {
+    let (rows, table): (i64, String) = (row.try_get(6)?, row.try_get(7)?);
+    let rows = if rows == 1 { "a row".into() } else { format!("{rows} rows") };
+    let what = format!("holds {rows} of {table}, without which relays cannot keep their leases");
+    Ok(Holder { stops_relays: true, ..holder(row, what)? })
 }
 
 fn on_table(row: &PgRow) -> sqlx::Result<Holder> {
@@ -149,5 +180,6 @@ fn holder(row: &PgRow, what: String) -> sqlx::Result<Holder> {
     let state = text(4)?.map(|state| format!(", {state}")).unwrap_or_default();
     let since = held_for.map_or(String::new(), |time| format!(" for {} s", time.as_secs()));
     let who = format!("{pid}{user}{application}{state}{since}");
-    Ok(Holder { token: format!("{} {pid}", text(0)?.unwrap_or_default()), who, held_for, what })
+    let token = format!("{} {pid}", text(0)?.unwrap_or_default());
+    Ok(Holder { token, who, held_for, what, stops_relays: false })
 }
