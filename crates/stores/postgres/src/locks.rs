@@ -1,5 +1,6 @@
 //! Waiting for locks: only for so long, and with the names of those who hold them.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,7 @@ const HOLDERS: &str = "\
             from pg_locks held left join pg_stat_activity activity on activity.pid = held.pid \
             where held.locktype = 'relation' and held.granted \
                 and held.pid is distinct from pg_backend_pid() \
+                and ($1::text[] is null or held.mode = any($1)) \
                 and held.database = (select oid from pg_database where datname = current_database()) \
                 and held.relation in (select oid from pg_class \
                     where relname like 'outbox\\_%' and relkind in ('r', 'p') and relnamespace = ( \
@@ -43,6 +45,12 @@ const HOLDERS: &str = "\
             order by min(activity.xact_start) nulls last limit 3 \
         ) holder \
     ) named";
+
+/// Locks on a table that stand in the way of reading or recording.
+const STRONG: [&str; 4] =
+    ["ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"];
+/// An error waits no longer for names.
+const NAMED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Repeats `work` while another session holds a lock that it needs: as long as a statement may take by
 /// the options, and without an end where that is zero. `work` waits by [`LOCK_TIMEOUT`].
@@ -79,17 +87,40 @@ pub(crate) async fn patiently<T, F: Future<Output = Result<T>> + Send>(
 
 /// A read-only database is a conflict, too, and one that waiting does not end.
 fn is_locked_out(error: &Error) -> bool {
-    let source = std::error::Error::source(error);
-    let said = source.and_then(|source| source.downcast_ref::<ServerError>());
-    let said = said.and_then(|error| error.0.as_database_error());
-    let code = said.and_then(DatabaseError::code);
-    error.kind() == ErrorKind::Conflict && code.as_deref() != Some("25006")
+    error.kind() == ErrorKind::Conflict && code_of(error).as_deref() != Some("25006")
+}
+
+/// The server's code for it.
+fn code_of(error: &Error) -> Option<Cow<'_, str>> {
+    let source = std::error::Error::source(error)?;
+    let said = &source.downcast_ref::<ServerError>()?.0;
+    said.as_database_error().and_then(DatabaseError::code)
+}
+
+/// An error, with the names of those who lock a whole table where a lock was not to be had in time.
+pub(crate) async fn with_holders(outbox: &PostgresOutbox, error: Error) -> Error {
+    if code_of(&error).as_deref() != Some("55P03") {
+        return error;
+    }
+    let holders = modes_held(outbox, error.operation(), Some(&STRONG));
+    match tokio::time::timeout(NAMED_WITHIN, holders).await {
+        Ok(Ok(holders)) if !holders.is_empty() => error.with_context("held_by", holders),
+        _ => error,
+    }
 }
 
 /// Who holds locks on the outbox's tables, for a message.
-pub(crate) async fn holders(outbox: &PostgresOutbox, operation: &'static str) -> Result<String> {
+async fn holders(outbox: &PostgresOutbox, operation: &'static str) -> Result<String> {
+    modes_held(outbox, operation, None).await
+}
+
+async fn modes_held(
+    outbox: &PostgresOutbox,
+    operation: &'static str,
+    modes: Option<&[&str]>,
+) -> Result<String> {
     let mut session = outbox.session(operation).await?;
-    let statement = session.statement(HOLDERS);
+    let statement = session.statement(HOLDERS).bind(modes);
     let row = statement.fetch_one(session.connection()).await;
     let holders = row.and_then(|row| row.try_get(0)).map_err(failed(operation))?;
     session.finish().await?;

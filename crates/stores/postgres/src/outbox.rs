@@ -11,6 +11,7 @@ use sqlx::{ConnectOptions as _, Connection as _, PgConnection, PgPool};
 
 use crate::damage::Damage;
 use crate::error::{failed, is_pool_timeout};
+use crate::locks::with_holders;
 use crate::options::{PostgresOptions, address, may_use_tls};
 use crate::reminder::Reminder;
 use crate::servers::Servers;
@@ -292,7 +293,8 @@ impl PostgresOutbox {
             Err(error) if is_pool_timeout(&error) => {
                 Err(self.locate(self.why_no_connection(operation).await.unwrap_or(error)))
             }
-            result => result.map_err(|error| self.locate(error)),
+            Err(error) => Err(self.locate(with_holders(self, error).await)),
+            done => done,
         }
     }
 

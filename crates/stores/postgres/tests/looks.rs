@@ -198,6 +198,18 @@ async fn rows_that_wait_for_ever_or_count_as_something_else_are_found() {
 }
 
 #[tokio::test]
+async fn an_error_for_want_of_a_lock_names_who_locks_the_table() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    let mut holder = database.connection().await;
+    let pid: i32 =
+        sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut holder).await.unwrap();
+    run(&mut holder, "begin; lock table outbox_events").await;
+    let error = posthaste_core::OutboxRepository::backlog(&outbox, 0).await.unwrap_err();
+    assert!(error.report().contains(&format!("held_by=pid {pid}, ")), "{}", error.report());
+}
+
+#[tokio::test]
 async fn who_holds_waiting_rows_or_the_table_is_named_after_a_while() {
     let Some(database) = TestDatabase::create().await else { return };
     let outbox = database.outbox().await;
