@@ -92,6 +92,21 @@ async fn a_table_of_ones_own_is_adopted() {
 }
 
 #[tokio::test]
+async fn a_relay_warns_at_its_start_of_a_sequence_that_breaks_order() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let cli = Cli::new().env("DATABASE_URL", &database.url());
+    cli.run(&["migrate", "up"]).succeeded();
+    let silent = cli.run(&["run", "--drain"]).succeeded();
+    assert!(!silent.stderr.contains("order within a key"), "{}", silent.stderr);
+    // An ORM's allocation size.
+    database.run("alter sequence outbox_events_seq cache 50").await;
+    let warned = cli.run(&["run", "--drain"]).succeeded();
+    for part in ["order within a key is not kept", "cache 50", "alter sequence"] {
+        assert!(warned.stderr.contains(part), "{part}: {}", warned.stderr);
+    }
+}
+
+#[tokio::test]
 async fn a_missing_database_is_named_and_an_unreachable_server_too() {
     let Some(database) = TestDatabase::create().await else { return };
     let missing = database.url().replace(&database.name, &format!("{}_missing", database.name));

@@ -141,9 +141,10 @@ impl SqliteOutbox {
         }
         let mut transaction = self.begin_write(OPERATION).await?;
         let missing = missing(&mut transaction, OPERATION).await?;
-        for Missing { sql, .. } in &missing {
+        for Missing { what, sql, .. } in &missing {
             let statement = sqlx::raw_sql(AssertSqlSafe(sql.clone()));
-            statement.execute(&mut *transaction).await.map_err(fail)?;
+            let made = statement.execute(&mut *transaction).await;
+            made.map_err(|error| fail(error).with_context("part", what))?;
         }
         transaction.commit().await.map_err(fail)?;
         if !missing.is_empty() {
