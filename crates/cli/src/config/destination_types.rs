@@ -40,7 +40,7 @@ pub(crate) const DESTINATION_TYPES: &[DestinationType] = &[
     DestinationType {
         name: "nats",
         doc: "NATS JetStream. An event counts as delivered when a stream has acknowledged it. The \
-              stream must exist: without one, the destination is paused until it does.",
+              stream must exist: without one, events wait for it, and no attempt is counted.",
         keys: NATS,
     },
     DestinationType {

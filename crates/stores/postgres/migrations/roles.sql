@@ -26,14 +26,16 @@ revoke usage on sequence outbox_events_seq from public;
 
 -- Relays read what waits, record what came of it and share the keys. They neither store events nor change
 -- the schema: set `database.migrate = false`. Days of the history are made and dropped by the migrator.
-grant select on outbox_migrations, outbox_signal, outbox_events_processed, outbox_events_seq to outbox_relay;
+grant select on outbox_migrations, outbox_signal, outbox_events_processed, outbox_events_processed_default,
+    outbox_events_seq to outbox_relay;
 grant select, update, delete on outbox_events to outbox_relay;
 grant select, update on outbox_events_pending to outbox_relay;
 grant select, insert, update, delete on outbox_relays to outbox_relay;
 grant select, update on outbox_shards to outbox_relay;
 
 -- Operators look, retry and discard.
-grant select on outbox_migrations, outbox_events_pending, outbox_events_processed, outbox_events_seq,
+grant select on outbox_migrations, outbox_events_pending, outbox_events_processed,
+    outbox_events_processed_default, outbox_events_seq,
     outbox_relays, outbox_shards to outbox_operator;
 grant select, update, delete on outbox_events to outbox_operator;
 grant select, update on outbox_signal to outbox_operator;

@@ -204,6 +204,9 @@ async fn each_role_can_do_its_work() {
         leaving: false,
     };
     assert!(relay.lease(&request).await.unwrap().shard_set().is_all());
+    for finding in relay.diagnose().await {
+        assert_eq!(finding.severity, posthaste_core::Severity::Fine, "{finding:?}");
+    }
     let found = pending(&relay).await;
     let outcomes = [
         SettlementOutcome::Delivered,
