@@ -70,4 +70,10 @@ async fn an_outbox_in_another_schema_is_named_by_each_command() {
     cli.run(&["status"]).failed(1, &parts);
     cli.run(&["events", "list"]).failed(1, &parts);
     cli.run(&["run"]).failed(78, &parts);
+    // Nor does a relay that may migrate begin a second outbox there.
+    database.run("create schema other").await;
+    let other = Cli::new()
+        .env("DATABASE_URL", &format!("{url}{mark}schema=other"))
+        .env("POSTHASTE_OPS__LISTEN", "off");
+    other.run(&["run", "--once"]).failed(78, &["schema other", "there is one in public"]);
 }

@@ -44,6 +44,9 @@ pub struct MigrationStatus {
     pub wanted: u32,
     /// What `migrate` would apply.
     pub pending: Vec<Migration>,
+    /// Where there is no outbox: other schemas of the database that have one. It may be one of these that
+    /// is meant.
+    pub elsewhere: Vec<String>,
 }
 
 impl MigrationStatus {

@@ -148,7 +148,9 @@ async fn try_start_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     // before it is refused, the schema for one.
     drop(store.claim().await.map_err(held)?);
     let status = store.migration_status().await?;
-    if config.migrate && !status.is_newer_than_program() {
+    // A mistyped address must not begin a second outbox, which nobody writes to.
+    let may_migrate = status.elsewhere.is_empty() && !status.is_newer_than_program();
+    if config.migrate && may_migrate {
         for migration in store.migrate().await? {
             tracing::info!(version = migration.version, name = migration.name, "schema migrated");
         }

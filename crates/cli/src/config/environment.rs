@@ -11,7 +11,7 @@ const PREFIX: &str = "POSTHASTE_";
 /// The variable for `database.url` that needs no double underscore.
 pub(crate) const DATABASE_URL: &str = "POSTHASTE_DATABASE_URL";
 /// Those that choose the database when nothing else does.
-const LIBPQ: [&str; 3] = ["PGHOST", "PGHOSTADDR", "PGDATABASE"];
+const LIBPQ: [&str; 4] = ["PGHOST", "PGHOSTADDR", "PGDATABASE", "PGSERVICE"];
 
 /// The variable that gives the key at `path`.
 pub(crate) fn variable_of(path: &str) -> String {
@@ -249,6 +249,8 @@ mod tests {
         assert_eq!(url(&[common, host, ours]), Some(Raw::Untyped("a".into())));
         assert_eq!(url(&[host, common]), Some(Raw::Untyped("b".into())));
         assert_eq!(url(&[host]), Some(Raw::Untyped("postgres://".into())));
+        // It is refused, and not passed over for SQLite.
+        assert_eq!(url(&[("PGSERVICE", "shop")]), Some(Raw::Untyped("postgres://".into())));
         assert_eq!(url(&[("PGUSER", "u"), ("DATABASE_URL", "")]), None);
     }
 }

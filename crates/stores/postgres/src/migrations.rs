@@ -11,7 +11,7 @@ use crate::error::failed;
 use crate::locks::{LOCK_TIMEOUT, patiently};
 use crate::outbox::PostgresOutbox;
 use crate::session::Session;
-use crate::{history, integrity, rights, script, standby};
+use crate::{history, integrity, looks, rights, script, standby};
 
 const MIGRATE: &str = "migrate the database";
 const STATUS: &str = "read migration status";
@@ -111,12 +111,14 @@ impl OutboxMigrations for PostgresOutbox {
                     return Err(all_that_is_missing(self, error).await);
                 }
             };
-            session.finish().await?;
-            let current = match found {
-                Found::Version(version) | Found::Unrecorded(version) => version,
-                Found::Nothing | Found::Foreign => 0,
+            let (current, elsewhere) = match found {
+                Found::Version(version) | Found::Unrecorded(version) => (version, Vec::new()),
+                Found::Nothing => (0, looks::schemas_with_an_outbox(&mut session).await?),
+                Found::Foreign => (0, Vec::new()),
             };
-            Ok(MigrationStatus { current, wanted: WANTED, pending: missing(current).collect() })
+            session.finish().await?;
+            let pending = missing(current).collect();
+            Ok(MigrationStatus { current, wanted: WANTED, pending, elsewhere })
         })
         .await
     }

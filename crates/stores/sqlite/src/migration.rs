@@ -118,6 +118,7 @@ fn status(current: u32) -> MigrationStatus {
         current,
         wanted: steps.clone().map(|migration| migration.version).max().unwrap_or(0),
         pending: steps.filter(|migration| migration.version > current).cloned().collect(),
+        elsewhere: Vec::new(),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::rights;
 use crate::session::Session;
 
 pub(crate) use guards::sequence_fault;
+pub(crate) use schema::schemas_with_an_outbox;
 
 const LOOK: &str = "look at the outbox";
 

@@ -103,8 +103,18 @@ async fn whole(session: &mut Session, version: u32) -> Result<Finding> {
     Ok(Finding::fine(ABOUT, format!("version {version}, and all there")))
 }
 
+/// Schemas of this database with an outbox, whether this user may use them or not.
+pub(crate) async fn schemas_with_an_outbox(session: &mut Session) -> Result<Vec<String>> {
+    let Whereabouts { elsewhere, locked, .. } = find_outboxes(session).await?;
+    Ok(elsewhere.into_iter().chain(locked).collect())
+}
+
 /// Where the outbox is, as far as can be told.
 async fn whereabouts(session: &mut Session) -> Result<Finding> {
+    find_outboxes(session).await.map(Whereabouts::into_finding)
+}
+
+async fn find_outboxes(session: &mut Session) -> Result<Whereabouts> {
     let row = session.statement(WHEREABOUTS).fetch_one(session.connection()).await;
     let read = |row: sqlx::postgres::PgRow| {
         Ok(Whereabouts {
@@ -115,7 +125,7 @@ async fn whereabouts(session: &mut Session) -> Result<Finding> {
             locked: row.try_get(4)?,
         })
     };
-    row.and_then(read).map(Whereabouts::into_finding).map_err(failed(LOOK))
+    row.and_then(read).map_err(failed(LOOK))
 }
 
 struct Whereabouts {
