@@ -25,6 +25,7 @@ mod migration;
 mod open_transaction;
 mod pattern;
 mod payload;
+mod reminder;
 mod repository;
 mod retry;
 mod shard;
@@ -45,6 +46,7 @@ pub use migration::{Migration, MigrationStatus, OutboxMigrations};
 pub use open_transaction::{OpenTransaction, SessionActivity, TransactionHolder};
 pub use pattern::Pattern;
 pub use payload::{JSON_CONTENT_TYPE, Payload};
+pub use reminder::Reminder;
 pub use repository::{
     Backlog, DeadHead, Head, HeadSelection, OpenWriter, OutboxRepository, PendingEvent,
     PendingPage, PendingQuery, PendingSelection, RepositoryCapabilities, Seq, Settlement,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use posthaste_core::{Claim, Error, ErrorKind, OutboxRepository, Result};
+use posthaste_core::{Claim, Error, ErrorKind, OutboxRepository, Reminder, Result};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -19,8 +19,6 @@ use crate::{RelayState, StopReport, chores};
 /// apart, up to the second.
 const RECONNECT_DELAY: Duration = Duration::from_millis(200);
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
-/// It is said again although nothing changed.
-const REMIND_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A run that is under way, or over.
 pub(crate) struct Run {
@@ -184,14 +182,11 @@ async fn wait_for_database(
     mut error: Error,
 ) -> Claim {
     let mut delay = RECONNECT_DELAY;
-    let mut told: Option<(String, Instant)> = None;
+    let reminder = Reminder::default();
     let claim = loop {
         let text = error.report();
         shared.database(Some(error.clone()));
-        let is_told = told
-            .as_ref()
-            .is_some_and(|(before, at)| *before == text && at.elapsed() < REMIND_INTERVAL);
-        if !is_told {
+        if reminder.is_due(&text, Instant::now().into_std()) {
             let (kind, hint) = (error.kind().as_str(), error.kind().hint());
             tracing::warn!(
                 error = text,
@@ -199,7 +194,6 @@ async fn wait_for_database(
                 hint,
                 "the database cannot be used yet; trying again"
             );
-            told = Some((text, Instant::now()));
         }
         tokio::time::sleep(delay).await;
         delay = RECONNECT_DELAY_MAX.min(delay * 2);

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use posthaste_core::{Error, ErrorKind, OutboxRepository, Shard};
+use posthaste_core::{Error, ErrorKind, OutboxRepository, Reminder, Shard};
 use posthaste_processor::{OutboxProcessor, RelayState, StopReport};
 use tokio::sync::Notify;
 
@@ -112,7 +112,7 @@ async fn start_store(
     config: &Config,
     patience: Option<Duration>,
 ) -> anyhow::Result<Arc<dyn Store>> {
-    let since = Instant::now();
+    let (since, reminder) = (Instant::now(), Reminder::default());
     loop {
         match try_start_store(config).await {
             Err(error) if is_outage(&error) => {
@@ -121,7 +121,9 @@ async fn start_store(
                     return Err(error.context(given_up(since.elapsed())));
                 }
                 let error = exit::text_of(&error);
-                tracing::warn!(error, "the database cannot be used yet; trying again");
+                if reminder.is_due(&error, Instant::now()) {
+                    tracing::warn!(error, "the database cannot be used yet; trying again");
+                }
                 tokio::time::sleep(left.unwrap_or(RECONNECT_DELAY).min(RECONNECT_DELAY)).await;
             }
             Err(error) if is_wrong_set_up(&error) => {
@@ -154,8 +156,11 @@ async fn try_start_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
         for migration in store.migrate().await? {
             tracing::info!(version = migration.version, name = migration.name, "schema migrated");
         }
-    } else {
-        store::require_schema_of(&*store, &status, config).await?;
+    } else if let Err(mut refused) = store::require_schema_of(&*store, &status, config).await {
+        if config.migrate && !status.elsewhere.is_empty() {
+            refused.hint += "; or, for one more outbox here, run `posthaste migrate up`";
+        }
+        return Err(refused.into());
     }
     store.check().await?;
     Ok(store)

@@ -417,11 +417,15 @@ impl Machine {
 
     fn database_failed(&mut self, work: Work, error: &Error, now: Duration) {
         let random = self.random();
+        // Each row that is refused is told of by itself.
+        let is_told = work == Work::RefusedRows && self.database.refuses_rows();
         self.database.failed(work, now, random);
         if self.database.is_away() {
             self.leases.doubt(now);
         }
-        self.reports.push(Report::DatabaseFailed { error: error.clone() });
+        if !is_told {
+            self.reports.push(Report::DatabaseFailed { error: error.clone() });
+        }
     }
 
     fn database_answered(&mut self, work: Work) {

@@ -17,7 +17,7 @@ impl Machine {
         left: Vec<Unsettled>,
         now: Duration,
     ) {
-        let failed_before = self.database.fails_to_record();
+        let failed_before = self.database.fails_to_record() || self.database.refuses_rows();
         self.settling.ended(&settlements);
         let mut left: FxHashMap<_, _> =
             left.into_iter().map(|unsettled| (unsettled.seq, unsettled.why)).collect();

@@ -84,6 +84,20 @@ async fn rows_that_cannot_be_recorded_hold_up_no_others_however_many_they_are() 
     world.assert_all_delivered_once();
 }
 
+/// A right that was taken away and given back.
+#[tokio::test(start_paused = true)]
+async fn once_anything_is_recorded_again_all_that_was_refused_is_tried_at_once() {
+    let world = World::with(&singles(50)).await;
+    world.storage.set(Operation::Settle, Some(Fault::RejectPermanently));
+    let processor = world.started().await;
+    tokio::time::sleep(HOUR).await;
+    world.storage.set(Operation::Settle, None);
+    world.store(&[event("after", 0)]).await;
+    tokio::time::sleep(2 * SECOND).await;
+    assert_eq!(world.pending(), 0);
+    assert_eq!(processor.statistics().state, RelayState::Running);
+}
+
 #[tokio::test(start_paused = true)]
 async fn while_each_row_is_refused_no_more_is_sent_than_memory_holds_and_none_twice() {
     let events = singles(1_000);

@@ -72,7 +72,8 @@ impl Damage {
     }
 
     fn is_full(&self) -> bool {
-        self.places().len() >= KNOWN_MAX
+        // What was restored counts no more.
+        self.known().len() >= KNOWN_MAX
     }
 
     fn places(&self) -> MutexGuard<'_, BTreeMap<Seq, Instant>> {
@@ -288,5 +289,15 @@ mod tests {
         assert_eq!(damage.add(&[7, 8]), [7, 8]);
         assert_eq!(damage.add(&[8, 9]), [9]);
         assert_eq!(damage.known(), [7, 8, 9]);
+    }
+
+    #[test]
+    fn what_was_restored_keeps_nothing_from_being_found() {
+        let (damage, places) = (Damage::default(), 0..KNOWN_MAX as Seq);
+        damage.add(&places.clone().collect::<Vec<_>>());
+        assert!(damage.is_full());
+        let before = Instant::now().checked_sub(LOOK_AGAIN).unwrap();
+        damage.places().extend(places.map(|seq| (seq, before)));
+        assert!(!damage.is_full());
     }
 }

@@ -43,7 +43,6 @@ mod options;
 mod outbox;
 mod plans;
 mod relays;
-mod reminder;
 mod repository;
 mod rights;
 mod row;

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use posthaste_core::{Error, ErrorKind, OutboxEvent, Result, UnitOfWork};
+use posthaste_core::{Error, ErrorKind, OutboxEvent, Reminder, Result, UnitOfWork};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, PgPool};
 
 use crate::damage::Damage;
 use crate::error::{failed, is_pool_timeout};
 use crate::locks::with_holders;
 use crate::options::{PostgresOptions, address, may_use_tls};
-use crate::reminder::Reminder;
 use crate::servers::Servers;
 use crate::session::{Begin, Session};
 use crate::store::{require_transaction, store};

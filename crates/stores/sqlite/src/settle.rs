@@ -33,28 +33,25 @@ where outbox_events.seq = outcome.place
     and case typeof(id) when 'blob' then lower(hex(id)) else lower(replace(id, '-', '')) end
         = event_id";
 
-/// Those that leave none: pairs of place and id. `cross join` looks each event up by its place.
-const DELETE: &str = "\
-delete from outbox_events where seq in (
-    select event.seq
+/// Those of these events, pairs of place and id, that are pending. `cross join` looks each event up by its
+/// place.
+macro_rules! pending_of {
+    () => {
+        "select event.seq
     from json_each(?1) as outcome cross join outbox_events as event
         on event.seq = outcome.value ->> 0
     where event.processed_at is null and event.dead_at is null
         and case typeof(event.id)
             when 'blob' then lower(hex(event.id)) else lower(replace(event.id, '-', '')) end
-            = outcome.value ->> 1
-)";
+            = outcome.value ->> 1"
+    };
+}
 
-/// Which of these events, pairs of place and id, are pending still.
-const PENDING_STILL: &str = "\
-select event.seq
-from json_each(?1) as outcome cross join outbox_events as event
-    on event.seq = outcome.value ->> 0
-where event.processed_at is null and event.dead_at is null
-    and case typeof(event.id)
-        when 'blob' then lower(hex(event.id)) else lower(replace(event.id, '-', '')) end
-        = outcome.value ->> 1
-order by event.seq";
+/// Those that leave no row.
+const DELETE: &str = concat!("delete from outbox_events where seq in (", pending_of!(), ")");
+
+/// Which of these events are pending still.
+const PENDING_STILL: &str = concat!(pending_of!(), " order by event.seq");
 
 impl SqliteOutbox {
     /// In one transaction, hence with one flush to disk.

@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 /// It is said again although nothing changed.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
 
-/// Whether something is to be said: when it is another thing than before, and again every minute.
+/// Whether something that recurs is to be said in a log: when it is another thing than before, and again
+/// every minute.
 #[derive(Debug, Default)]
-pub(crate) struct Reminder(Mutex<Option<(Box<str>, Instant)>>);
+pub struct Reminder(Mutex<Option<(Box<str>, Instant)>>);
 
 impl Reminder {
     /// Whether `what` is to be said now; it counts as said then.
-    pub(crate) fn is_due(&self, what: &str, now: Instant) -> bool {
+    #[must_use]
+    pub fn is_due(&self, what: &str, now: Instant) -> bool {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_said = said
             .as_ref()
