@@ -56,6 +56,33 @@ fn a_blocked_key_is_shown_with_its_head_why_since_when_and_what_waits() {
     assert_eq!(listed(&cli.json(&["keys", "list"])), []);
 }
 
+/// What an event met that counts no attempt is in its row only while it waits for the next try.
+#[test]
+fn keys_that_fail_uncounted_are_told_beside_those_of_the_table() {
+    let cli = Cli::migrated();
+    assert_eq!(cli.json(&["keys", "list"])["unlisted"], 0, "no relay runs");
+    cli.write("events.ndjson", line("a", "placed", None) + &line("b", "placed", None));
+    cli.run(&["publish", "--from", "events.ndjson"]).succeeded();
+    sqlite(
+        &cli,
+        "insert into outbox_relays (relay, name, said_at, report) values ('r', 'host:1', \
+         strftime('%Y-%m-%dT%H:%M:%SZ', 'now'), '{\"destinations\":[{\"name\":\"default\",\
+         \"failing_keys\":3,\"uncounted_keys\":2}]}')",
+    );
+    assert_eq!(cli.json(&["keys", "list"])["unlisted"], 2);
+    let human = cli.run(&["keys", "list"]).succeeded().stdout;
+    assert!(human.contains("relays know of 2 more keys whose events fail"), "{human}");
+    assert!(human.contains("posthaste status") && !human.contains("no key waits\n"), "{human}");
+    assert_eq!(cli.json(&["keys", "list", "--by", "dead"])["unlisted"], Value::Null);
+    sqlite(
+        &cli,
+        "update outbox_events set error_message = 'no', available_at = '2999-01-01T00:00:00Z' \
+         where seq = 1",
+    );
+    let list = cli.json(&["keys", "list"]);
+    assert_eq!((listed(&list), &list["unlisted"]), (vec![("a", "retrying")], &json!(1)), "{list}");
+}
+
 #[test]
 fn a_key_whose_route_skips_is_shown_as_skipped() {
     let cli = Cli::migrated();

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use common::database::TestDatabase;
 use common::{AGGREGATE, Cli};
-use posthaste_testkit::servers::shared_nats;
+use posthaste_testkit::servers::{free_port, shared_nats};
+use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use uuid::Uuid;
 
@@ -159,6 +160,55 @@ async fn a_stream_that_is_missing_costs_no_attempt_and_delivery_begins_when_it_i
     let message = stream.get_last_raw_message_by_subject(&format!("{name}.order.placed")).await;
     assert_eq!(&message.unwrap().payload[..], br#"{"total":42}"#);
     jetstream.delete_stream(&name).await.unwrap();
+}
+
+/// Fewer keys than are an outage: nothing is paused, and the reason must show all the same.
+#[tokio::test]
+async fn a_destination_that_fails_says_why_wherever_an_operator_looks() {
+    let Some(server) = shared_nats().await else { return };
+    let name = format!("posthaste_test_{}", Uuid::now_v7().simple());
+    let ops = format!("127.0.0.1:{}", free_port());
+    let cli = Cli::migrated()
+        .env("POSTHASTE_OPS__LISTEN", &ops)
+        .env("POSTHASTE_OPS__STALL_AFTER", "5s")
+        .env("POSTHASTE_DESTINATIONS__DEFAULT__TYPE", "nats")
+        .env("POSTHASTE_DESTINATIONS__DEFAULT__URL", &server)
+        .env("POSTHASTE_DESTINATIONS__DEFAULT__SUBJECT", &format!("{name}.{{event_type}}"));
+    cli.publish("order.placed", "1");
+    let relay = cli.start(&["run"]);
+    relay.wait_for_log("nothing tells yet");
+    let why = "no JetStream stream covers";
+    let said = cli.json_when(&["status"], |status| {
+        status["relays"][0]["report"]["destinations"][0]["failing_since"].is_string()
+    });
+    let to = &said["relays"][0]["report"]["destinations"][0];
+    assert_eq!(
+        (&to["paused_for"], &to["last_error_kind"]),
+        (&Value::Null, &json!("destination_missing"))
+    );
+    assert!(to["last_error"].as_str().unwrap().contains(why), "{said}");
+    assert_eq!((&to["uncounted_keys"], &to["uncounted"][0]["key"]), (&json!(1), &json!(AGGREGATE)));
+    for (command, hint) in [("status", "place 1"), ("doctor", "create the stream")] {
+        let shown = cli.run(&[command]).stdout;
+        for part in ["destination default takes nothing since 2", "1 key with", why, hint] {
+            assert!(shown.contains(part), "{command}: {part}: {shown}");
+        }
+    }
+    let url = format!("http://{ops}");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let ready = reqwest::get(format!("{url}/readyz")).await.unwrap().text().await.unwrap();
+        if ready.contains("destination default takes nothing") && ready.contains(why) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{ready}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(reqwest::get(format!("{url}/livez")).await.unwrap().status().is_success());
+    let metrics = reqwest::get(format!("{url}/metrics")).await.unwrap().text().await.unwrap();
+    let gauge = "outbox_destination_failing_seconds{destination=\"default\"} ";
+    let seconds = metrics.lines().find_map(|line| line.strip_prefix(gauge)).unwrap();
+    assert!(seconds.parse::<f64>().unwrap() >= 5.0, "{seconds}");
 }
 
 #[tokio::test]

@@ -190,9 +190,8 @@ mod tests {
             let destination = DestinationState {
                 name: "orders".into(),
                 paused_for: paused.then(|| format!("{failing_keys} keys failed")),
-                paused_since: None,
-                retry_at: None,
                 failing_keys,
+                ..DestinationState::default()
             };
             let statistics = ProcessorStatistics {
                 destinations: vec![destination],

@@ -8,6 +8,7 @@
 mod builder;
 mod chores;
 mod clock;
+mod destination_state;
 mod fine_timer;
 mod machine;
 mod processor;
@@ -21,8 +22,9 @@ mod statistics;
 mod telemetry;
 
 pub use builder::OutboxProcessorBuilder;
+pub use destination_state::{DestinationState, UncountedKey};
 pub use posthaste_core::Pattern;
 pub use processor::OutboxProcessor;
 pub use routes::{DeadHeadPolicy, Destination, Route, RouteTable, Routed, UnknownDestination};
 pub use settings::ProcessorSettings;
-pub use statistics::{DestinationState, NotRecorded, ProcessorStatistics, RelayState, StopReport};
+pub use statistics::{NotRecorded, ProcessorStatistics, RelayState, StopReport};

@@ -8,12 +8,16 @@ use posthaste_core::{Backlog, Error, Seq};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::machine::{Counts, Machine};
+use crate::machine::{Counts, Machine, storable};
 use crate::rates::Rate;
 use crate::{DestinationState, NotRecorded, ProcessorStatistics, RelayState, StopReport};
 
 /// Events that are named, of those whose outcome cannot be recorded.
 const NOT_RECORDED_MAX: usize = 20;
+/// Keys that are named, of those that fail and count no attempt.
+const UNCOUNTED_NAMED_MAX: usize = 5;
+/// Between two looks at the keys that fail.
+const FAILURES_EVERY: Duration = Duration::from_secs(1);
 /// Deliveries come in bursts: over so long they tell how fast it goes.
 const DELIVERED_WINDOW: Duration = Duration::from_secs(10);
 /// What waits is counted every five seconds, or less often. A burst that was stored before does not count
@@ -58,6 +62,10 @@ struct State {
     destinations: Vec<DestinationState>,
     /// When the pause of each destination ends, by the run's clock.
     pauses_end: Vec<Option<Duration>>,
+    /// Since when each destination takes nothing, by the run's clock and by the one that is read here.
+    failing_since: Vec<Option<(Duration, Instant)>>,
+    /// When the keys that fail are looked at again.
+    failures_due: Duration,
 }
 
 /// As what a run goes in the database.
@@ -97,6 +105,8 @@ impl Default for State {
             unknown_destinations: Vec::new(),
             destinations: Vec::new(),
             pauses_end: Vec::new(),
+            failing_since: Vec::new(),
+            failures_due: Duration::ZERO,
         }
     }
 }
@@ -123,6 +133,8 @@ impl Shared {
             .map(|name| DestinationState { name, ..DestinationState::default() })
             .collect();
         state.pauses_end.clear();
+        state.failing_since.clear();
+        state.failures_due = Duration::ZERO;
     }
 
     /// What the machine is at, at the moment `now` of its clock.
@@ -130,9 +142,7 @@ impl Shared {
         let mut state = self.lock();
         let counts = machine.counts();
         state.pauses_end(machine.pauses_end(), now);
-        for (destination, keys) in state.destinations.iter_mut().zip(machine.failing_keys()) {
-            destination.failing_keys = keys;
-        }
+        state.failures(machine, now);
         if counts.delivered > state.counts.delivered {
             state.last_acknowledged = Some(Instant::now());
         }
@@ -209,6 +219,11 @@ impl Shared {
         self.lock().unknown_destinations.push(name.to_owned());
     }
 
+    /// No event names it any more.
+    pub(crate) fn unknown_destination_gone(&self, name: &str) {
+        self.lock().unknown_destinations.retain(|other| other != name);
+    }
+
     pub(crate) fn database(&self, error: Option<Error>) {
         let mut state = self.lock();
         match (&error, state.relay) {
@@ -255,12 +270,51 @@ impl Shared {
             database_error: state.database_error.clone(),
             failure: state.failure.clone(),
             unknown_destinations: state.unknown_destinations.clone(),
-            destinations: state.destinations.clone(),
+            destinations: state.destinations(),
         }
     }
 }
 
 impl State {
+    fn destinations(&self) -> Vec<DestinationState> {
+        let mut destinations = self.destinations.clone();
+        for (to, since) in destinations.iter_mut().zip(&self.failing_since) {
+            to.failing_for = since.map(|(_, at)| at.elapsed());
+        }
+        destinations
+    }
+
+    /// How destinations fail: that they do at once, with what and which keys once a second, for these may
+    /// be many.
+    fn failures(&mut self, machine: &Machine, now: Duration) {
+        let is_due = now >= self.failures_due;
+        if is_due {
+            self.failures_due = now.saturating_add(FAILURES_EVERY);
+        }
+        self.failing_since.resize(self.destinations.len(), None);
+        let known = self.destinations.iter_mut().zip(&mut self.failing_since);
+        for (index, ((to, since), keys)) in known.zip(machine.failing_keys()).enumerate() {
+            let turned = (keys == 0) != (to.failing_keys == 0);
+            to.failing_keys = keys;
+            if !is_due && !turned {
+                continue;
+            }
+            let failing = machine.failing(index, UNCOUNTED_NAMED_MAX);
+            let began = failing.as_ref().and_then(|failing| failing.since);
+            if since.map(|(began, _)| began) != began {
+                let ago = began.map(|began| now.saturating_sub(began));
+                *since = began.zip(ago.and_then(|ago| Instant::now().checked_sub(ago)));
+                to.failing_since =
+                    ago.and_then(|ago| Timestamp::now().checked_sub(ago).ok()).map(whole_second);
+            }
+            to.last_error = failing.as_ref().map(|failing| storable(&failing.last_error.report()));
+            to.last_error_kind = failing.as_ref().map(|failing| failing.last_error.kind());
+            (to.uncounted_keys, to.uncounted) = failing
+                .map(|failing| (failing.uncounted_keys, failing.uncounted))
+                .unwrap_or_default();
+        }
+    }
+
     /// The pauses of destinations end then. Told once for each: two clocks never agree to the second.
     fn pauses_end(&mut self, ends: impl Iterator<Item = Option<Duration>>, now: Duration) {
         self.pauses_end.resize(self.destinations.len(), None);

@@ -306,6 +306,13 @@ impl Shell {
                      a relay knows it, or they are sent elsewhere"
                 );
             }
+            Report::UnknownDestinationGone { name } => {
+                self.shared.unknown_destination_gone(name);
+                tracing::info!(
+                    destination = &**name,
+                    "no event waits any more that names this destination, which is not configured"
+                );
+            }
             Report::DeadLettered { event, reason, error, blocks_key } => {
                 self.telemetry.dead_lettered(reason, 1);
                 tracing::error!(

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use posthaste_core::{Backlog, Error, Seq};
 use uuid::Uuid;
 
+use crate::DestinationState;
 use crate::run::passes;
 
 /// A busy machine lets a process wait for seconds.
@@ -89,21 +90,6 @@ pub struct NotRecorded {
     pub why: Box<str>,
 }
 
-/// How a destination is doing.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DestinationState {
-    /// Its name.
-    pub name: String,
-    /// The error it is paused for; `None` while it works.
-    pub paused_for: Option<String>,
-    /// Since when, by this machine's clock.
-    pub paused_since: Option<Timestamp>,
-    /// When it is tried again; `None` while it works, and while a try is under way.
-    pub retry_at: Option<Timestamp>,
-    /// Keys whose first event failed here and was not taken since, up to about a thousand.
-    pub failing_keys: usize,
-}
-
 /// What a processor is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -149,19 +135,8 @@ impl ProcessorStatistics {
     /// What operators read of a relay in the database, as JSON. It is written when it changes, so figures
     /// that always move are rounded: a relay that is idle writes nothing.
     pub(crate) fn as_report(&self) -> String {
-        let destinations: Vec<_> = self
-            .destinations
-            .iter()
-            .map(|to| {
-                serde_json::json!({
-                    "name": to.name,
-                    "paused_for": to.paused_for,
-                    "paused_since": to.paused_since.map(|at| at.to_string()),
-                    "retry_at": to.retry_at.map(|at| at.to_string()),
-                    "failing_keys": to.failing_keys,
-                })
-            })
-            .collect();
+        let destinations: Vec<_> =
+            self.destinations.iter().map(DestinationState::as_report).collect();
         let not_recorded: Vec<_> = self
             .not_recorded
             .iter()
@@ -243,35 +218,33 @@ impl ProcessorStatistics {
                     "; {keys} keys wait for a retry, a delay or, behind a dead letter, an operator"
                 ),
             };
-            let paused: Vec<String> = self
-                .destinations
-                .iter()
-                .filter_map(|destination| {
-                    let why = destination.paused_for.as_deref()?;
-                    Some(format!("; destination {} is paused: {why}", destination.name))
-                })
-                .collect();
             return Some(format!(
                 "{} events wait and none was acknowledged for {} s{}{stuck}",
                 backlog.ready,
                 idle.as_secs(),
-                paused.concat()
+                self.troubles()
             ));
         }
-        let failing = self.destinations.iter().find(|to| to.failing_keys > 0);
-        if let Some(to) = failing
+        // What fails waits for its next try most of the time, and is not due meanwhile.
+        let takes_nothing =
+            |to: &DestinationState| to.failing_for.is_some_and(|time| time >= stall_after);
+        if backlog.ready + backlog.retrying > 0
             && idle >= stall_after
-            && backlog.retrying > 0
+            && self.destinations.iter().any(takes_nothing)
         {
             return Some(format!(
-                "{} events fail, of {} keys at destination {}, and none was acknowledged for {} s",
-                backlog.retrying,
-                to.failing_keys,
-                to.name,
-                idle.as_secs()
+                "events fail and none was acknowledged for {} s{}",
+                idle.as_secs(),
+                self.troubles()
             ));
         }
         None
+    }
+
+    /// What is wrong with each destination, as the end of a sentence.
+    fn troubles(&self) -> String {
+        let troubles = self.destinations.iter().filter_map(DestinationState::trouble);
+        troubles.map(|trouble| format!("; {trouble}")).collect()
     }
 }
 

@@ -227,6 +227,8 @@ impl Telemetry {
             let paused = if to.paused_for.is_some() { 1.0 } else { 0.0 };
             self.gauge("outbox_destination_paused", tag()).set(paused);
             self.gauge("outbox_destination_failing_keys", tag()).set(to.failing_keys as f64);
+            let failing_for = to.failing_for.unwrap_or_default().as_secs_f64();
+            self.gauge("outbox_destination_failing_seconds", tag()).set(failing_for);
         }
         for state in RelayState::ALL {
             let value = if state == statistics.state { 1.0 } else { 0.0 };
@@ -315,6 +317,11 @@ fn describe_all() {
         "outbox_destination_paused",
         Unit::Count,
         "1 while nothing but probes is sent to a destination, 0 while it works"
+    );
+    describe_gauge!(
+        "outbox_destination_failing_seconds",
+        Unit::Seconds,
+        "Since the first failure after the last success of a destination; 0 where it takes events"
     );
     describe_gauge!(
         "outbox_destination_failing_keys",

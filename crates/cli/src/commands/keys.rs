@@ -4,6 +4,7 @@ use posthaste_core::{Seq, StuckBy, StuckKey, StuckKeyPage, StuckKeyQuery};
 use posthaste_processor::{DeadHeadPolicy, RouteTable};
 use serde_json::json;
 
+use super::relays;
 use crate::arguments::{KeysBy, KeysCommand};
 use crate::config::Config;
 use crate::listing::Listing;
@@ -55,12 +56,28 @@ pub(crate) async fn run(
     let routes = route_table(config)?;
     let store = store::open_ready(config).await?;
     let (keys, next) = list(&*store, &routes, by, limit, after).await?;
+    // Further pages are of what the table knows.
+    let unlisted = match by {
+        None | Some(KeysBy::Retry) if after == 0 => unlisted(&*store, &keys).await,
+        _ => None,
+    };
     let result = json!({
         "keys": keys.iter().map(as_json).collect::<Vec<_>>(),
         "more": next.is_some(),
         "next": next.as_ref().map(|next| json!({ "by": next.by.as_str(), "after": next.after })),
+        "unlisted": unlisted,
     });
-    output.write(&result, || human(&keys, next.as_ref()))
+    output.write(&result, || human(&keys, next.as_ref(), unlisted.unwrap_or_default()))
+}
+
+/// How many more keys fail than are listed, by the word of the relays that live: an event that counts no
+/// attempt leaves nothing in its row while it is tried. `None` where relays cannot be asked: who may see
+/// what waits need not be allowed to see who delivers it.
+async fn unlisted(store: &dyn Store, listed: &[Listed]) -> Option<u64> {
+    let relays = relays::find(store).await.ok()?;
+    let uncounted = |listed: &&Listed| listed.state == "retrying" && listed.key.retry_count == 0;
+    let known = listed.iter().filter(uncounted).count() as u64;
+    Some(relays::uncounted_keys(&relays).saturating_sub(known))
 }
 
 /// Where this configuration sends events. The database does not know.
@@ -137,8 +154,10 @@ fn as_json(listed: &Listed) -> serde_json::Value {
     })
 }
 
-fn human(keys: &[Listed], next: Option<&Next>) -> String {
-    let mut text = if keys.is_empty() {
+fn human(keys: &[Listed], next: Option<&Next>, unlisted: u64) -> String {
+    let mut text = if keys.is_empty() && unlisted > 0 {
+        "no key waits by what its row says".to_owned()
+    } else if keys.is_empty() {
         "no key waits".to_owned()
     } else {
         let header = ["key", "state", "waiting", "event", "place", "type", "to", "when", "why"];
@@ -157,6 +176,12 @@ fn human(keys: &[Listed], next: Option<&Next>) -> String {
         text.push_str(&format!(
             "\n{why}: posthaste keys list --by {} --after {after}",
             by.as_str()
+        ));
+    }
+    if unlisted > 0 {
+        let keys = count(unlisted, "more key");
+        text.push_str(&format!(
+            "\nrelays know of {keys} whose events fail and count no attempt: posthaste status"
         ));
     }
     text

@@ -15,6 +15,8 @@ use crate::store::Store;
 /// Of a list that writers can make as long as they like, so many are named.
 const NAMED_MAX: usize = 5;
 const NAME_CHARS_MAX: usize = 80;
+/// Some lines of a screen; `--output json` has all of it.
+const ERROR_CHARS_MAX: usize = 300;
 
 /// A relay, with what it said last.
 #[derive(Debug)]
@@ -50,6 +52,19 @@ struct Destination {
     paused_since: Option<String>,
     retry_at: Option<String>,
     failing_keys: u64,
+    failing_since: Option<String>,
+    last_error: Option<String>,
+    last_error_kind: Option<String>,
+    uncounted_keys: u64,
+    uncounted: Vec<UncountedKey>,
+}
+
+/// A key whose first event fails, and counts no attempt.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct UncountedKey {
+    seq: i64,
+    key: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -168,18 +183,17 @@ impl Relay {
             if let Some(text) = to.pause() {
                 tell(text, "what is paused goes on by itself when the other side answers");
             }
-            if to.failing_keys > 0 {
-                let keys = count(to.failing_keys, "key");
-                tell(
-                    format!("destination {}: {keys} with an event that fails", to.name),
-                    "`posthaste keys list` says which and why",
-                );
+            if let Some((text, hint)) = to.failure() {
+                tell(text, hint);
+            }
+            if let Some(text) = to.uncounted() {
+                tell(text, "`posthaste events list --key KEY` shows what waits of a key");
             }
         }
         let unknown = &self.said.unknown_destinations;
         let reroute = "configure it, or send them elsewhere with `posthaste events reroute`";
         for name in unknown.iter().take(NAMED_MAX) {
-            let name = shortened(name);
+            let name = shortened(name, NAME_CHARS_MAX);
             tell(format!("events wait for destination {name}, which is not configured"), reroute);
         }
         if let Some(more) = more_than_named(unknown.len()) {
@@ -234,7 +248,62 @@ impl Relay {
     }
 }
 
+/// How many keys fail and count no attempt, by the word of the relays that live.
+pub(crate) fn uncounted_keys(relays: &[Relay]) -> u64 {
+    let alive = relays.iter().filter(|relay| relay.is_alive());
+    alive.flat_map(|relay| &relay.said.destinations).map(|to| to.uncounted_keys).sum()
+}
+
 impl Destination {
+    /// What fails there, why, and what helps. A pause says why itself.
+    fn failure(&self) -> Option<(String, &'static str)> {
+        const WHICH: &str = "`posthaste keys list` says which and why";
+        if self.failing_keys == 0 {
+            return None;
+        }
+        let (name, keys) = (&self.name, count(self.failing_keys, "key"));
+        let error = match &self.last_error {
+            Some(error) if self.paused_for.is_none() => shortened(error, ERROR_CHARS_MAX),
+            _ => {
+                return Some((
+                    format!("destination {name}: {keys} with an event that fails"),
+                    WHICH,
+                ));
+            }
+        };
+        Some(match when(self.failing_since.as_deref()) {
+            Some(at) => {
+                let kind = self.last_error_kind.as_deref().and_then(ErrorKind::named);
+                let text = format!(
+                    "destination {name} takes nothing since {at}, {keys} with an event that fails: {error}"
+                );
+                (text, kind.map_or(WHICH, ErrorKind::hint))
+            }
+            None => {
+                let beside = "with an event that fails, others are taken";
+                (format!("destination {name}: {keys} {beside}: {error}"), WHICH)
+            }
+        })
+    }
+
+    /// Keys that the table need not know of.
+    fn uncounted(&self) -> Option<String> {
+        if self.uncounted_keys == 0 {
+            return None;
+        }
+        let named = self.uncounted.iter().take(NAMED_MAX);
+        let named: Vec<String> = named
+            .map(|key| format!("{} (place {})", shortened(&key.key, NAME_CHARS_MAX), key.seq))
+            .collect();
+        let more = match self.uncounted_keys.saturating_sub(named.len() as u64) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let keys = count(self.uncounted_keys, "key");
+        let (name, named) = (&self.name, named.join(", "));
+        Some(format!("destination {name}: no attempt is counted of {keys}: {named}{more}"))
+    }
+
     fn pause(&self) -> Option<String> {
         let why = self.paused_for.as_ref()?;
         let since = when(self.paused_since.as_deref());
@@ -262,11 +331,11 @@ fn more_than_named(all: usize) -> Option<usize> {
     all.checked_sub(NAMED_MAX).filter(|more| *more > 0)
 }
 
-/// A name as long as it needs to be told from others.
-fn shortened(name: &str) -> String {
-    match name.char_indices().nth(NAME_CHARS_MAX) {
-        Some((end, _)) => format!("{}…", &name[..end]),
-        None => name.to_owned(),
+/// A text as long as it needs to be told from others.
+fn shortened(text: &str, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 
@@ -315,6 +384,44 @@ mod tests {
             "destination main is paused since 2026-03-01 03:00:00Z, next try 2026-03-01 03:05:07Z: \
              refused"
         );
+    }
+
+    #[test]
+    fn a_destination_that_fails_says_since_when_why_and_of_which_keys_nothing_is_counted() {
+        let to = |more: Value| {
+            let mut to = json!({
+                "name": "main", "failing_keys": 7, "uncounted_keys": 7,
+                "failing_since": "2026-03-01T03:00:00Z",
+                "last_error": "publish: no JetStream stream covers the subject",
+                "last_error_kind": "destination_missing",
+                "uncounted": [{ "seq": 4, "id": "x", "key": "k\u{1b}1" }, { "seq": 9, "key": "k2" }],
+            });
+            to.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            relay(&json!({ "destinations": [to] })).troubles()
+        };
+        let [why, which] = &to(json!({}))[..] else { panic!("two lines") };
+        assert_eq!(
+            why.text,
+            "destination main takes nothing since 2026-03-01 03:00:00Z, 7 keys with an event that \
+             fails: publish: no JetStream stream covers the subject"
+        );
+        assert!(why.hint.contains("create the stream"), "{}", why.hint);
+        assert_eq!(
+            which.text,
+            "destination main: no attempt is counted of 7 keys: k\\u{1b}1 (place 4), k2 (place 9) \
+             and 5 more"
+        );
+        let beside = &to(json!({ "failing_since": null }))[0];
+        assert!(beside.text.contains("7 keys with an event that fails, others are taken: publish"));
+        assert!(beside.hint.contains("keys list"), "{}", beside.hint);
+        let long = &to(json!({ "last_error": "x".repeat(5_000) }))[0];
+        assert!(long.text.len() < 500, "{}", long.text);
+        let paused = to(json!({ "paused_for": "8 keys failed" }));
+        assert!(paused[0].text.ends_with("is paused: 8 keys failed"), "{paused:?}");
+        assert_eq!(paused[1].text, "destination main: 7 keys with an event that fails");
+        // A relay of the version before.
+        let old = to(json!({ "last_error": null, "uncounted_keys": 0 }));
+        assert_eq!(old[0].text, "destination main: 7 keys with an event that fails");
     }
 
     #[test]

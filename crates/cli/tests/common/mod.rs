@@ -107,6 +107,19 @@ impl Cli {
         serde_json::from_str(&self.run(&all).succeeded().stdout).unwrap()
     }
 
+    /// What a command says once it is so, within half a minute.
+    pub(crate) fn json_when(&self, arguments: &[&str], is_so: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let said = self.json(arguments);
+            if is_so(&said) {
+                return said;
+            }
+            assert!(Instant::now() < deadline, "{said}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     /// How many events wait.
     pub(crate) fn pending(&self) -> u64 {
         self.json(&["status"])["backlog"]["pending"].as_u64().unwrap()

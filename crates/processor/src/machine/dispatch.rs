@@ -14,9 +14,6 @@ use super::settling::ALONE_MAX;
 use super::{CALLS_IN_FLIGHT, Command, Machine, Report};
 use crate::UnknownDestination;
 
-/// The most unknown names of destinations that are told and remembered.
-const UNKNOWN_NAMES_MAX: usize = 100;
-
 impl Machine {
     pub(super) fn dispatch(&mut self, now: Duration, commands: &mut Vec<Command>) {
         self.limited_until = None;
@@ -168,13 +165,16 @@ impl Machine {
         }
     }
 
+    /// An event that waits names a destination that is not configured.
+    pub(super) fn unknown_name_met(&mut self, name: &str) {
+        if self.unknown_names.met(name) {
+            self.reports.push(Report::UnknownDestination { name: name.into() });
+        }
+    }
+
     fn hold_unroutable(&mut self, unroutable: usize) {
         for name in self.keys.destinations_named(unroutable) {
-            if self.unknown_names.len() < UNKNOWN_NAMES_MAX
-                && self.unknown_names.insert(name.clone())
-            {
-                self.reports.push(Report::UnknownDestination { name });
-            }
+            self.unknown_name_met(&name);
         }
         for seq in self.keys.shelve(unroutable, 0) {
             self.reader.forget(seq);

@@ -280,6 +280,11 @@ impl Keys {
         self.keys.iter().filter(|(_, key)| waits(key)).map(|(id, _)| *id).collect()
     }
 
+    /// Whether anything waits of this key, or is on its way.
+    pub(super) fn contains(&self, id: KeyId) -> bool {
+        self.keys.contains_key(&id)
+    }
+
     /// The place of the event that a key waits for, where it waits for a time or a destination.
     pub(super) fn waits_for(&self, id: KeyId) -> Option<Seq> {
         let key = self.keys.get(&id)?;

@@ -21,7 +21,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::key::KeyId;
 use super::reader::Found;
-use super::{Command, Machine};
+use super::{Command, Machine, Report};
 use crate::DeadHeadPolicy;
 
 /// Rows of one look.
@@ -114,6 +114,14 @@ impl Machine {
                 }
             }
         }
+        for (destination, outage) in self.outages.iter_mut().enumerate() {
+            let unsent = self.keys.ready_count(destination) + self.keys.shelved_count(destination);
+            let nothing_waits = unsent + self.in_flight.to(destination) == 0;
+            outage.gone(|id| self.keys.contains(id), nothing_waits);
+        }
+        for name in self.unknown_names.next_round() {
+            self.reports.push(Report::UnknownDestinationGone { name });
+        }
         self.looks.heads = self.keys.waiting();
         self.looks.heads_round_at = now + HEADS_EVERY;
     }
@@ -157,6 +165,7 @@ impl Machine {
     /// The look failed; the next one comes after the database's pause.
     pub(super) fn look_failed(&mut self) {
         self.looks.under_way = None;
+        self.unknown_names.round_is_cut();
     }
 
     fn heads_seen(&mut self, asked: &FxHashMap<Seq, KeyId>, found: Vec<Head>, now: Duration) {
@@ -170,6 +179,7 @@ impl Machine {
             }
             match found.get(seq) {
                 Some(head) if KeyId::of(&head.key, head.shard) == *id && !head.dead => {
+                    self.name_looked_at(head);
                     let due = now.saturating_add(self.wait_of(head.wait, head.has_failed));
                     let goes_elsewhere = self.keys.is_shelved(*id) && !self.waits_in_vain(head);
                     if goes_elsewhere {
@@ -185,6 +195,13 @@ impl Machine {
                 // It is gone, or another key's.
                 _ => self.keys.go_on(*id, now),
             }
+        }
+    }
+
+    fn name_looked_at(&mut self, head: &Head) {
+        let Some(name) = &head.destination else { return };
+        if self.routes.destination_of(Some(name), &head.event_type).is_none() {
+            self.unknown_name_met(name);
         }
     }
 

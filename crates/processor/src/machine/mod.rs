@@ -23,9 +23,9 @@ mod settling;
 #[cfg(test)]
 mod simulation;
 mod suspicion;
+mod unknown_names;
 mod window;
 
-use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,8 +50,10 @@ use self::keys::Keys;
 use self::leases::Leases;
 use self::looks::Looks;
 use self::outage::Outage;
+pub(crate) use self::outcomes::storable;
 use self::reader::{Purpose, Reader};
 use self::settling::Settling;
+use self::unknown_names::UnknownNames;
 use crate::ProcessorSettings;
 use crate::routes::Routes;
 
@@ -135,6 +137,8 @@ pub(crate) enum Report {
     LostAsRepeat { destination: usize, event: Summary },
     /// Events name a destination that is not configured; they wait in the store.
     UnknownDestination { name: Box<str> },
+    /// No event waits any more that names it.
+    UnknownDestinationGone { name: Box<str> },
     /// An event is a dead letter now.
     DeadLettered { event: Summary, reason: &'static str, error: String, blocks_key: bool },
     /// The store made rows that it cannot read dead letters, and has logged each.
@@ -206,7 +210,7 @@ pub(crate) struct Machine {
     /// those before it had nothing of it to read.
     unsent_above: Option<Seq>,
     /// Destinations that events name and nobody configured.
-    unknown_names: BTreeSet<Box<str>>,
+    unknown_names: UnknownNames,
     stopping: bool,
     /// Each event is offered once, however soon its retry is due.
     one_pass: bool,
@@ -247,7 +251,7 @@ impl Machine {
             in_flight: InFlight::new(destinations),
             patience: settings.outage_patience,
             unsent_above: None,
-            unknown_names: BTreeSet::new(),
+            unknown_names: UnknownNames::default(),
             stopping: false,
             one_pass: false,
             payload_bytes_mean: 0,
@@ -286,6 +290,7 @@ impl Machine {
                 self.unsent_above.get_or_insert(watermark.high);
                 if self.reader.watermark_read(&watermark, now) {
                     self.looks.hurry(now);
+                    self.unknown_names.round_is_cut();
                 }
             }
             Input::DeadHeads(Ok(heads)) => {

@@ -7,6 +7,7 @@ use posthaste_core::{Error, ErrorKind, RetryPolicy};
 use super::key::KeyId;
 use super::suspicion::{OUTAGE_KEYS, Position, Suspicion, Undecided};
 use super::window::Window;
+use crate::UncountedKey;
 
 /// How pauses grow, of a destination and of an event that counts nothing: quick enough to resume soon,
 /// slow enough to leave a sick server alone.
@@ -33,6 +34,21 @@ pub(super) struct Outage {
     pub(super) suspicion: Suspicion,
     /// How many events may be on their way.
     pub(super) window: Window,
+    /// The first failure since the last success.
+    failing_since: Option<Duration>,
+    last_error: Option<Error>,
+}
+
+/// How a destination fails, for operators: nothing is decided by it.
+#[derive(Debug)]
+pub(crate) struct Failing {
+    /// The first failure since the last success; `None` where something was taken since.
+    pub(crate) since: Option<Duration>,
+    pub(crate) last_error: Error,
+    /// Keys that fail and of which no attempt was counted.
+    pub(crate) uncounted_keys: usize,
+    /// Some of them.
+    pub(crate) uncounted: Vec<UncountedKey>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -179,10 +195,14 @@ impl Outage {
     pub(super) fn succeeded(&mut self, id: KeyId, sent: Position) {
         self.window.succeeded();
         match self.state {
-            State::Closed => self.suspicion.succeeded(id, sent.0),
+            State::Closed => {
+                self.failing_since = None;
+                self.suspicion.succeeded(id, sent.0);
+            }
             State::HalfOpen { first_call, .. } if sent.0 >= first_call => {
                 self.suspicion.probe_succeeded(sent, first_call..self.calls);
                 self.suspicion.succeeded(id, sent.0);
+                self.failing_since = None;
                 self.close();
             }
             State::HalfOpen { .. } | State::Open { .. } => {}
@@ -199,6 +219,7 @@ impl Outage {
             // Another may probe in its place.
             *sent = sent.saturating_sub(1);
             if heard {
+                self.failing_since = None;
                 self.close();
             }
         }
@@ -206,6 +227,7 @@ impl Outage {
 
     /// An event failed, and it is not known whose fault that is.
     pub(super) fn failed(&mut self, failure: Undecided) {
+        self.fails(&failure.error, failure.failed_at);
         self.suspicion.failed(failure, self.calls);
     }
 
@@ -218,8 +240,34 @@ impl Outage {
 
     /// There is no connection to the destination.
     pub(super) fn unavailable(&mut self, error: &Error, now: Duration, random: f64) {
+        self.fails(error, now);
         let asked = error.retry_after().map(|asked| now.saturating_add(asked));
         self.open(error.report(), (asked, None), now, random);
+    }
+
+    fn fails(&mut self, error: &Error, now: Duration) {
+        self.failing_since.get_or_insert(now);
+        self.last_error = Some(error.clone());
+    }
+
+    /// Keys of which nothing `waits` any more do not fail. Where `nothing_waits` at all, what was not taken is
+    /// gone, and what fails next begins anew.
+    pub(super) fn gone(&mut self, waits: impl Fn(KeyId) -> bool, nothing_waits: bool) {
+        self.suspicion.retain(waits);
+        if nothing_waits && self.suspicion.suspects_count() == 0 {
+            self.failing_since = None;
+        }
+    }
+
+    fn is_failing(&self) -> bool {
+        self.error.is_some() || self.suspicion.suspects_count() > 0
+    }
+
+    /// How it fails, if it does, with the names of so many keys.
+    pub(super) fn failing(&self, keys_max: usize) -> Option<Failing> {
+        let last_error = self.last_error.clone().filter(|_| self.is_failing())?;
+        let (uncounted_keys, uncounted) = self.suspicion.uncounted(keys_max);
+        Some(Failing { since: self.failing_since, last_error, uncounted_keys, uncounted })
     }
 
     /// The bus says that it is connected again: a pause ends at once.

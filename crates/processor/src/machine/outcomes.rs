@@ -412,6 +412,6 @@ fn summary(event: &OutboxEvent) -> Summary {
 }
 
 /// An error text that every database takes: bounded, and without the NUL that some refuse.
-fn storable(text: &str) -> String {
+pub(crate) fn storable(text: &str) -> String {
     text.chars().map(|c| if c == '\0' { '\u{fffd}' } else { c }).take(ERROR_CHARS_MAX).collect()
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use posthaste_core::{Seq, Settlement};
 
-use super::outage::Outage;
+use super::outage::{Failing, Outage};
 use super::{Counts, Machine};
 use crate::NotRecorded;
 
@@ -79,6 +79,11 @@ impl Machine {
     /// Keys of each destination whose heads failed and have not succeeded since.
     pub(crate) fn failing_keys(&self) -> impl Iterator<Item = usize> {
         self.outages.iter().map(|outage| outage.suspicion.suspects_count())
+    }
+
+    /// How a destination fails, if it does, with the names of so many keys.
+    pub(crate) fn failing(&self, destination: usize, keys_max: usize) -> Option<Failing> {
+        self.outages[destination].failing(keys_max)
     }
 
     /// When the pause of each destination ends; `None` for one that is not paused, or is tried now.

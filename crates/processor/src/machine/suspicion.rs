@@ -25,11 +25,13 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::time::Duration;
 
-use posthaste_core::{Error, ErrorKind, ShardSet, Subject};
+use posthaste_core::{Error, ErrorKind, OrderKey, Seq, ShardSet, Subject};
 use rustc_hash::FxHashMap;
+use uuid::Uuid;
 
 use super::key::{Held, KeyId};
 use super::outage::PAUSES;
+use crate::UncountedKey;
 
 /// So many distinct keys that fail in a row are an outage, and so many keys probe whether it is over.
 ///
@@ -126,6 +128,9 @@ struct Trouble {
 /// A key whose head fails.
 #[derive(Debug)]
 struct Suspect {
+    /// Its first event, for operators.
+    head: (Seq, Uuid),
+    key: OrderKey,
     /// Its first failure since its last success.
     since: Duration,
     /// The first call after its latest failure was known.
@@ -183,7 +188,11 @@ impl Suspicion {
             }
         }
         let last_success = self.last_success;
-        let suspect = self.suspects.entry(failure.id).or_insert(Suspect {
+        let event = &failure.held.event;
+        let head = (failure.held.seq, event.id());
+        let suspect = self.suspects.entry(failure.id).or_insert_with(|| Suspect {
+            head,
+            key: event.order_key().clone(),
             since: failure.failed_at,
             next_call: u64::MAX,
             refuted_at: None,
@@ -193,6 +202,7 @@ impl Suspicion {
         if last_success.is_some_and(|call| call >= suspect.next_call) {
             suspect.refuted_at.get_or_insert(failure.failed_at);
         }
+        suspect.head = head;
         suspect.next_call = next_call;
         suspect.refuted_at.is_none() && suspect.convicted.is_none()
     }
@@ -247,6 +257,24 @@ impl Suspicion {
     /// Whether the head of this key fails.
     pub(super) fn is_suspect(&self, id: KeyId) -> bool {
         self.suspects.contains_key(&id)
+    }
+
+    /// Forgets the keys that nothing waits of any more: it was discarded, or goes elsewhere.
+    pub(super) fn retain(&mut self, waits: impl Fn(KeyId) -> bool) {
+        self.suspects.retain(|id, _| waits(*id));
+    }
+
+    /// How many keys fail of which no attempt was counted, and `limit` of them, the lowest places first.
+    pub(super) fn uncounted(&self, limit: usize) -> (usize, Vec<UncountedKey>) {
+        let uncounted = self.suspects.values().filter(|suspect| suspect.convicted.is_none());
+        let mut keys: Vec<&Suspect> = uncounted.collect();
+        keys.sort_unstable_by_key(|suspect| suspect.head);
+        let named = keys.iter().take(limit).map(|suspect| UncountedKey {
+            seq: suspect.head.0,
+            id: suspect.head.1,
+            key: suspect.key.to_string(),
+        });
+        (keys.len(), named.collect())
     }
 
     /// Keys whose heads fail.

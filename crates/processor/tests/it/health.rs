@@ -5,14 +5,17 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use posthaste_core::{EventRecord, OutboxEvent};
-use posthaste_processor::{OutboxProcessor, ProcessorStatistics, RelayState};
+use posthaste_processor::{OutboxProcessor, ProcessorSettings, ProcessorStatistics, RelayState};
 use posthaste_testkit::faults::Fault;
 
-use crate::support::{HOUR, MINUTE, SECOND, SlowBus, World, builder, series, singles};
+use crate::support::{HOUR, MINUTE, SECOND, SlowBus, World, builder, series, settings, singles};
 
 /// The repository's clock is the real one: events that have waited must be stored as old.
 fn old(events: Vec<OutboxEvent>) -> Vec<OutboxEvent> {
-    let created_at = Timestamp::now() - HOUR;
+    created_at(Timestamp::now() - HOUR, events)
+}
+
+fn created_at(created_at: Timestamp, events: Vec<OutboxEvent>) -> Vec<OutboxEvent> {
     let age = |event: OutboxEvent| {
         OutboxEvent::restore(EventRecord { created_at, ..event.record().clone() })
     };
@@ -79,6 +82,33 @@ async fn events_due_and_none_acknowledged_is_not_healthy_and_names_the_paused_de
     assert!(why.contains("5 events wait"), "{why}");
     assert!(why.contains("destination default is paused") && why.contains("on purpose"), "{why}");
 
+    world.script.clear();
+    world.until_nothing_pending().await;
+    tokio::time::sleep(10 * SECOND).await;
+    assert_eq!(reason(&processor), None);
+}
+
+/// Fewer keys than are an outage: their events are tried again and again, and due only in between.
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_has_taken_nothing_for_as_long_as_a_stall_is_named_with_its_reason() {
+    let world = World::new();
+    let patient = ProcessorSettings { outage_patience: HOUR, ..settings() };
+    let processor = world.builder().settings(patient).build().unwrap();
+    processor.start().await.unwrap();
+    tokio::time::sleep(HOUR).await;
+    world.script.set(Some(Fault::FailBeforeWrite));
+    world.store(&created_at(Timestamp::now() + HOUR, singles(3))).await;
+    for _ in 0..11 {
+        tokio::time::sleep(5 * SECOND).await;
+        assert_eq!(reason(&processor), None, "after a long rest, too, it is given its time");
+    }
+    tokio::time::sleep(10 * SECOND).await;
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(730)).await;
+        let why = reason(&processor).expect("a reason, wherever the events are just now");
+        assert!(why.contains("destination default takes nothing for"), "{why}");
+        assert!(why.contains("3 keys fail") && why.contains("on purpose"), "{why}");
+    }
     world.script.clear();
     world.until_nothing_pending().await;
     tokio::time::sleep(10 * SECOND).await;

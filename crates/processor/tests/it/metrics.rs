@@ -14,13 +14,14 @@ use crate::hooked::Hooked;
 use crate::support::{SECOND, World, singles, until};
 
 /// Every metric, with its labels.
-const METRICS: [(&str, &[&str]); 24] = [
+const METRICS: [(&str, &[&str]); 25] = [
     ("outbox_batch_size_events", &[]),
     ("outbox_build_info", &["version"]),
     ("outbox_backlog_read_age_seconds", &[]),
     ("outbox_dead_events", &[]),
     ("outbox_dead_lettered_total", &["reason"]),
     ("outbox_destination_failing_keys", &["destination"]),
+    ("outbox_destination_failing_seconds", &["destination"]),
     ("outbox_destination_paused", &["destination"]),
     ("outbox_delivery_latency_seconds", &[]),
     ("outbox_events_published_total", &["destination"]),

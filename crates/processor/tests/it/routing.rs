@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use posthaste_core::memory::MemoryBus;
-use posthaste_core::{ErrorKind, OutboxEvent, Payload};
+use posthaste_core::{ErrorKind, EventFilter, OutboxAdmin, OutboxEvent, Payload};
 use posthaste_processor::{
     DeadHeadPolicy, Destination, OutboxProcessor, OutboxProcessorBuilder, Pattern,
     ProcessorSettings, Route, UnknownDestination,
@@ -11,7 +11,7 @@ use posthaste_processor::{
 use posthaste_testkit::faults::Fault;
 use uuid::Uuid;
 
-use crate::support::{HOUR, World, ids, settings};
+use crate::support::{HOUR, MINUTE, World, ids, settings};
 
 fn typed(event_type: &str, destination: Option<&str>) -> OutboxEvent {
     let builder =
@@ -86,6 +86,32 @@ async fn an_unknown_destination_holds_its_events_until_a_relay_knows_it_and_othe
     let third = Destination::new("third", Arc::new(two.second.clone()));
     assert_eq!(build().destination(third).build().unwrap().process_events().await.unwrap(), 1);
     assert_eq!(ids(&two.second.published()), [early.id()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_destination_is_named_for_as_long_as_an_event_waits_for_it() {
+    let events = ["third", "third", "fourth"].map(|name| typed("order.placed", Some(name)));
+    let world = World::with(&events).await;
+    let processor = Two::new().builder(&world, DeadHeadPolicy::Block).build().unwrap();
+    processor.start().await.unwrap();
+    let named = || processor.statistics().unknown_destinations;
+    let discard = async |event: &OutboxEvent| {
+        let one = EventFilter::with_ids([event.id()]);
+        assert_eq!(world.outbox.discard_events(&one).await.unwrap(), 1);
+        tokio::time::sleep(MINUTE / 2).await;
+    };
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(named(), ["fourth", "third"]);
+    discard(&events[0]).await;
+    assert_eq!(named(), ["fourth", "third"], "another waits for it");
+    discard(&events[1]).await;
+    assert_eq!(named(), ["fourth"]);
+    discard(&events[2]).await;
+    assert_eq!(named(), <[&str; 0]>::default());
+
+    world.store(&[typed("order.placed", Some("third"))]).await;
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(named(), ["third"], "it is told anew");
 }
 
 #[tokio::test(start_paused = true)]
