@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use posthaste_buses::nats::{NatsAuth, NatsBus, NatsConfig, NatsTls};
-use posthaste_buses::ndjson::{NdjsonBus, NdjsonConfig, NdjsonTarget};
-use posthaste_buses::webhook::{WebhookBus, WebhookConfig, WebhookTls};
-use posthaste_buses::{EnvelopeFormat, Secret};
+use posthaste_bus_kit::{EnvelopeFormat, Secret};
 use posthaste_core::{
     BusCapabilities, Error, ErrorKind, EventBus, OutboxEvent, PublishResult, Result, RetryPolicy,
 };
+use posthaste_nats::{NatsAuth, NatsBus, NatsConfig, NatsTls};
+use posthaste_ndjson::{NdjsonBus, NdjsonConfig, NdjsonTarget};
 use posthaste_processor::Destination;
+use posthaste_webhook::{WebhookBus, WebhookConfig, WebhookTls};
 use rustix::fs::OFlags;
 use tokio::sync::Notify;
 

@@ -113,7 +113,8 @@
 //! | PostgreSQL | `postgres` (feature `postgres`) |
 //! | SQLite | `sqlite` (feature `sqlite`) |
 //! | `sqlx`, `jiff`, `uuid`, `async_trait`, of the versions that stand in signatures | here, at the root |
-//! | NATS JetStream, webhooks, files and standard output | `buses` (features `nats`, `webhook`, `ndjson`) |
+//! | NATS JetStream, webhooks, files and standard output | [`buses`] (features `nats`, `webhook`, `ndjson`) |
+//! | what a bus of your own is made of: envelope, topic, secrets | [`buses::kit`] |
 //!
 //! All features are on by default. A service that wants less names what it uses:
 //!
@@ -136,8 +137,7 @@ pub use {jiff, uuid};
 pub use posthaste_core::*;
 pub use posthaste_processor::*;
 
-#[cfg(any(feature = "ndjson", feature = "nats", feature = "webhook"))]
-pub use posthaste_buses as buses;
+pub mod buses;
 #[cfg(feature = "postgres")]
 pub use posthaste_postgres as postgres;
 #[cfg(feature = "sqlite")]

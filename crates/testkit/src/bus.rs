@@ -59,6 +59,40 @@ pub struct Received {
     pub body: Bytes,
 }
 
+impl Received {
+    /// Reads an event back from a message of the plain envelope: all but the body is in headers.
+    ///
+    /// # Errors
+    /// A header of the envelope that is not there, or an id that is none.
+    pub fn from_plain(
+        body: Bytes,
+        headers: impl IntoIterator<Item = (String, String)>,
+    ) -> anyhow::Result<Self> {
+        let decode = |(name, value)| anyhow::Ok((name, decoded(value)?));
+        let headers: BTreeMap<_, _> =
+            headers.into_iter().map(decode).collect::<anyhow::Result<_>>()?;
+        let get = |name: &str| headers.get(name).cloned().context(format!("no {name} header"));
+        Ok(Self {
+            id: get("ph-id")?.parse()?,
+            key: get("ph-key")?,
+            event_type: get("ph-type")?,
+            content_type: get("content-type")?,
+            body,
+            headers,
+        })
+    }
+}
+
+/// A header's value as it was written: what is not ASCII is percent-encoded, and ASCII is as it is.
+fn decoded(value: String) -> anyhow::Result<String> {
+    ensure!(value.is_ascii(), "a header is not ASCII: {value}");
+    let decoded = percent_encoding::percent_decode_str(&value).decode_utf8().ok();
+    Ok(match decoded.filter(|decoded| !decoded.is_ascii()) {
+        Some(decoded) => decoded.into_owned(),
+        None => value,
+    })
+}
+
 /// Checks all that the documentation of [`EventBus`] promises.
 pub async fn bus_suite<H: BusHarness>(harness: &H) -> Report {
     let name = match harness.fresh().await {

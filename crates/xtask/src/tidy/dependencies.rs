@@ -7,15 +7,19 @@ use super::Violation;
 
 const CORE: &str = "posthaste-core";
 const TESTKIT: &str = "posthaste-testkit";
+const BUS_KIT: &str = "posthaste-bus-kit";
 
 /// What a crate of ours may depend on among our own: (crate, normally, in its tests too).
 /// A crate that is not listed sees everything: it is a composition root.
-const DIRECTIONS: [(&str, &[&str], &[&str]); 6] = [
+const DIRECTIONS: [(&str, &[&str], &[&str]); 9] = [
     (CORE, &[], &[]),
     ("posthaste-processor", &[CORE], &[TESTKIT]),
     ("posthaste-postgres", &[CORE], &[TESTKIT]),
     ("posthaste-sqlite", &[CORE], &[TESTKIT]),
-    ("posthaste-buses", &[CORE], &[TESTKIT]),
+    (BUS_KIT, &[CORE], &[TESTKIT]),
+    ("posthaste-nats", &[CORE, BUS_KIT], &[TESTKIT]),
+    ("posthaste-ndjson", &[CORE, BUS_KIT], &[TESTKIT]),
+    ("posthaste-webhook", &[CORE, BUS_KIT], &[TESTKIT]),
     (TESTKIT, &[CORE], &[]),
 ];
 /// What sees everything.
@@ -36,7 +40,7 @@ const CLIENTS: [&str; 12] = [
     "tokio-postgres",
     "hyper",
 ];
-const CLIENTLESS: [&str; 3] = [CORE, "posthaste-processor", TESTKIT];
+const CLIENTLESS: [&str; 4] = [CORE, "posthaste-processor", BUS_KIT, TESTKIT];
 
 /// TLS providers and stacks beside the chosen one.
 const OTHER_TLS: [&str; 3] = ["ring", "openssl-sys", "native-tls"];
@@ -125,7 +129,9 @@ mod tests {
             ("posthaste-processor", TESTKIT, json!("dev"), 0),
             ("posthaste-processor", TESTKIT, Value::Null, 1),
             ("posthaste-postgres", "posthaste-sqlite", json!("dev"), 1),
-            ("posthaste-buses", "posthaste", Value::Null, 1),
+            ("posthaste-nats", "posthaste", Value::Null, 1),
+            ("posthaste-nats", BUS_KIT, Value::Null, 0),
+            ("posthaste-nats", "posthaste-webhook", Value::Null, 1),
             ("posthaste-cli", "posthaste-postgres", Value::Null, 0),
             ("posthaste-new", CORE, Value::Null, 1),
         ] {

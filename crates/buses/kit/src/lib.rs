@@ -1,0 +1,26 @@
+//! What posthaste's buses have in common, for buses of one's own as well.
+//!
+//! | question | answered by |
+//! |---|---|
+//! | where an event goes within a destination | [`TopicTemplate`] |
+//! | what it looks like there | [`Envelope`], in an [`EnvelopeFormat`]; [`json_body`] where the message is one JSON object |
+//! | whom a refusal is about | [`evidence::of_address`] |
+//! | what must not be shown | [`Secret`], and [`Redactor`] for what others answer |
+//! | whom TLS trusts, and who we are | `tls` (feature `tls`) |
+//!
+//! Nothing here knows a broker, and nothing here connects to anything. The contract of a bus is
+//! [`posthaste_core::EventBus`].
+
+mod envelope;
+pub mod evidence;
+pub mod json_body;
+mod redact;
+mod secret;
+#[cfg(feature = "tls")]
+pub mod tls;
+mod topic;
+
+pub use envelope::{Envelope, EnvelopeFormat, Message, SOURCE_DEFAULT};
+pub use redact::Redactor;
+pub use secret::{Secret, percent_decode};
+pub use topic::{Topic, TopicTemplate};
