@@ -279,7 +279,8 @@ pub(crate) enum EventsCommand {
     Retry(ChangeArgs),
     /// Makes pending events due now: delayed ones, and those that wait for a retry
     Release(ChangeArgs),
-    /// Sends pending and dead events to another destination than they were meant for
+    /// Sends pending and dead events to another destination than they were meant for; a dead letter
+    /// stays dead until `events retry`
     Reroute {
         #[command(flatten)]
         events: ChangeArgs,
@@ -444,32 +445,4 @@ fn parse_when(text: &str) -> Result<Timestamp, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn the_definition_is_sound() {
-        Arguments::command().debug_assert();
-    }
-
-    #[test]
-    fn the_beginning_of_an_id_stands_for_all_that_begin_so() {
-        let IdPrefix { first, last } = parse_id("01890a5d-AC").unwrap();
-        assert_eq!(first.to_string(), "01890a5d-ac00-0000-0000-000000000000");
-        assert_eq!(last.to_string(), "01890a5d-acff-ffff-ffff-ffffffffffff");
-        let whole = parse_id("01890a5d-ac96-774b-bcce-b302099a8057").unwrap();
-        assert_eq!(whole.first, whole.last);
-        for bad in ["", "018", "xyzw", "01890a5d-ac96-774b-bcce-b302099a80571"] {
-            assert!(parse_id(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn times_are_instants_dates_or_durations_ago() {
-        assert_eq!(parse_when("2026-01-31").unwrap().to_string(), "2026-01-31T00:00:00Z");
-        assert_eq!(parse_when("2026-01-31T01:00:00+01:00"), parse_when("2026-01-31"));
-        assert!(parse_when("2h").unwrap() < Timestamp::now());
-        assert!(parse_when("yesterday").is_err());
-    }
-}
+mod tests;

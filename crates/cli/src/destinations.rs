@@ -2,6 +2,7 @@
 
 mod outputs;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,16 +18,51 @@ use posthaste_webhook::{WebhookBus, WebhookConfig, WebhookTls};
 use rustix::fs::OFlags;
 use tokio::sync::Notify;
 
-use crate::config::{Config, DestinationSettings, Problem, bounded};
+use crate::config::{Config, DestinationSettings, Draft, Inputs, Problem, Problems, bounded};
 
-/// What is wrong with the destinations, found without connecting to anything.
-pub(crate) fn problems(config: &Config) -> Vec<Problem> {
+/// Reads the configuration and asks the buses what they say of it: every problem at once.
+///
+/// # Errors
+/// All problems that can be found without connecting to anything.
+pub(crate) fn load(inputs: Inputs) -> Result<Config, Problems> {
+    checked(inputs).finish()
+}
+
+/// As [`load`], with what is not there yet: see [`absences`].
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn load_strictly(inputs: Inputs) -> Result<Config, Problems> {
+    let mut draft = checked(inputs);
+    if let Some(config) = &draft.config {
+        draft.problems.extend(absences(&config.destinations));
+    }
+    draft.finish()
+}
+
+fn checked(inputs: Inputs) -> Draft {
+    let mut draft = inputs.draft();
+    if let Some(config) = &draft.config {
+        let found = problems(config, &draft.problems);
+        draft.problems.extend(found);
+    }
+    draft
+}
+
+/// What is wrong with the destinations, found without connecting to anything, besides what is `known`.
+pub(crate) fn problems(config: &Config, known: &[Problem]) -> Vec<Problem> {
     let mut problems = outputs::clashes(config);
+    let refused: HashSet<&str> = known
+        .iter()
+        .filter_map(|problem| problem.path.strip_prefix("destinations.")?.split('.').next())
+        .collect();
     for destination in &config.destinations {
+        let is_known = refused.contains(&*destination.name);
         let files = unusable_files(destination);
         let seed = bad_seed(destination);
-        if files.is_empty() && seed.is_none() {
-            problems.extend(refusal(destination));
+        // A bus would complain of what is refused already, in other words.
+        if !is_known && files.is_empty() && seed.is_none() {
+            problems.extend(refusals(destination));
         }
         problems.extend(files);
         problems.extend(seed);
@@ -35,7 +71,7 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
 }
 
 /// What will keep a destination waiting as things are now, and may be there when the relay starts.
-pub(crate) fn absences(destinations: &[DestinationSettings]) -> Vec<Problem> {
+fn absences(destinations: &[DestinationSettings]) -> Vec<Problem> {
     let absent = |destination: &DestinationSettings| {
         let path = (destination.kind == "file").then(|| destination.text("path")).flatten()?;
         let folder = Path::new(&path).parent().filter(|folder| !folder.as_os_str().is_empty())?;
@@ -47,8 +83,24 @@ pub(crate) fn absences(destinations: &[DestinationSettings]) -> Vec<Problem> {
     destinations.iter().filter_map(absent).collect()
 }
 
-/// What the bus itself refuses.
-fn refusal(destination: &DestinationSettings) -> Option<Problem> {
+/// All that the bus itself refuses. It says one thing at a time: the next shows without that one.
+fn refusals(destination: &DestinationSettings) -> Vec<Problem> {
+    let mut problems: Vec<Problem> = Vec::new();
+    let mut rest = destination.clone();
+    while let Some((key, problem)) = refusal(&rest) {
+        let is_known = problems.iter().any(|known| known.path == problem.path);
+        // A default, or that there is none, is a consequence of what was taken away.
+        if is_known || (problem.place.is_none() && !problems.is_empty()) {
+            break;
+        }
+        rest = rest.without(key);
+        problems.push(problem);
+    }
+    problems
+}
+
+/// What the bus itself refuses first, and the key it is about.
+fn refusal(destination: &DestinationSettings) -> Option<(&'static str, Problem)> {
     let checked = match destination.kind.as_str() {
         "nats" => nats_config(destination).and_then(|config| config.validate()),
         "webhook" => webhook_config(destination).and_then(|config| config.validate()),
@@ -66,9 +118,11 @@ fn refusal(destination: &DestinationSettings) -> Option<Problem> {
         (_, why) if why.starts_with("servers") => "url",
         (_, why) => destination.key_named_in(why),
     };
-    let why = why.strip_prefix(key).map_or(why, |rest| rest.trim_start_matches([':', ' ']));
+    // `user and password belong together` names both.
+    let rest = why.strip_prefix(key).filter(|rest| !rest.starts_with(" and "));
+    let why = rest.map_or(why, |rest| rest.trim_start_matches([':', ' ']));
     let help = "correct the value; `posthaste config reference` describes it";
-    Some(destination.problem(key, why, help))
+    Some((key, destination.problem(key, why, help)))
 }
 
 /// Files that a client would miss again and again while it connects, and mention in a log only.

@@ -135,8 +135,17 @@ pub(crate) fn text_of(error: &anyhow::Error) -> String {
     text
 }
 
-/// What to do about some of the things that PostgreSQL says, where more is known than by the kind.
-const SERVER_HINTS: [(&str, &str); 6] = [
+/// What to do about what is said, where more is known than by the kind.
+const HINTS: [(&str, &str); 13] = [
+    (
+        "lacks rights that a relay needs",
+        "grant them as the tables' owner, or log in as another user",
+    ),
+    (
+        "takes no writes: default_transaction_read_only",
+        "`posthaste doctor` has the statement that switches it off",
+    ),
+    ("(SQLSTATE 28", "correct the user or password in the address, or create that role"),
     ("(SQLSTATE 42501)", "grant this user what is missing, or name another with --database-url"),
     (
         "(SQLSTATE 53300)",
@@ -148,7 +157,20 @@ const SERVER_HINTS: [(&str, &str); 6] = [
     ),
     ("(SQLSTATE 55000)", "`posthaste doctor` says which table lacks a replica identity"),
     ("(SQLSTATE 3F000)", "`create schema NAME`, or correct the address"),
-    ("certificate is not trusted", "see docs/tls.md; nothing was sent"),
+    (
+        "(SQLSTATE 53200)",
+        "give the server more memory, or raise max_locks_per_transaction; its log says which",
+    ),
+    (
+        "(SQLSTATE 57P05)",
+        "the next try connects anew; `alter role USER set idle_session_timeout = 0` ends it",
+    ),
+    (
+        "is not an SQLite database",
+        "correct --database-url, or `posthaste migrate up` at the name of a new file",
+    ),
+    ("the directory does not exist", "`mkdir` it, or correct --database-url (database.url)"),
+    ("the server's certificate", "see docs/tls.md; nothing was sent"),
 ];
 
 /// What the error says to do, where it says something.
@@ -158,8 +180,8 @@ pub(crate) fn hint_of(error: &anyhow::Error) -> Option<String> {
     }
     let error = error.downcast_ref::<Error>()?;
     let text = error.to_string();
-    let of_server = SERVER_HINTS.iter().find(|(sign, _)| text.contains(sign));
-    let hint = of_server.map_or(error.kind().hint(), |(_, hint)| hint);
+    let known = HINTS.iter().find(|(sign, _)| text.contains(sign));
+    let hint = known.map_or(error.kind().hint(), |(_, hint)| hint);
     // Where the error itself already says it, once is enough.
     (!error.to_string().contains(hint)).then(|| hint.to_owned())
 }
@@ -180,6 +202,23 @@ mod tests {
         assert_eq!(code_of(&UsageError("x".into()).into()), USAGE);
         assert_eq!(code_of(&Problems(vec![]).into()), CONFIG);
         assert_eq!(code_of(&anyhow::anyhow!("x")), FAILED);
+    }
+
+    #[test]
+    fn what_is_said_has_the_hint_that_helps() {
+        for (kind, message, helps) in [
+            (ErrorKind::Throttled, "no memory (SQLSTATE 53200)", "max_locks_per_transaction"),
+            (ErrorKind::Unreachable, "was idle (SQLSTATE 57P05)", "idle_session_timeout"),
+            (ErrorKind::Throttled, "no connection (SQLSTATE 53300)", "connection limit"),
+            (ErrorKind::Unauthorized, "refused (SQLSTATE 28P01)", "password in the address"),
+            (ErrorKind::Unauthorized, "lacks rights that a relay needs: x", "grant them"),
+            (ErrorKind::Schema, "the file is not an SQLite database", "--database-url"),
+            (ErrorKind::Unreachable, "the server's certificate does not hold", "docs/tls.md"),
+            (ErrorKind::Unreachable, "refused", "the server is up"),
+        ] {
+            let hint = hint_of(&Error::new(kind, "fetch", message).into()).unwrap_or_default();
+            assert!(hint.contains(helps), "{message}: {hint}");
+        }
     }
 
     #[test]

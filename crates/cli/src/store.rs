@@ -124,18 +124,6 @@ async fn open_file_or_server(config: &Config, missing: Missing) -> anyhow::Resul
     }
 }
 
-/// SQLite's migrations as SQL, and the version they lead to.
-///
-/// # Errors
-/// Those of a file that nobody keeps: a store always has one.
-pub(crate) async fn sqlite_migration_sql() -> anyhow::Result<(String, u32)> {
-    let folder = tempfile::tempdir()?;
-    let store = SqliteOutbox::open(folder.path().join("unused.db")).await?;
-    let (sql, status) = (store.migration_sql(), store.migration_status().await);
-    store.close().await;
-    Ok((sql, status?.wanted))
-}
-
 /// Opens the outbox and makes sure that its schema is one this version understands.
 ///
 /// # Errors
@@ -143,6 +131,21 @@ pub(crate) async fn sqlite_migration_sql() -> anyhow::Result<(String, u32)> {
 pub(crate) async fn open_ready(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     let store = open(config, Missing::Refuse).await?;
     require_schema_of(&*store, &store.migration_status().await?, config).await?;
+    Ok(store)
+}
+
+/// Opens the outbox to store events. A writer needs not be allowed to read which version the schema has:
+/// what it then lacks, the server says of what is stored.
+///
+/// # Errors
+/// As [`open_ready`].
+pub(crate) async fn open_to_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+    let store = open(config, Missing::Refuse).await?;
+    match store.migration_status().await {
+        Ok(status) => require_schema_of(&*store, &status, config).await?,
+        Err(error) if error.kind() == ErrorKind::Unauthorized => {}
+        Err(error) => return Err(error.into()),
+    }
     Ok(store)
 }
 

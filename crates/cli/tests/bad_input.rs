@@ -327,3 +327,32 @@ fn a_configuration_that_others_may_write_is_not_taken_unless_it_is_named() {
     let ended = cli.run(&["migrate", "up"]).succeeded();
     assert!(ended.stderr.contains("configuration: posthaste.toml"), "{ended:?}");
 }
+
+/// Syntax, names, values, rules across keys, and what a destination says of its settings: whoever mends a
+/// file does not meet the next kind only when the one before is gone.
+#[test]
+fn every_mistake_that_can_be_known_is_told_at_once() {
+    let cli = Cli::new();
+    cli.write(
+        "posthaste.toml",
+        "[relay]\nbatchsize = 5\npoll_interval = 5\n[relay.retry]\nbase_delay = \"9s\"\nmax_delay = \"1s\"\n\
+         [destinations.a]\ntype = \"nats\"\nurl = \"htp://h\"\nsubject = \"a b\"\nuser = \"u\"\n\
+         [destinations.b]\ntype = \"file\"\npath = \"no/such/file\"\n\
+         [[routes]]\nevent_type = \"x\"\ndestination = \"c\"\n",
+    );
+    let parts = [
+        "unknown key relay.batchsize",
+        "relay.poll_interval is a whole number",
+        "relay.retry.max_delay must be at least base_delay",
+        "destinations.a.url: ",
+        "destinations.a.subject: ",
+        "user and password belong together",
+        "the folder no/such is not there",
+        "names \"c\", which is not there",
+    ];
+    let told = cli.run(&["config", "check"]).failed(78, &parts);
+    assert!(told.stderr.contains("8 problems"), "{}", told.stderr);
+    // What may be there when the relay starts keeps it from nothing.
+    let told = cli.run(&["run", "--once"]).failed(78, &parts[..6]);
+    assert!(!told.stderr.contains("the folder no/such"), "{}", told.stderr);
+}

@@ -112,3 +112,26 @@ async fn a_limit_of_a_files_size_pauses_that_destination_and_no_other() {
     assert_eq!(database.count(&delivered("good")).await, 1, "{ended:?}");
     assert!(database.count(&delivered("full")).await < 50, "{ended:?}");
 }
+
+/// As in a container whose file system is read-only.
+#[test]
+fn no_command_of_a_relay_needs_a_folder_for_temporary_files() {
+    let cli =
+        Cli::migrated().env("TMPDIR", "/no/such/folder").env("SQLITE_TMPDIR", "/no/such/folder");
+    cli.publish("a", "1");
+    assert_eq!(cli.run(&["run", "--drain"]).succeeded().events().len(), 1);
+    for command in [
+        &["doctor"][..],
+        &["status"],
+        &["events", "list"],
+        &["cleanup", "--older-than", "0s"],
+        &["migrate", "sql", "--dialect", "sqlite"],
+    ] {
+        let ended = cli.run(command);
+        assert!(
+            matches!(ended.code, Some(0 | 1)) && !ended.stderr.contains("/no/such"),
+            "{ended:?}"
+        );
+    }
+    cli.run(&["migrate", "sql", "--dialect", "sqlite"]).succeeded();
+}

@@ -321,9 +321,37 @@ fn what_waits_can_be_sent_elsewhere_and_at_once() {
     assert_eq!(cli.pending(), 1, "its destination is not configured: it waits");
     let id = cli.json(&["events", "list"])["events"][0]["id"].as_str().unwrap().to_owned();
     cli.run(&["events", "reroute", &id, "--to", "elsewhere"])
-        .failed(2, &["no destination \"elsewhere\" is configured; there is default"]);
+        .failed(2, &["no destination \"elsewhere\" is configured; there is default", "[[routes]]"]);
     assert_eq!(cli.json(&["events", "release", &id]), json!({ "released": 1 }));
     assert_eq!(cli.json(&["events", "reroute", &id, "--to", "default"]), json!({ "rerouted": 1 }));
     assert!(cli.run(&["run", "--drain"]).succeeded().stdout.contains(&id));
     assert_eq!(cli.pending(), 0);
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_is_sent_elsewhere_stays_one_and_that_is_said() {
+    let cli = Cli::migrated();
+    let to = ["--destination", "nowhere", "--key", "k", "--data", "1"];
+    for _ in 0..2 {
+        let publish = ["publish", "t", "--aggregate-id", AGGREGATE];
+        cli.run(&[&publish[..], &to].concat()).succeeded();
+    }
+    let ids: Vec<String> = cli.json(&["events", "list"])["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| event["id"].as_str().unwrap().to_owned())
+        .collect();
+    let alive = cli.run(&["events", "reroute", &ids[0], "--to", "default"]).succeeded();
+    assert!(!alive.stderr.contains("dead"), "{alive:?}");
+    let file = sqlx::sqlite::SqliteConnectOptions::new().filename(cli.path("posthaste.db"));
+    let mut connection = sqlx::ConnectOptions::connect(&file).await.unwrap();
+    let kill = "update outbox_events set dead_at = '2026-01-01T00:00:00Z' where seq = 2";
+    sqlx::query(kill).execute(&mut connection).await.unwrap();
+    let told =
+        cli.run(&["events", "reroute", "--all-matching", "--yes", "--by-routes"]).succeeded();
+    assert_eq!(told.stdout, "rerouted 2 events\n");
+    for part in ["1 dead letter among those that match", "`posthaste events retry`"] {
+        assert!(told.stderr.contains(part), "{part}: {told:?}");
+    }
 }

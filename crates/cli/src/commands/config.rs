@@ -26,12 +26,7 @@ pub(crate) fn run(
 }
 
 fn check(inputs: Inputs, output: Output) -> anyhow::Result<ExitCode> {
-    let loaded = inputs.load().and_then(|config| {
-        let mut problems = destinations::problems(&config);
-        problems.extend(destinations::absences(&config.destinations));
-        if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
-    });
-    match loaded {
+    match destinations::load_strictly(inputs) {
         Ok(config) => {
             let file = config.file.as_ref().map(|file| file.display().to_string());
             let result = json!({ "ok": true, "file": file, "problems": [] });

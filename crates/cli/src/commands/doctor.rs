@@ -154,7 +154,7 @@ async fn within_limit<T>(look: impl Future<Output = anyhow::Result<T>>) -> anyho
 }
 
 async fn look_at_destinations(config: &Config) -> Vec<Finding> {
-    let problems = destinations::problems(config);
+    let problems = destinations::problems(config, &[]);
     if !problems.is_empty() {
         let finding = |problem: &crate::config::Problem| {
             let message = secrets::redact(&problem.message);

@@ -98,7 +98,8 @@ pub(crate) async fn run(
             if let Some(name) = to.as_ref().filter(|name| !known(name)) {
                 let names: Vec<_> = config.destinations.iter().map(|it| &*it.name).collect();
                 return Err(UsageError(format!(
-                    "no destination {name:?} is configured; there is {}",
+                    "no destination {name:?} is configured; there is {}. Add [destinations.{name}], \
+                     or give --by-routes to send them where [[routes]] say",
                     names.join(", ")
                 ))
                 .into());
@@ -237,6 +238,9 @@ async fn change(
     output.write(&json!({ change.done(): changed }), || {
         format!("{} {}", change.done(), count(changed, "event"))
     })?;
+    if change == Change::Reroute && changed > 0 {
+        tell_of_the_dead(&*store, &filter).await?;
+    }
     let rest = (filter.ids.map_or(0, |ids| ids.len()) as u64).saturating_sub(changed);
     if named > 0 && rest > 0 {
         logs::say(&format!(
@@ -247,6 +251,23 @@ async fn change(
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whoever sends a dead letter elsewhere may think that it is delivered now.
+async fn tell_of_the_dead(store: &dyn Store, filter: &EventFilter) -> anyhow::Result<()> {
+    if filter.state.is_some_and(|state| state != EventState::Dead) {
+        return Ok(());
+    }
+    let dead = EventFilter { state: Some(EventState::Dead), ..filter.clone() };
+    let dead = store.count_events(&dead, COUNT_MAX).await?;
+    if dead > 0 {
+        logs::say(&format!(
+            "{} among those that match: what is dead goes there after `posthaste events retry` with the \
+             same ids or filters",
+            count(dead, "dead letter")
+        ));
+    }
+    Ok(())
 }
 
 /// Shows how many events are meant and asks; refuses where nobody can answer.

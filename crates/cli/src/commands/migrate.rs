@@ -18,7 +18,7 @@ pub(crate) async fn run(
     match command {
         MigrateCommand::Up => up(&*store::open(config, Missing::Create).await?, output).await,
         MigrateCommand::Status => status(config, output).await,
-        MigrateCommand::Sql(args) => write_text(&sql(args, config).await?),
+        MigrateCommand::Sql(args) => write_text(&sql(args, config)?),
         MigrateCommand::Adopt { yes } => adopt(yes, config, output).await,
     }
 }
@@ -65,10 +65,10 @@ async fn status(config: &Config, output: Output) -> anyhow::Result<()> {
 }
 
 /// What a run with these arguments writes. Connects to nothing.
-async fn sql(args: MigrateSqlArgs, config: &Config) -> anyhow::Result<String> {
+fn sql(args: MigrateSqlArgs, config: &Config) -> anyhow::Result<String> {
     let plain = match dialect(args, config)? {
         SqlDialect::Postgres => postgres_sql(args)?,
-        SqlDialect::Sqlite => return sqlite_sql(args).await,
+        SqlDialect::Sqlite => return sqlite_sql(args),
     };
     Ok(match args.format {
         SqlFormat::Plain => plain,
@@ -122,7 +122,7 @@ fn refuse_beyond(latest: u32, from: u32) -> anyhow::Result<()> {
     Err(UsageError(why).into())
 }
 
-async fn sqlite_sql(args: MigrateSqlArgs) -> anyhow::Result<String> {
+fn sqlite_sql(args: MigrateSqlArgs) -> anyhow::Result<String> {
     if args.roles || args.down || args.format == SqlFormat::Statements {
         return Err(UsageError(
             "--roles, --down and --format statements are for PostgreSQL; an outbox in SQLite is a \
@@ -131,7 +131,7 @@ async fn sqlite_sql(args: MigrateSqlArgs) -> anyhow::Result<String> {
         )
         .into());
     }
-    let (sql, version) = store::sqlite_migration_sql().await?;
+    let (sql, version) = (posthaste_sqlite::migration_sql(), posthaste_sqlite::SCHEMA_VERSION);
     let title = "-- posthaste's schema for SQLite";
     if args.from == 0 {
         return Ok(format!("{title}, version {version}. Run it once.\n\n{sql}"));

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use crate::arguments::{Arguments, Command, GlobalArgs};
 use crate::config::{Config, Inputs};
 use crate::output::Output;
-use crate::{demo, logs};
+use crate::{demo, destinations, logs};
 
 /// Carries out what the command line asks for.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -33,7 +33,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Completions { shell } => completions::run(shell)?,
         Command::Config { command } => return config::run(command, inputs(global), output),
         Command::Run(args) => {
-            let config = load(global)?;
+            let config = destinations::load(inputs(global))?;
+            logs::install(&config.log.level, config.log.format);
             return run::run(&args, config).await;
         }
         Command::Migrate { command } => migrate::run(command, &quiet(global)?, output).await?,
@@ -53,12 +54,6 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 
 fn inputs(global: GlobalArgs) -> Inputs {
     Inputs::of_process(global.config, global.database_url)
-}
-
-fn load(global: GlobalArgs) -> anyhow::Result<Config> {
-    let config = inputs(global).load()?;
-    logs::install(&config.log.level, config.log.format);
-    Ok(config)
 }
 
 /// The configuration for a command that answers and ends: what it does is its output, so only

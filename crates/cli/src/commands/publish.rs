@@ -18,12 +18,12 @@ use crate::store;
 /// Stores one event, or every line of a file.
 pub(crate) async fn run(args: PublishArgs, config: &Config, output: Output) -> anyhow::Result<()> {
     if let Some(file) = &args.from {
-        let store = store::open_ready(config).await?;
+        let store = store::open_to_store(config).await?;
         return bulk::run(file, args.skip, &*store, output).await;
     }
     // The event is checked before the database is asked.
     let event = event_of(args)?;
-    store::open_ready(config).await?.store(std::slice::from_ref(&event)).await?;
+    store::open_to_store(config).await?.store(std::slice::from_ref(&event)).await?;
     let result = json!({
         "stored": 1,
         "id": event.id().to_string(),

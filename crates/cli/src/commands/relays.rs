@@ -160,12 +160,24 @@ impl Relay {
             (false, Some(_)) => "nothing was heard of it for over two minutes: it died".into(),
         };
         let version = if self.said.version.is_empty() { "unknown" } else { &self.said.version };
-        let state = if self.said.state.is_empty() { "says nothing" } else { &self.said.state };
         let since = when(self.said.started_at.as_deref());
         let since = since.map(|at| format!(" since {at}")).unwrap_or_default();
-        let line =
-            format!("{}: {state}{since}, version {version}, {shards}, {life}", self.view.name);
-        plain::line(&line)
+        let does = match (&self.view.report, self.said.state.as_str()) {
+            (None, _) => self.has_not_reported(),
+            (Some(_), "") => format!("says nothing that this version reads, version {version}"),
+            (Some(_), state) => format!("{state}{since}, version {version}"),
+        };
+        plain::line(&format!("{}: {does}, {shards}, {life}", self.view.name))
+    }
+
+    /// A relay reports a moment after it has joined.
+    fn has_not_reported(&self) -> String {
+        match self.view.joined_ago {
+            Some(ago) => {
+                format!("started {} ago, has not reported yet", units::format_duration(whole(ago)))
+            }
+            None => "has not reported yet".into(),
+        }
     }
 
     /// What keeps it from delivering something, a line each.
@@ -443,6 +455,17 @@ mod tests {
             let found = troubles.iter().find(|trouble| trouble.text.contains(part));
             assert!(found.is_some_and(|found| found.hint.contains(hint)), "{part}: {troubles:?}");
         }
+    }
+
+    #[test]
+    fn a_relay_that_has_not_reported_yet_is_young_and_not_silent() {
+        let view = RelayView::new("host:1", Duration::from_secs(5), 64, None);
+        assert_eq!(
+            Relay::new(view.that_joined(Duration::from_secs(2))).as_line(),
+            "host:1: started 2 s ago, has not reported yet, 64 shards, lease of 5 s left"
+        );
+        let other = relay(&json!({ "version": "9.0.0" })).as_line();
+        assert!(other.contains("says nothing that this version reads, version 9.0.0"), "{other}");
     }
 
     #[test]

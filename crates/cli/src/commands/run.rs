@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use super::signals::StopSignals;
 use crate::arguments::RunArgs;
 use crate::config::units::format_duration;
-use crate::config::{Config, Listen, Problems};
+use crate::config::{Config, Listen};
 use crate::destinations::{self, OpenDestination};
 use crate::exit::{self, Hint, WrongSetUp};
 use crate::logs;
@@ -27,10 +27,6 @@ const OTHERS_DELAY: Duration = Duration::from_millis(250);
 
 /// Runs the relay until it is stopped, or until its work is done.
 pub(crate) async fn run(args: &RunArgs, config: Config) -> anyhow::Result<ExitCode> {
-    let problems = destinations::problems(&config);
-    if !problems.is_empty() {
-        return Err(Problems(problems).into());
-    }
     let mut stop = StopSignals::new()?;
     let output_closed = Arc::new(Notify::new());
     announce(&config);
@@ -120,9 +116,9 @@ async fn start_store(
                 if left.is_some_and(|left| left.is_zero()) {
                     return Err(error.context(given_up(since.elapsed())));
                 }
-                let error = exit::text_of(&error);
+                let (hint, error) = (exit::hint_of(&error), exit::text_of(&error));
                 if reminder.is_due(&error, Instant::now()) {
-                    tracing::warn!(error, "the database cannot be used yet; trying again");
+                    tracing::warn!(error, hint, "the database cannot be used yet; trying again");
                 }
                 tokio::time::sleep(left.unwrap_or(RECONNECT_DELAY).min(RECONNECT_DELAY)).await;
             }
@@ -208,8 +204,8 @@ fn spawn_checks(destinations: &[OpenDestination]) -> tokio::task::JoinHandle<()>
     tokio::spawn(async move {
         for (destination, bus) in buses {
             if let Err(error) = bus.check().await {
-                let hint = error.kind().hint();
-                tracing::warn!(destination, error = error.report(), hint, "destination not ready");
+                let (report, hint) = (error.report(), exit::hint_of(&error.into()));
+                tracing::warn!(destination, error = report, hint, "destination not ready");
             }
         }
     })

@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     fn overlaid(variables: &[(&str, &str)]) -> (Entries, Vec<Problem>) {
-        let mut entries = super::super::file::parse("f", "[destinations.Main-Bus]\n").unwrap();
+        let (mut entries, _) = super::super::file::parse("f", "[destinations.Main-Bus]\n");
         let mut problems = Vec::new();
         let variables: Vec<(String, String)> =
             variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();

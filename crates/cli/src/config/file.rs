@@ -25,39 +25,34 @@ pub(crate) struct Entry {
 /// Tables have an entry of their own.
 pub(crate) type Entries = BTreeMap<String, Entry>;
 
-/// Reads and flattens a file.
-///
-/// # Errors
-/// A file that cannot be read, or every syntax error with its line and column.
-pub(crate) fn read(path: &Path) -> Result<Entries, Vec<Problem>> {
+/// Reads and flattens a file. Also what is wrong with it: that it cannot be read, or every syntax error with its line and column.
+pub(crate) fn read(path: &Path) -> (Entries, Vec<Problem>) {
     let name = path.display().to_string();
+    let refuse = |problem| (Entries::new(), vec![problem]);
     match bounded::read(path, bounded::CONFIGURATION_BYTES_MAX).map(String::from_utf8) {
         Ok(Ok(text)) => parse(&name, &text),
-        Ok(Err(_)) => Err(vec![Problem {
+        Ok(Err(_)) => refuse(Problem {
             path: String::new(),
             place: Some(name),
             message: "the file is not UTF-8".into(),
             help: "save it as UTF-8".into(),
-        }]),
-        Err(error) => Err(vec![Problem {
+        }),
+        Err(error) => refuse(Problem {
             path: String::new(),
             place: Some(name),
             message: format!("cannot read the configuration file: {error}"),
             help: "correct the path given with --config (or POSTHASTE_CONFIG)".into(),
-        }]),
+        }),
     }
 }
 
-/// Flattens the text of a file called `name`.
-pub(crate) fn parse(name: &str, text: &str) -> Result<Entries, Vec<Problem>> {
+/// Flattens the text of a file called `name`, as far as it has the syntax.
+pub(crate) fn parse(name: &str, text: &str) -> (Entries, Vec<Problem>) {
     let source = Source::new(name, text);
     let (table, errors) = DeTable::parse_recoverable(text);
-    if !errors.is_empty() {
-        return Err(errors.iter().map(|error| source.syntax_problem(error)).collect());
-    }
     let mut entries = Entries::new();
     source.flatten_table(table.get_ref(), "", &mut entries);
-    Ok(entries)
+    (entries, errors.iter().map(|error| source.syntax_problem(error)).collect())
 }
 
 struct Source<'a> {
@@ -153,7 +148,7 @@ mod tests {
     #[test]
     fn every_leaf_and_table_has_a_path_and_a_place() {
         let text = "[relay]\nbatch_size = 7\n[[routes]]\nevent_type = \"a\"\n";
-        let entries = parse("f.toml", text).unwrap();
+        let (entries, _) = parse("f.toml", text);
         let paths: Vec<&str> = entries.keys().map(String::as_str).collect();
         assert_eq!(
             paths,
@@ -165,7 +160,7 @@ mod tests {
 
     #[test]
     fn all_syntax_errors_are_reported_with_line_and_column() {
-        let problems = parse("f.toml", "[relay\nbatch_size = = 3\n").unwrap_err();
+        let (_, problems) = parse("f.toml", "[relay\nbatch_size = = 3\n");
         assert!(problems[0].place.as_deref().unwrap().starts_with("f.toml:1:"), "{problems:?}");
         assert!(problems.len() >= 2, "{problems:?}");
     }

@@ -90,30 +90,63 @@ impl Inputs {
         Self { file_was_found: found.is_some(), file: file.or(found), database_url, environment }
     }
 
-    /// Reads and checks everything.
+    /// Reads and checks everything but what only a bus knows of its settings.
     ///
     /// # Errors
     /// Every problem that was found.
     pub(crate) fn load(self) -> Result<Config, Problems> {
-        let mut problems = Vec::new();
-        if let Some(file) = self.file.as_ref().filter(|_| self.file_was_found) {
-            trust::check(file).map_err(|problem| Problems(vec![problem]))?;
-        }
-        let mut entries = match &self.file {
-            None => file::Entries::new(),
-            Some(path) => file::read(path).map_err(Problems)?,
-        };
+        self.draft().finish()
+    }
+
+    /// Reads everything, as far as it can be read: whoever mends a file learns of all that is wrong at
+    /// once. What cannot be told from a consequence of another mistake is left for later.
+    pub(crate) fn draft(self) -> Draft {
+        let (mut entries, mut problems) = self.read_file();
+        let is_whole = problems.is_empty();
         environment::overlay(&mut entries, &self.environment, &mut problems);
         if let Some(url) = self.database_url {
             let origin = value::Origin::Option("--database-url");
             let entry = file::Entry { raw: value::Raw::Untyped(url), origin, position: 0 };
             entries.insert("database.url".into(), entry);
         }
+        if !is_whole {
+            resolve::refuse_values(&entries, &mut problems);
+            return Draft { config: None, problems };
+        }
         let values = resolve::resolve(&entries, &mut problems);
         let config = settings::build(self.file, self.file_was_found, values, &mut problems);
-        match config {
-            Some(config) if problems.is_empty() => Ok(config),
-            _ => Err(Problems(problems)),
+        Draft { config: Some(config), problems }
+    }
+
+    /// What the file has, and what keeps it from being read as it was meant.
+    fn read_file(&self) -> (file::Entries, Vec<Problem>) {
+        let Some(path) = &self.file else { return (file::Entries::new(), Vec::new()) };
+        let distrusted = if self.file_was_found { trust::check(path).err() } else { None };
+        match distrusted {
+            Some(problem) => (file::Entries::new(), vec![problem]),
+            None => file::read(path),
+        }
+    }
+}
+
+/// A configuration that may have faults.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    /// With defaults where a value was refused; `None` where the file as a whole cannot be read.
+    pub(crate) config: Option<Config>,
+    /// What is wrong.
+    pub(crate) problems: Vec<Problem>,
+}
+
+impl Draft {
+    /// The configuration, where it has no fault.
+    ///
+    /// # Errors
+    /// Every problem that was found.
+    pub(crate) fn finish(self) -> Result<Config, Problems> {
+        match self.config {
+            Some(config) if self.problems.is_empty() => Ok(config),
+            _ => Err(Problems(self.problems)),
         }
     }
 }

@@ -26,7 +26,8 @@ which place each value came from.
 A value marked *secret* may be written as a reference: `env:NAME` takes it from the environment
 variable NAME, `file:PATH` from a file (a final line break is dropped). Secrets are never shown.
 
-Durations are whole numbers with units, `ms`, `s`, `m`, `h` or `d`: `\"250ms\"`, `\"1h30m\"`. Sizes
+Durations are whole numbers with units, `ms`, `s`, `m`, `h` or `d`: `\"250ms\"`, `\"1h30m\"`; `retention`
+may also be `\"forever\"`, and `watch_interval` `\"off\"`. Sizes
 know `kB`, `MB`, `GB`, `KiB`, `MiB` and `GiB`.
 
 ```toml
@@ -36,6 +37,37 @@ url = \"env:ORDERS_DATABASE_URL\"
 [destinations.default]
 type = \"stdout\"
 ```
+";
+
+/// What no setting changes, and a user can meet. The numbers stand beside the code that keeps them.
+const LIMITS: &str = "
+## Limits
+
+What no setting changes. A writer is *refused* at once: by the builder in Rust, by the table otherwise.
+
+| what | limit | beyond it |
+|---|---|---|
+| `event_type` | 1 to 100 characters | refused |
+| `aggregate_type`, `destination`, `topic`, `content_type` | 255 characters | refused; SQLite's table takes longer ones from plain SQL |
+| `partition_key` (the order key) | 512 bytes, no control characters | refused; in a row from before the guards, a dead letter `corrupt` |
+| `headers` of an event | 16 KiB, names and values together | refused; SQLite's table refuses plain SQL over 64 KiB, and what lies between is a dead letter `corrupt` |
+| name of a header | 1 to 128 bytes: letters, digits and ``!#$%&'*+-.^_`|~``; not `ph-…` or `content-type` | refused by the builder; from plain SQL a dead letter `corrupt` or `malformed` |
+| body of an event | 128 MiB | not read: a dead letter `too_large` |
+| body at a destination | its own: NATS `max_payload` (1 MiB unless configured) and `max_message_size`, headers included | a dead letter `too_large` |
+| subject in NATS | 2,048 bytes | a dead letter `malformed` |
+| `max_retries` | at least 1; 0 or less counts as not given: 3 | |
+| `error_message` of an event | 2,000 characters | cut |
+| answer of a webhook that is read | 2 KiB | the rest is not read |
+| `Retry-After`, and other waits that a server asks for | 5 minutes | counts as that |
+| a secret that is looked for in texts | 8 bytes | a shorter one is hidden by destinations where it stands alone as a word |
+| durations in settings | 1,000 years | refused |
+| the configuration file | 16 MiB | refused |
+| a file with a secret; with certificates, a key or credentials | 64 KiB; 4 MiB | refused |
+| a line of `publish --from` | 256 MiB | refused, with its number |
+| head of a request to `ops.listen` | 16 KiB, within 5 s | answered with an error, or closed |
+| lines of the log that wait for a reader | 8,192 | dropped and counted |
+| destinations that are not configured and named in `status` | 100 | not named |
+| `TOKIO_WORKER_THREADS` | 1 to 1,024 | refused |
 ";
 
 /// The whole reference.
@@ -74,7 +106,7 @@ pub(crate) fn reference() -> String {
     for key in ROUTE_KEYS {
         describe(&mut text, key, &key.path.replace("[]", "[0]"));
     }
-    text
+    text + LIMITS
 }
 
 fn heading(text: &mut String, title: &str, doc: &str) {

@@ -32,6 +32,8 @@ pub(crate) struct Values {
     pub(crate) destinations: Vec<(String, Option<String>)>,
     /// The routes, by their paths.
     pub(crate) routes: Vec<String>,
+    /// Keys whose values are refused. They have their defaults here, where they have one.
+    pub(crate) refused: BTreeSet<String>,
     /// Where each path is in `all`.
     places: HashMap<String, usize>,
 }
@@ -83,6 +85,23 @@ pub(crate) fn resolve(entries: &Entries, problems: &mut Vec<Problem>) -> Values 
     }
     refuse_unknown(&entries, &known, &values, problems);
     values
+}
+
+/// Reports the values that are refused of a file whose syntax is not right: what is missing in it, or
+/// under another name or section, may be so because of that. So may a value in a line that is refused.
+pub(crate) fn refuse_values(entries: &Entries, problems: &mut Vec<Problem>) {
+    let mut found = Vec::new();
+    let resolved = resolve(entries, &mut found);
+    let line = |problem: &Problem| {
+        problem.place.as_deref()?.rsplit_once(':').map(|(line, _)| line.to_owned())
+    };
+    let refused: Vec<_> = problems.iter().filter_map(line).collect();
+    found.retain(|problem| {
+        problem.place.is_some()
+            && resolved.refused.contains(&problem.path)
+            && line(problem).is_none_or(|line| !refused.contains(&line))
+    });
+    problems.extend(found);
 }
 
 /// Puts the value of one key.
@@ -138,12 +157,22 @@ fn take(
             origin: entry.origin,
             shown: Some(shown),
         }),
-        Err((why, help)) => problems.push(Problem {
-            path: path.to_owned(),
-            place: Some(entry.origin.to_string()),
-            message: format!("{path} {why}"),
-            help,
-        }),
+        Err((why, help)) => {
+            problems.push(Problem {
+                path: path.to_owned(),
+                place: Some(entry.origin.to_string()),
+                message: format!("{path} {why}"),
+                help,
+            });
+            values.refused.insert(path.to_owned());
+            // What else is wrong is looked for with the default in its place.
+            if let Default::Value(text) = key.default
+                && let Ok(value) = read(&default(text).raw, key)
+            {
+                let path = path.to_owned();
+                values.add(Resolved { path, value, origin: Origin::Default, shown: None });
+            }
+        }
     }
 }
 
@@ -229,6 +258,9 @@ fn refuse_unknown(
             let header = if path == "routes" { "[[routes]]".into() } else { format!("[{path}]") };
             (format!("{path} is a section, not a value"), format!("write {header} on its own line"))
         } else if let Some(types) = other_types_with(path) {
+            if has_no_known_type(path, values) {
+                continue;
+            }
             let wanted = path.rsplit('.').next().unwrap_or_default();
             let has = path.rsplit_once('.').and_then(|(section, _)| {
                 let section = section.strip_prefix("destinations.")?;
@@ -241,6 +273,11 @@ fn refuse_unknown(
                 ),
                 format!("remove it; only these types have it: {}", types.join(", ")),
             )
+        } else if path.starts_with("routes.") {
+            // Once for all of them.
+            refused.push("routes");
+            let message = format!("{path}: routes are a list, of which each has a table");
+            (message, "write [[routes]], with two brackets".into())
         } else {
             unknown(path, known, &sections)
         };
@@ -251,6 +288,16 @@ fn refuse_unknown(
             help,
         });
     }
+}
+
+/// Whether nobody can tell yet if the destination of `path` has that key.
+fn has_no_known_type(path: &str, values: &Values) -> bool {
+    let name = path.strip_prefix("destinations.").and_then(|rest| rest.split_once('.'));
+    let has = name.and_then(|(name, _)| {
+        let found = values.destinations.iter().find(|(known, _)| known == name);
+        found.and_then(|(_, kind)| kind.as_deref())
+    });
+    !DESTINATION_TYPES.iter().any(|known| Some(known.name) == has)
 }
 
 /// The types of destination that have the key at the end of `path`.

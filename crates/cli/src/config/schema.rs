@@ -155,7 +155,8 @@ pub(crate) const SECTIONS: &[Section] = &[
                  `currentSchema`, the search path. A parameter that is not known is refused, and so is \
                  one that asks for what posthaste cannot do: `service`, `sslpassword`, \
                  `channel_binding=require`, `sslcrl` and others. The same holds for the `PG*` variables, \
-                 which fill in what the URL leaves out. Away from this machine, say \
+                 which fill in what the URL leaves out; where neither names a user, it is the one that \
+                 posthaste runs as, as with libpq, and a process without a name there is refused. Away from this machine, say \
                  `sslmode=verify-full`: without it nobody proves who the server is.",
             ),
             key(

@@ -9,13 +9,13 @@ use posthaste_core::RetryPolicy;
 use posthaste_processor::{DeadHeadPolicy, Pattern, ProcessorSettings, Route, UnknownDestination};
 
 use super::resolve::{Resolved, Values};
-use super::schema;
+use super::schema::{self, Kind};
 use super::units::format_duration;
-use super::value::{Origin, Value};
+use super::value::{Origin, Raw, Value, read};
 use super::{Config, Database, Problem, database};
 
 /// One destination.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct DestinationSettings {
     /// Its name.
     pub(crate) name: String,
@@ -32,7 +32,7 @@ pub(crate) struct DestinationSettings {
 }
 
 /// A key of a destination.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct DestinationKey {
     /// The last part of its path.
     name: &'static str,
@@ -89,6 +89,23 @@ impl DestinationSettings {
             help: help.into(),
             path,
         }
+    }
+
+    /// The same destination without the value of a key: with its default, or with an address that nobody
+    /// has where it needs one of its own.
+    pub(crate) fn without(&self, key: &str) -> Self {
+        let known = schema::destination_keys(Some(&self.kind)).find(|known| known.path == key);
+        let instead = known.and_then(|known| match (known.default, known.kind) {
+            (schema::Default::Value(text), kind) => read(&Raw::Untyped(text.into()), kind).ok(),
+            (_, Kind::OpaqueUrl) => Some(Value::Text("https://host.invalid/".into())),
+            _ => None,
+        });
+        let mut settings = self.clone();
+        for own in settings.keys.iter_mut().filter(|own| own.name == key) {
+            own.value = instead.clone().unwrap_or(Value::None);
+            own.origin = Origin::Default;
+        }
+        settings
     }
 
     /// The key that a bus's complaint begins with, or else names first.
@@ -182,13 +199,17 @@ pub(crate) fn build(
     file_was_found: bool,
     values: Values,
     problems: &mut Vec<Problem>,
-) -> Option<Config> {
+) -> Config {
     let read = Reader(&values);
     let database = database_of(&values, problems);
     let relay = relay_of(&read);
-    if problems.is_empty() {
-        for (field, why) in relay.problems() {
-            let path = format!("relay.{field}");
+    for (field, why) in relay.problems() {
+        let path = format!("relay.{field}");
+        // What is compared with the default of a value that is refused says nothing.
+        let is_told = values.refused.iter().any(|refused| {
+            *refused == path || why.contains(refused.rsplit('.').next().unwrap_or_default())
+        });
+        if !is_told {
             let origin = values.get(&path).map(|resolved| resolved.origin.to_string());
             problems.push(Problem {
                 place: origin,
@@ -217,10 +238,10 @@ pub(crate) fn build(
             _ => LogFormat::Text,
         },
     };
-    Some(Config {
+    Config {
         file,
         file_was_found,
-        database: database?,
+        database,
         migrate: read.flag("database.migrate"),
         max_connections: read
             .integer("database.max_connections")
@@ -234,7 +255,7 @@ pub(crate) fn build(
         ops,
         log,
         values: values.all,
-    })
+    }
 }
 
 /// Whether somebody configured destinations. Then a new, empty file that is taken for the outbox because
@@ -246,8 +267,10 @@ fn has_destinations(values: &Values) -> bool {
     })
 }
 
-fn database_of(values: &Values, problems: &mut Vec<Problem>) -> Option<Database> {
-    let resolved = values.get("database.url")?;
+/// A database that is refused is one without a file here, with which no other setting can clash.
+fn database_of(values: &Values, problems: &mut Vec<Problem>) -> Database {
+    const REFUSED: Database = Database::Postgres { url: None };
+    let Some(resolved) = values.get("database.url") else { return REFUSED };
     let Value::Text(text) = &resolved.value else {
         if has_destinations(values) {
             problems.push(Problem {
@@ -260,12 +283,12 @@ fn database_of(values: &Values, problems: &mut Vec<Problem>) -> Option<Database>
                     database::DEFAULT_FILE
                 ),
             });
-            return None;
+            return REFUSED;
         }
-        return Some(Database::Sqlite { path: database::DEFAULT_FILE.into() });
+        return Database::Sqlite { path: database::DEFAULT_FILE.into() };
     };
     match database::parse(text) {
-        Ok(database) => Some(database),
+        Ok(database) => database,
         Err((why, help)) => {
             problems.push(Problem {
                 path: "database.url".into(),
@@ -273,7 +296,7 @@ fn database_of(values: &Values, problems: &mut Vec<Problem>) -> Option<Database>
                 message: format!("database.url {why}"),
                 help,
             });
-            None
+            REFUSED
         }
     }
 }

@@ -92,6 +92,58 @@ destination = \"mian\"
 }
 
 #[test]
+fn a_file_with_a_syntax_error_is_still_looked_at_for_values_and_variables() {
+    let text = "\
+[relay]
+poll_interval = 5
+batch_size = = 3
+[log
+level = \"loud\"
+[destinations.a]
+type = nats
+";
+    let found = load(text, &[("POSTHASTE_RELAY__BATCHSIZE", "5")]).unwrap_err().0;
+    let has = |part: &str| found.iter().any(|problem| problem.message.contains(part));
+    for part in
+        ["TOML syntax", "relay.poll_interval is a whole number", "POSTHASTE_RELAY__BATCHSIZE"]
+    {
+        assert!(has(part), "{part}: {found:#?}");
+    }
+    // What may be a consequence of the syntax is not told.
+    for part in ["is missing", "unknown key", "relay.batch_size is", "is not there"] {
+        assert!(!has(part), "{part}: {found:#?}");
+    }
+}
+
+#[test]
+fn a_value_that_is_refused_hides_no_other_mistake_and_makes_up_none() {
+    let text = "\
+[relay]
+poll_interval = 5
+[relay.retry]
+base_delay = \"9s\"
+max_delay = \"1s\"
+";
+    let found = problems(text);
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(found[1].message.contains("relay.retry.max_delay must be at least"), "{found:#?}");
+    // The default of the first is below the second, and that is nobody's mistake.
+    let text = "[relay.retry]\nbase_delay = 90\nmax_delay = \"500ms\"\n";
+    let found = problems(text);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    // Of a type that is not known, nobody knows the keys.
+    let found = problems("[destinations.a]\ntype = \"webhok\"\nurl = \"https://h\"\n");
+    assert_eq!(found.len(), 1, "{found:#?}");
+}
+
+#[test]
+fn a_route_in_single_brackets_is_told_how_it_is_written() {
+    let found = problems("[routes]\nevent_type = \"a\"\ndestination = \"default\"\n");
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(found[0].help.contains("[[routes]]"), "{found:#?}");
+}
+
+#[test]
 fn a_section_where_a_value_belongs_is_one_problem() {
     assert_eq!(problems("[relay.batch_size]\nx = 1\ny = 2\n").len(), 1);
     assert_eq!(problems("relay = 5\n").len(), 1);

@@ -126,7 +126,8 @@ pub(crate) fn read(raw: &Raw, kind: Kind) -> Result<Value, Refusal> {
         }
         Kind::Duration { min_ms, none } => {
             let text = text.ok_or_else(wrong_type)?;
-            if none == Some(text) {
+            // In capitals as the words of other keys.
+            if none.is_some_and(|word| word.eq_ignore_ascii_case(text.trim())) {
                 return Ok(Value::None);
             }
             let duration = units::parse_duration(text).map_err(|why| (why, mend(kind)))?;
@@ -184,8 +185,11 @@ fn mend(kind: Kind) -> String {
     let example = match kind {
         Kind::Bool => "write true or false, without quotes",
         Kind::Integer { .. } | Kind::Number => "write a number without quotes",
-        Kind::Duration { .. } => {
-            "write a whole number and a unit in quotes: \"250ms\", \"5s\", \"1h30m\", \"30d\""
+        Kind::Duration { none, .. } => {
+            let or = none.map_or_else(String::new, |word| format!("; or \"{word}\""));
+            return format!(
+                "write a whole number and a unit in quotes: \"250ms\", \"5s\", \"1h30m\", \"30d\"{or}"
+            );
         }
         Kind::Bytes => "write a whole number and a unit in quotes: \"512KiB\", \"64MiB\", \"1GB\"",
         Kind::Listen => "write HOST:PORT, for example \"127.0.0.1:9464\", or \"off\"",
@@ -213,9 +217,11 @@ mod tests {
         let kind = Kind::Duration { min_ms: 1, none: Some("forever") };
         for bad in [Raw::Integer(5), Raw::Text("5".into()), Raw::Text("5 parsecs".into())] {
             let (_, help) = read(&bad, kind).unwrap_err();
-            assert!(help.contains("\"5s\""), "{help}");
+            assert!(help.contains("\"5s\"") && help.contains("\"forever\""), "{help}");
         }
-        assert_eq!(read(&Raw::Text("forever".into()), kind), Ok(Value::None));
+        for word in ["forever", "Forever"] {
+            assert_eq!(read(&Raw::Text(word.into()), kind), Ok(Value::None));
+        }
         assert!(read(&Raw::Text("0s".into()), kind).is_err());
     }
 

@@ -66,19 +66,30 @@ impl TestDatabase {
     }
 }
 
+impl TestDatabase {
+    /// From a `drop`: what a test leaves in the whole server.
+    pub(crate) fn run_at_the_end(&self, sql: String) {
+        run_apart(&self.url(), sql);
+    }
+}
+
 impl Drop for TestDatabase {
     fn drop(&mut self) {
-        let drop = format!("drop database if exists {} with (force)", self.name);
-        let server = self.server.clone();
-        // A thread of its own: `drop` cannot wait within the test's runtime.
-        let dropped = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(async {
-                if let Ok(mut connection) = PgConnection::connect(&server).await {
-                    let _ = sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut connection).await;
-                }
-            });
-        });
-        let _ = dropped.join();
+        run_apart(&self.server, format!("drop database if exists {} with (force)", self.name));
     }
+}
+
+/// Runs SQL where nothing can be awaited, whatever comes of it.
+fn run_apart(url: &str, sql: String) {
+    let url = url.to_owned();
+    // A thread of its own: `drop` cannot wait within the test's runtime.
+    let ran = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(async {
+            if let Ok(mut connection) = PgConnection::connect(&url).await {
+                let _ = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await;
+            }
+        });
+    });
+    let _ = ran.join();
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 pub(crate) mod database;
+pub(crate) mod roles;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;

@@ -1,13 +1,16 @@
 //! The metrics operators rely on: their names, their labels, and that labels stay bounded.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use posthaste_core::memory::{MemoryBus, MemoryRepository};
 use posthaste_core::{OutboxEvent, Payload};
 use posthaste_processor::OutboxProcessor;
-use posthaste_testkit::faults::Fault;
+use posthaste_testkit::faults::{Fault, Operation};
 use uuid::Uuid;
 
 use crate::hooked::Hooked;
@@ -171,6 +174,42 @@ async fn a_transaction_that_stays_open_shows_for_as_long_as_it_is_known() {
     relay.stop().await;
     let age = value(&samples(&recorder), "outbox_oldest_open_writer_age_seconds", &[]);
     assert!((50.0..=60.0).contains(&age), "{age} s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn figures_that_cannot_be_read_are_no_number_rather_than_old_ones() {
+    let recorder = recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let fails = Arc::new(AtomicBool::new(false));
+    let failing = Arc::clone(&fails);
+    let outbox = Hooked::new(MemoryRepository::new()).around(move |operation| {
+        // A panic of a repository is an error to the relay.
+        assert!(operation != Operation::Backlog || !failing.load(SeqCst), "on purpose");
+    });
+    let relay = OutboxProcessor::builder(outbox).bus(MemoryBus::new()).build().unwrap();
+    relay.start().await.unwrap();
+    let figures = || {
+        let samples = samples(&recorder);
+        let phases = ["ready", "retrying", "scheduled"]
+            .map(|phase| value(&samples, "outbox_pending_events", &[("phase", phase)]));
+        let others = ["outbox_dead_events", "outbox_oldest_pending_age_seconds"]
+            .map(|name| value(&samples, name, &[]));
+        let age = value(&samples, "outbox_backlog_read_age_seconds", &[]);
+        ([phases.as_slice(), others.as_slice()].concat(), age)
+    };
+    tokio::time::sleep(60 * SECOND).await;
+    assert_eq!(figures().0, [0.0; 5]);
+    fails.store(true, SeqCst);
+    tokio::time::sleep(90 * SECOND).await;
+    assert_eq!(figures().0, [0.0; 5], "they are not old yet");
+    tokio::time::sleep(90 * SECOND).await;
+    let (old, age) = figures();
+    assert!(old.iter().all(|figure| figure.is_nan()), "{old:?}");
+    assert!(age > 120.0, "{age}");
+    fails.store(false, SeqCst);
+    tokio::time::sleep(60 * SECOND).await;
+    assert_eq!(figures().0, [0.0; 5]);
+    relay.stop().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,8 +14,8 @@ use crate::address::{Address, process_environment};
 #[derive(Clone)]
 pub struct PostgresOptions {
     /// `postgres://user:password@host:port/database?sslmode=…`, in the forms that libpq reads. `None`
-    /// takes the standard `PG*` variables, which also fill in what the URL leaves out. Without an
-    /// `sslmode`, TLS is used where the server offers it, except on this machine's loopback.
+    /// takes the standard `PG*` variables, which also fill in what the URL leaves out. Where neither names a
+    /// user, it is the one that this process runs as; one without a name is refused. Without an `sslmode`, TLS is used where the server offers it, except on this machine's loopback.
     ///
     /// Of several hosts (`host1,host2:5433`) the one that takes writes is used, also after a
     /// failover; of a single one that is made sure of with `target_session_attrs=read-write`.

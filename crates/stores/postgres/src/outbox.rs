@@ -44,12 +44,16 @@ struct Inner {
     statement_timeout: Duration,
     connect_timeout: Duration,
     address: String,
+    /// See `Address::own_user`.
+    own_user: Option<String>,
     may_use_tls: bool,
     waker: Waker,
     /// Whether a subscription fills the outbox, as far as is known.
     subscribes: AtomicBool,
     /// Whether the database's encoding was found to lack characters that error texts hold.
     ascii_only: AtomicBool,
+    /// What is odd at the start of a relay, and does not keep it from starting.
+    oddity: Reminder,
     /// What keeps a relay from joining.
     cannot_join: Reminder,
     /// Places of the table that the server cannot read.
@@ -91,11 +95,11 @@ impl PostgresOutbox {
         if address.must_write {
             let servers = Servers::new(pool, address.servers, options.connect_timeout);
             let pool = servers.pool().clone();
-            return Ok(Self::over(pool, &options, Some(Arc::new(servers))));
+            return Ok(Self::over(pool, &options, Some(Arc::new(servers)), address.own_user));
         }
         // There is one at least.
         let server = address.servers.swap_remove(0);
-        Ok(Self::over(pool.connect_lazy_with(server), &options, None))
+        Ok(Self::over(pool.connect_lazy_with(server), &options, None, address.own_user))
     }
 
     /// Uses the application's own pool, with default options. Reading and recording have the pool's own
@@ -113,10 +117,15 @@ impl PostgresOutbox {
     /// Uses the application's own pool. Of the options, those of the connection are not used.
     #[must_use]
     pub fn from_pool_with(pool: PgPool, options: &PostgresOptions) -> Self {
-        Self::over(pool, options, None)
+        Self::over(pool, options, None, None)
     }
 
-    fn over(pool: PgPool, options: &PostgresOptions, servers: Option<Arc<Servers>>) -> Self {
+    fn over(
+        pool: PgPool,
+        options: &PostgresOptions,
+        servers: Option<Arc<Servers>>,
+        own_user: Option<String>,
+    ) -> Self {
         let changed = servers.as_ref().map(|servers| servers.last_change()).unwrap_or_default();
         let connect_options = pool.connect_options().as_ref().clone();
         // Through a transaction pooler, LISTEN reports success and never delivers.
@@ -126,9 +135,11 @@ impl PostgresOutbox {
             statement_timeout: options.statement_timeout,
             connect_timeout: options.connect_timeout,
             address: address(&connect_options),
+            own_user,
             may_use_tls: may_use_tls(&connect_options),
             subscribes: AtomicBool::new(false),
             ascii_only: AtomicBool::new(false),
+            oddity: Reminder::default(),
             cannot_join: Reminder::default(),
             damage: Damage::default(),
             waker: Waker::new(pool.clone(), options.notify, listens, options.watch_interval),
@@ -136,6 +147,10 @@ impl PostgresOutbox {
             servers,
             pool,
         }))
+    }
+
+    pub(crate) fn oddity(&self) -> &Reminder {
+        &self.0.oddity
     }
 
     pub(crate) fn cannot_join(&self) -> &Reminder {
@@ -268,6 +283,11 @@ impl PostgresOutbox {
         if let Some(servers) = &self.0.servers {
             servers.look_elsewhere(&error);
         }
+        let error = match &self.0.own_user {
+            Some(user) if error.kind() == ErrorKind::Unauthorized => error
+                .with_context("user", format!("{user}, as this process: the address names none")),
+            _ => error,
+        };
         error.with_context("database", &self.0.address)
     }
 

@@ -13,7 +13,8 @@ const TELL: &str = "update outbox_relays set report = $2::jsonb where relay = $1
 
 const LIST: &str = "\
     select name, greatest(extract(epoch from lease_until - now()), 0)::float8, \
-        (select count(*) from outbox_shards where owner = relay), report::text \
+        (select count(*) from outbox_shards where owner = relay), report::text, \
+        greatest(extract(epoch from now() - joined_at), 0)::float8 \
     from outbox_relays order by name, relay";
 
 /// All that is asked here, to be tried beforehand.
@@ -39,7 +40,9 @@ pub(crate) async fn list(outbox: &PostgresOutbox) -> Result<Vec<RelayView>> {
         let shards = usize::try_from(row.try_get::<i64, _>(2)?).unwrap_or_default();
         let report: Option<String> = row.try_get(3)?;
         let name = name.unwrap_or_default();
-        Ok(RelayView::new(&name, lease_left, shards, report.as_deref()))
+        let joined_ago = Duration::try_from_secs_f64(row.try_get(4)?).unwrap_or_default();
+        let view = RelayView::new(&name, lease_left, shards, report.as_deref());
+        Ok(view.that_joined(joined_ago))
     };
     rows.iter().map(read).collect::<sqlx::Result<_>>().map_err(failed(WHAT))
 }

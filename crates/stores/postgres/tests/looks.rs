@@ -86,6 +86,17 @@ async fn each_statement_of_a_relay_is_tried_and_what_the_server_refuses_is_told_
 }
 
 #[tokio::test]
+async fn a_schema_of_another_version_is_told_once_and_not_with_each_statement() {
+    let Some(database) = TestDatabase::create().await else { return };
+    database.version_2().await;
+    let outbox = PostgresOutbox::connect(&database.options()).await.unwrap();
+    let findings = outbox.diagnose().await;
+    let about = |about: &str| findings.iter().find(|finding| &*finding.about == about);
+    is(about("schema").unwrap(), Severity::Error, &["version 2"], "migrate up");
+    assert!(about("statements").is_none(), "{findings:?}");
+}
+
+#[tokio::test]
 async fn row_level_security_that_binds_this_user_is_an_error_and_only_that() {
     let Some(database) = TestDatabase::create().await else { return };
     let owner = database.outbox().await;

@@ -167,3 +167,28 @@ async fn until_quiet(relay: &PostgresOutbox) {
         }
     }
 }
+
+/// What a statement meets that is the server's trouble, by the code alone: its words are in the server's
+/// language.
+#[tokio::test]
+async fn trouble_of_the_server_is_an_outage_and_no_events_fault() {
+    let Some(database) = TestDatabase::create().await else { return };
+    let outbox = database.outbox().await;
+    for (code, kind, words) in [
+        ("53200", ErrorKind::Throttled, "max_locks_per_transaction"),
+        ("57P05", ErrorKind::Unreachable, "idle for too long"),
+    ] {
+        let trap = format!(
+            "create or replace function trap() returns trigger language plpgsql as $$ \
+             begin raise exception 'weg' using errcode = '{code}'; end $$; \
+             create or replace trigger trap before insert on outbox_events_pending \
+             for each row execute function trap()"
+        );
+        database.run(&trap).await;
+        let error = outbox.store(&[event(Uuid::now_v7())]).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{code}: {}", error.report());
+        assert_eq!(error.status(), ErrorStatus::Unavailable, "{code}");
+        assert!(error.report().contains(words), "{}", error.report());
+        assert!(error.report().contains(code), "{}", error.report());
+    }
+}

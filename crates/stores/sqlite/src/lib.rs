@@ -52,6 +52,7 @@ mod transaction;
 mod upkeep;
 mod wake;
 
+pub use migration::{SCHEMA_VERSION, migration_sql};
 pub use options::SqliteOptions;
 pub use outbox::SqliteOutbox;
 pub use store::store_events;

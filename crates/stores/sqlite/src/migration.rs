@@ -25,6 +25,9 @@ pub(crate) const STEPS: &[Step] = &[
     },
 ];
 
+/// The version of the schema that [`migration_sql`] leads to.
+pub const SCHEMA_VERSION: u32 = STEPS[STEPS.len() - 1].migration.version;
+
 const BOOKKEEPING: &str = "\
 create table if not exists outbox_migrations (
     version integer primary key,
@@ -67,17 +70,23 @@ impl OutboxMigrations for SqliteOutbox {
     }
 
     fn migration_sql(&self) -> String {
-        let mut sql = String::from("begin immediate;\n\n");
-        sql.push_str(BOOKKEEPING);
-        for Step { migration: Migration { version, name }, sql: step } in STEPS {
-            sql.push_str(&format!(
-                "\n-- {version}: {name}\n\n{step}\n\
-                 insert into outbox_migrations (version, name) values ({version}, '{name}');\n"
-            ));
-        }
-        sql.push_str("\ncommit;\n");
-        sql
+        migration_sql()
     }
+}
+
+/// All migrations as SQL, for those who apply it themselves: one transaction, to be run once.
+#[must_use]
+pub fn migration_sql() -> String {
+    let mut sql = String::from("begin immediate;\n\n");
+    sql.push_str(BOOKKEEPING);
+    for Step { migration: Migration { version, name }, sql: step } in STEPS {
+        sql.push_str(&format!(
+            "\n-- {version}: {name}\n\n{step}\n\
+             insert into outbox_migrations (version, name) values ({version}, '{name}');\n"
+        ));
+    }
+    sql.push_str("\ncommit;\n");
+    sql
 }
 
 impl SqliteOutbox {

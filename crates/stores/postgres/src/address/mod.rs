@@ -29,6 +29,8 @@ pub(crate) struct Address {
     pub(crate) servers: Vec<PgConnectOptions>,
     /// Whether a server must take writes to be the right one.
     pub(crate) must_write: bool,
+    /// The user that this process runs as, where it logs in as that one since none is named.
+    pub(crate) own_user: Option<String>,
     /// Whether anything was said about TLS.
     pub(crate) names_ssl_mode: bool,
     /// The longest wait for a connection, where it is given.
@@ -69,6 +71,9 @@ impl Address {
                 driver.push((name, Some(value.to_owned())));
             }
         }
+        let names_user = parts.user.is_some() || given.get("user").is_some();
+        let own_user = (!names_user).then(own_user).transpose()?;
+        driver.extend(own_user.clone().map(|user| ("user", Some(user))));
         let tls = Tls::read(&given)?;
         driver.extend([
             ("sslmode", tls.mode.clone()),
@@ -92,12 +97,24 @@ impl Address {
         });
         Ok(Self {
             servers: servers.collect::<Result<_>>()?,
+            own_user,
             must_write: hosts.len() > 1 || given.must_write()?,
             names_ssl_mode: tls.mode.is_some(),
             connect_timeout: given.connect_timeout()?,
             transaction_pooler: given.get("pgbouncer") == Some("true"),
         })
     }
+}
+
+/// As libpq does where nobody names a user: that of this process. The driver would make up a name where
+/// that one has none, as in a container that runs under a number.
+fn own_user() -> Result<String> {
+    whoami::username().or_else(|_| {
+        refuse(
+            "it names no user, and this process runs as one without a name: write \
+             postgres://USER@HOST/DATABASE, or set PGUSER",
+        )
+    })
 }
 
 /// A server: `None` takes the default.

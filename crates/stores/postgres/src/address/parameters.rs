@@ -46,9 +46,9 @@ const PARAMETERS: &[Parameter] = &[
     known(&["host"], Some("PGHOST"), Done),
     known(&["hostaddr"], Some("PGHOSTADDR"), Done),
     known(&["port"], Some("PGPORT"), Done),
+    known(&["user"], Some("PGUSER"), Done),
     // The driver takes these from their variables by itself.
     known(&["dbname"], None, Done),
-    known(&["user"], None, Done),
     known(&["password"], None, Done),
     known(&["options"], None, Done),
     known(&["sslmode", "ssl-mode"], Some("PGSSLMODE"), Done),
@@ -156,6 +156,7 @@ impl Given {
             // A host of the URL's own leaves no room for another's port or address.
             let in_url = given.contains_key(name)
                 || (name == "host" && !parts.hosts.is_empty())
+                || (name == "user" && parts.user.is_some())
                 || (name == "port" && parts.hosts.iter().any(|(_, port)| port.is_some()));
             let Some(variable) = parameter.variable.filter(|_| !in_url) else { continue };
             if let Some(value) = environment(variable) {

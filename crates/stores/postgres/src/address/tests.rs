@@ -130,6 +130,21 @@ fn a_bad_variable_is_refused_by_its_name() {
 }
 
 #[test]
+fn where_no_user_is_named_it_is_the_one_of_the_process() {
+    let user = |url, environment: &[(&str, &str)]| {
+        let address = read_with(Some(url), environment).unwrap();
+        (address.servers[0].get_username().to_owned(), address.own_user)
+    };
+    let named = |name: &str| (name.to_owned(), None);
+    let variable = ("PGUSER", "of_variable");
+    assert_eq!(user("postgres://u@h/d", &[variable]), named("u"));
+    assert_eq!(user("postgres://u@h/d?user=v", &[variable]), named("v"));
+    assert_eq!(user("postgres://h/d", &[variable]), named("of_variable"));
+    let own = whoami::username().unwrap();
+    assert_eq!(user("postgres://h/d", &[]), (own.clone(), Some(own)));
+}
+
+#[test]
 fn what_changes_neither_is_taken() {
     let address = read(
         "postgresql://u@h/d?application_name=x&keepalives=1&connect_timeout=3&gssencmode=disable\

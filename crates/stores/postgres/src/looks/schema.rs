@@ -42,6 +42,8 @@ pub(super) struct Schema {
     pub(super) finding: Finding,
     /// Whether there is an outbox to look at.
     pub(super) is_there: bool,
+    /// Whether it has another version than this program's: most statements of a relay fail for that.
+    pub(super) is_of_another_version: bool,
 }
 
 pub(super) async fn look(outbox: &PostgresOutbox) -> Result<Schema> {
@@ -71,7 +73,8 @@ pub(super) async fn look(outbox: &PostgresOutbox) -> Result<Schema> {
         Found::Version(version) => (whole(&mut session, version).await?, true),
     };
     session.finish().await?;
-    Ok(Schema { finding, is_there })
+    let is_of_another_version = matches!(found, Found::Version(version) if version != WANTED);
+    Ok(Schema { finding, is_there, is_of_another_version })
 }
 
 async fn whole(session: &mut Session, version: u32) -> Result<Finding> {
