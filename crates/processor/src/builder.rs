@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use posthaste_core::{EventBus, OutboxRepository, Result, RetryPolicy};
 
-use crate::routes::Routes;
+use crate::destinations::Destinations;
 use crate::telemetry::Telemetry;
 use crate::{Destination, OutboxProcessor, ProcessorSettings, Route};
 
@@ -107,8 +107,9 @@ impl OutboxProcessorBuilder {
     /// [`ErrorKind::Config`](posthaste_core::ErrorKind::Config), naming what is wrong.
     pub fn build(self) -> Result<OutboxProcessor> {
         self.settings.validate()?;
-        let routes = Routes::new(self.destinations, self.routes)?;
+        let destinations = Destinations::new(self.destinations)?;
+        let routes = destinations.routed(self.routes)?;
         let telemetry = Telemetry::new(self.name);
-        Ok(OutboxProcessor::new(self.repository.0, routes, self.settings, telemetry))
+        Ok(OutboxProcessor::new(self.repository.0, destinations, routes, self.settings, telemetry))
     }
 }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use posthaste_core::{ErrorKind, Seq};
+use posthaste_core::ErrorKind;
+use posthaste_engine::UncountedKey;
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 /// How a destination is doing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,17 +33,6 @@ pub struct DestinationState {
     pub uncounted_keys: usize,
     /// Some of those, the lowest places first.
     pub uncounted: Vec<UncountedKey>,
-}
-
-/// A key whose first event fails, and counts no attempt.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UncountedKey {
-    /// The place of that event.
-    pub seq: Seq,
-    /// Its identity.
-    pub id: Uuid,
-    /// The key.
-    pub key: String,
 }
 
 impl DestinationState {

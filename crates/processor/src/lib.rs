@@ -3,28 +3,29 @@
 //!
 //! It knows [`OutboxRepository`](posthaste_core::OutboxRepository) and
 //! [`EventBus`](posthaste_core::EventBus), never a database or a broker. Decisions are taken by a
-//! pure state machine (`machine`); a thin tokio shell carries them out.
+//! pure state machine ([`posthaste_engine`]); a thin tokio shell carries them out.
 
 mod builder;
 mod chores;
 mod clock;
 mod destination_state;
+mod destinations;
 mod fine_timer;
-mod machine;
 mod processor;
 mod rates;
-mod routes;
 mod run;
-mod settings;
 mod shared;
 mod shell;
 mod statistics;
 mod telemetry;
 
 pub use builder::OutboxProcessorBuilder;
-pub use destination_state::{DestinationState, UncountedKey};
+pub use destination_state::DestinationState;
+pub use destinations::Destination;
 pub use posthaste_core::Pattern;
+pub use posthaste_engine::{
+    DeadHeadPolicy, DestinationRules, NotRecorded, ProcessorSettings, Route, RouteTable, Routed,
+    UncountedKey, UnknownDestination,
+};
 pub use processor::OutboxProcessor;
-pub use routes::{DeadHeadPolicy, Destination, Route, RouteTable, Routed, UnknownDestination};
-pub use settings::ProcessorSettings;
-pub use statistics::{NotRecorded, ProcessorStatistics, RelayState, StopReport};
+pub use statistics::{ProcessorStatistics, RelayState, StopReport};

@@ -6,12 +6,13 @@ use posthaste_core::{Claim, Error, ErrorKind, OutboxEvent, OutboxRepository, Res
 use tokio::sync::{OnceCell, watch};
 use tracing::Instrument;
 
-use crate::routes::{Destination, Routes};
+use crate::destinations::{Destination, Destinations};
 use crate::run::{self, EndOfRun, Run};
 use crate::shared::Shared;
 use crate::shell::{Shell, Until};
 use crate::telemetry::Telemetry;
 use crate::{OutboxProcessorBuilder, ProcessorSettings, ProcessorStatistics, StopReport};
+use posthaste_engine::RouteTable;
 
 /// The longest wait for a bus to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,7 +46,8 @@ pub struct OutboxProcessor {
 
 struct Inner {
     repository: Arc<dyn OutboxRepository>,
-    routes: Arc<Routes>,
+    destinations: Arc<Destinations>,
+    routes: Arc<RouteTable>,
     settings: ProcessorSettings,
     telemetry: Telemetry,
     shared: Arc<Shared>,
@@ -87,13 +89,15 @@ impl OutboxProcessor {
 
     pub(crate) fn new(
         repository: Arc<dyn OutboxRepository>,
-        routes: Routes,
+        destinations: Destinations,
+        routes: RouteTable,
         settings: ProcessorSettings,
         telemetry: Telemetry,
     ) -> Self {
-        telemetry.describe(routes.destinations());
+        telemetry.describe(destinations.all());
         let inner = Inner {
             repository,
+            destinations: Arc::new(destinations),
             routes: Arc::new(routes),
             settings,
             telemetry,
@@ -286,7 +290,7 @@ impl Inner {
         let mut runs = self.lock();
         runs.may_begin()?;
         let (run, stopped, end) = run::new(&self.shared, &self.telemetry, foreground);
-        let destinations = self.routes.destinations();
+        let destinations = self.destinations.all();
         self.shared.started(destinations.iter().map(|destination| destination.name.to_string()));
         runs.latest = Some(run);
         Ok((stopped, end))
@@ -295,6 +299,7 @@ impl Inner {
     fn shell(&self, stop: watch::Receiver<bool>) -> Shell {
         Shell {
             repository: Arc::clone(&self.repository),
+            destinations: Arc::clone(&self.destinations),
             routes: Arc::clone(&self.routes),
             settings: self.settings.clone(),
             shared: Arc::clone(&self.shared),
@@ -304,8 +309,7 @@ impl Inner {
     }
 
     async fn close_buses(&self) {
-        join_all(self.routes.destinations().iter().map(|destination| self.close(destination)))
-            .await;
+        join_all(self.destinations.all().iter().map(|destination| self.close(destination))).await;
     }
 
     async fn close(&self, destination: &Destination) {
@@ -324,7 +328,7 @@ impl std::fmt::Debug for OutboxProcessor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OutboxProcessor")
             .field("repository", &self.inner.repository.capabilities().name)
-            .field("destinations", &self.inner.routes.destinations())
+            .field("destinations", &self.inner.destinations.all())
             .field("settings", &self.inner.settings)
             .finish_non_exhaustive()
     }

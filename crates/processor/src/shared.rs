@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use posthaste_core::{Backlog, Error, Seq};
+use posthaste_engine::{Counts, Machine, storable};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::machine::{Counts, Machine, storable};
 use crate::rates::Rate;
 use crate::{DestinationState, NotRecorded, ProcessorStatistics, RelayState, StopReport};
 

@@ -6,14 +6,14 @@ use std::time::Duration;
 use posthaste_core::{
     Error, ErrorKind, LeaseRequest, OutboxRepository, Result, Settlement, Unsettled,
 };
+use posthaste_engine::{Command, Input, Machine, Report, RouteTable};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::clock::Clock;
+use crate::destinations::Destinations;
 use crate::fine_timer::FineTimer;
-use crate::machine::{Command, Input, Machine, Report};
-use crate::routes::Routes;
 use crate::run::passes;
 use crate::shared::{Identity, Shared};
 use crate::telemetry::Telemetry;
@@ -33,7 +33,8 @@ pub(crate) enum Until {
 /// What a run needs.
 pub(crate) struct Shell {
     pub(crate) repository: Arc<dyn OutboxRepository>,
-    pub(crate) routes: Arc<Routes>,
+    pub(crate) destinations: Arc<Destinations>,
+    pub(crate) routes: Arc<RouteTable>,
     pub(crate) settings: ProcessorSettings,
     pub(crate) shared: Arc<Shared>,
     pub(crate) telemetry: Telemetry,
@@ -79,10 +80,15 @@ impl Shell {
             self.telemetry.clone(),
             Arc::clone(&woken),
         ));
-        for destination in 0..self.routes.destinations().len() {
-            let routes = Arc::clone(&self.routes);
+        for destination in 0..self.destinations.all().len() {
+            let destinations = Arc::clone(&self.destinations);
             let outcomes = relay.outcomes.clone();
-            chores.spawn(forward_recoveries(routes, self.telemetry.clone(), destination, outcomes));
+            chores.spawn(forward_recoveries(
+                destinations,
+                self.telemetry.clone(),
+                destination,
+                outcomes,
+            ));
         }
         let mut fine_timer = FineTimer::new();
         let mut stop_by: Option<Duration> = None;
@@ -92,7 +98,7 @@ impl Shell {
             // One moment for all questions: what falls due after it is a deadline, and nothing can
             // fall due between two of them unseen.
             let now = clock.now();
-            let commands = machine.commands(now);
+            let commands = machine.commands(now, |to| self.destinations.capabilities(to));
             relay.send_until.send_if_modified(|until| {
                 std::mem::replace(until, machine.send_until()) != machine.send_until()
             });
@@ -235,7 +241,7 @@ impl Shell {
                 });
             }
             Command::Publish { call, events, not_after } => {
-                let routes = Arc::clone(&self.routes);
+                let destinations = Arc::clone(&self.destinations);
                 let outcomes = relay.outcomes.clone();
                 let (clock, renewals) = (relay.clock, relay.send_until.subscribe());
                 answers.spawn(async move {
@@ -248,7 +254,7 @@ impl Shell {
                         let known = Input::Published { call, outcomes: known, repeated };
                         let _ = outcomes.send(known);
                     };
-                    let to = routes.destination(call.0);
+                    let to = &destinations.all()[call.0];
                     let given_up = tokio::select! {
                         biased;
                         () = telemetry.publish(to, &events, report) => false,
@@ -271,7 +277,7 @@ impl Shell {
 
     /// Logs, counts and shows a report. Whatever stops an event leaves a line in the log.
     fn tell(&self, report: &Report) {
-        let name = |index: usize| &*self.routes.destinations()[index].name;
+        let name = |index: usize| &*self.destinations.all()[index].name;
         match report {
             Report::RetryScheduled { destination, event, delay, error } => {
                 self.telemetry.retry_scheduled();
@@ -451,12 +457,12 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 /// Tells the machine each time that a destination's client is connected again.
 async fn forward_recoveries(
-    routes: Arc<Routes>,
+    destinations: Arc<Destinations>,
     telemetry: Telemetry,
     destination: usize,
     told: mpsc::UnboundedSender<Input>,
 ) {
-    let to = routes.destination(destination);
+    let to = &destinations.all()[destination];
     loop {
         if let Err(error) = telemetry.recovered(to).await {
             tracing::error!(

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use posthaste_core::{Backlog, Error, Seq};
-use uuid::Uuid;
+use posthaste_core::{Backlog, Error};
+use posthaste_engine::NotRecorded;
 
 use crate::DestinationState;
 use crate::run::passes;
@@ -77,17 +77,6 @@ pub struct ProcessorStatistics {
     pub unknown_destinations: Vec<String>,
     /// One entry per destination.
     pub destinations: Vec<DestinationState>,
-}
-
-/// An event whose outcome cannot be recorded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NotRecorded {
-    /// Its place.
-    pub seq: Seq,
-    /// Its identity.
-    pub id: Uuid,
-    /// What is in the way.
-    pub why: Box<str>,
 }
 
 /// What a processor is doing.

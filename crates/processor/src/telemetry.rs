@@ -21,7 +21,7 @@ use posthaste_core::{
 };
 use tracing::{Instrument, Span};
 
-use crate::routes::Destination;
+use crate::destinations::Destination;
 use crate::{ProcessorStatistics, RelayState};
 
 /// Figures that are older say nothing of now.

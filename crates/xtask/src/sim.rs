@@ -26,7 +26,7 @@ pub(crate) fn run(arguments: &SimArguments) -> Result<()> {
     let SimArguments { seeds, from, trace } = *arguments;
     let run = |from: u64, seeds: u64| {
         let mut command = test::cargo();
-        command.args(["test", "--release", "--package", "posthaste-processor", "--lib", "--"]);
+        command.args(["test", "--release", "--package", "posthaste-engine", "--lib", "--"]);
         command.args(["--exact", TEST, "--nocapture"]);
         command.env("POSTHASTE_SIM_SEED", from.to_string());
         command.env("POSTHASTE_SIM_SEEDS", seeds.to_string());
@@ -38,7 +38,7 @@ pub(crate) fn run(arguments: &SimArguments) -> Result<()> {
     // Built once, before both ask for it.
     process::run(test::cargo().args(["test", "--release", "--no-run", "--quiet"]).args([
         "--package",
-        "posthaste-processor",
+        "posthaste-engine",
         "--lib",
     ]))?;
     let half = seeds / 2;
@@ -53,4 +53,4 @@ pub(crate) fn run(arguments: &SimArguments) -> Result<()> {
     outcome
 }
 
-const TEST: &str = "machine::simulation::the_promises_hold_under_faults_for_thousands_of_seeds";
+const TEST: &str = "simulation::the_promises_hold_under_faults_for_thousands_of_seeds";

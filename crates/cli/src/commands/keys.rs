@@ -1,7 +1,7 @@
 //! `posthaste keys`.
 
 use posthaste_core::{Seq, StuckBy, StuckKey, StuckKeyPage, StuckKeyQuery};
-use posthaste_processor::{DeadHeadPolicy, RouteTable};
+use posthaste_processor::{DeadHeadPolicy, DestinationRules, RouteTable};
 use serde_json::json;
 
 use super::relays;
@@ -85,10 +85,9 @@ async fn unlisted(store: &dyn Store, listed: &[Listed]) -> Option<u64> {
 /// # Errors
 /// `Config`, which loading the configuration has found before.
 pub(crate) fn route_table(config: &Config) -> anyhow::Result<RouteTable> {
-    let destinations = config
-        .destinations
-        .iter()
-        .map(|destination| (destination.name.as_str().into(), destination.dead_head));
+    let destinations = config.destinations.iter().map(|destination| {
+        DestinationRules::new(&*destination.name).dead_head(destination.dead_head)
+    });
     Ok(RouteTable::new(destinations, config.routes.iter().cloned())?)
 }
 

@@ -6,14 +6,16 @@ use serde_json::Value;
 use super::Violation;
 
 const CORE: &str = "posthaste-core";
+const ENGINE: &str = "posthaste-engine";
 const TESTKIT: &str = "posthaste-testkit";
 const BUS_KIT: &str = "posthaste-bus-kit";
 
 /// What a crate of ours may depend on among our own: (crate, normally, in its tests too).
 /// A crate that is not listed sees everything: it is a composition root.
-const DIRECTIONS: [(&str, &[&str], &[&str]); 9] = [
+const DIRECTIONS: [(&str, &[&str], &[&str]); 10] = [
     (CORE, &[], &[]),
-    ("posthaste-processor", &[CORE], &[TESTKIT]),
+    (ENGINE, &[CORE], &[]),
+    ("posthaste-processor", &[CORE, ENGINE], &[TESTKIT]),
     ("posthaste-postgres", &[CORE], &[TESTKIT]),
     ("posthaste-sqlite", &[CORE], &[TESTKIT]),
     (BUS_KIT, &[CORE], &[TESTKIT]),
@@ -40,7 +42,7 @@ const CLIENTS: [&str; 12] = [
     "tokio-postgres",
     "hyper",
 ];
-const CLIENTLESS: [&str; 4] = [CORE, "posthaste-processor", BUS_KIT, TESTKIT];
+const CLIENTLESS: [&str; 5] = [CORE, ENGINE, "posthaste-processor", BUS_KIT, TESTKIT];
 
 /// TLS providers and stacks beside the chosen one.
 const OTHER_TLS: [&str; 3] = ["ring", "openssl-sys", "native-tls"];

@@ -1,0 +1,3 @@
+//! Which shards this relay delivers.
+
+pub(crate) mod leases;
