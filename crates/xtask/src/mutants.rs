@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
-use crate::{process, target_dir, test, workspace_root};
+use crate::{process, pypi, target_dir, test, workspace_root};
 
 /// The defects.
 const LIST: &str = "crates/xtask/mutants.toml";
@@ -44,7 +44,7 @@ struct Mutant {
 /// # Errors
 /// When a defect is not caught, does not apply, or does not compile.
 pub(crate) fn run(arguments: &MutantsArguments) -> Result<()> {
-    let environment = test::prepare()?;
+    let environment = pypi::prepare_tests()?;
     let text = std::fs::read_to_string(workspace_root().join(LIST)).context(LIST)?;
     let List { mutant: mutants } = toml::from_str(&text).context(LIST)?;
     let chosen = |mutant: &&Mutant| {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{process, test};
+use crate::{process, pypi, test};
 
 #[derive(clap::Args)]
 pub(crate) struct OddRowsArguments {
@@ -29,7 +29,7 @@ pub(crate) struct OddRowsArguments {
 /// # Errors
 /// When a seed fails.
 pub(crate) fn run(arguments: &OddRowsArguments) -> Result<()> {
-    let environment = test::prepare()?;
+    let environment = pypi::prepare_tests()?;
     let mut command = test::cargo();
     command.args(["test", "--quiet", "--package", "posthaste", "--test", "odd_rows", "--"]);
     command.arg("--nocapture").args(arguments.on.as_ref());

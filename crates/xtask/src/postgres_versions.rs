@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use clap::builder::PossibleValuesParser;
 
-use crate::{process, services, target_dir, test};
+use crate::{process, pypi, services, target_dir, test};
 
 #[derive(clap::Args)]
 pub(crate) struct PostgresVersionsArguments {
@@ -38,7 +38,7 @@ const TESTS: [&[&str]; 2] = [
 /// # Errors
 /// When npm or a service is out of reach, and when a test fails.
 pub(crate) fn run(arguments: &PostgresVersionsArguments) -> Result<()> {
-    let environment = test::prepare()?;
+    let environment = pypi::prepare_tests()?;
     let mut failed = Vec::new();
     let mut passed = Vec::new();
     for release in RELEASES {

@@ -1,6 +1,6 @@
 //! `cargo xtask sim`: the simulator for as long as one likes.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::{process, test};
 
@@ -17,40 +17,24 @@ pub(crate) struct SimArguments {
     trace: bool,
 }
 
-/// Runs the seeds, half of them on each of two threads of the optimised program. A seed that fails is
-/// printed, and replays exactly with `--from SEED --seeds 1`.
+/// Runs the seeds on all cores with the optimised program. A seed that fails is printed, and replays
+/// exactly with `--from SEED --seeds 1`.
 ///
 /// # Errors
 /// When a seed fails.
 pub(crate) fn run(arguments: &SimArguments) -> Result<()> {
     let SimArguments { seeds, from, trace } = *arguments;
-    let run = |from: u64, seeds: u64| {
-        let mut command = test::cargo();
-        command.args(["test", "--release", "--package", "posthaste-engine", "--lib", "--"]);
-        command.args(["--exact", TEST, "--nocapture"]);
-        command.env("POSTHASTE_SIM_SEED", from.to_string());
-        command.env("POSTHASTE_SIM_SEEDS", seeds.to_string());
-        if trace {
-            command.env("POSTHASTE_SIM_TRACE", "1");
-        }
-        process::run(&mut command)
-    };
-    // Built once, before both ask for it.
-    process::run(test::cargo().args(["test", "--release", "--no-run", "--quiet"]).args([
-        "--package",
-        "posthaste-engine",
-        "--lib",
-    ]))?;
-    let half = seeds / 2;
-    let outcome = std::thread::scope(|scope| {
-        let other = scope.spawn(|| if half > 0 { run(from, half) } else { Ok(()) });
-        let own = run(from + half, seeds - half);
-        other.join().map_or_else(|_| bail!("a thread panicked"), |other| own.and(other))
-    });
-    if outcome.is_ok() {
-        println!("seeds {from} to {}: no promise was broken", from + seeds.saturating_sub(1));
+    let mut command = test::cargo();
+    command.args(["test", "--release", "--package", "posthaste-engine", "--lib", "--"]);
+    command.args(["--exact", TEST, "--nocapture"]);
+    command.env("POSTHASTE_SIM_SEED", from.to_string());
+    command.env("POSTHASTE_SIM_SEEDS", seeds.to_string());
+    if trace {
+        command.env("POSTHASTE_SIM_TRACE", "1");
     }
-    outcome
+    process::run(&mut command)?;
+    println!("seeds {from} to {}: no promise was broken", from + seeds.saturating_sub(1));
+    Ok(())
 }
 
 const TEST: &str = "simulation::the_promises_hold_under_faults_for_thousands_of_seeds";

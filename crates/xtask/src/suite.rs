@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::test;
+use crate::{pypi, test};
 
 /// What one test printed: its name, and what it measured.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl Figures {
 /// # Errors
 /// When a service is missing or cargo cannot be run.
 pub(crate) fn run(binary: &str, word: &str, is_long: bool) -> Result<(Vec<Figures>, Result<()>)> {
-    let environment = test::prepare()?;
+    let environment = pypi::prepare_tests()?;
     let mut command = test::cargo();
     command.args(["test", "--release", "--package", "posthaste-cli", "--test", binary]);
     // One at a time: the figures are of a machine that does nothing else.

@@ -23,6 +23,11 @@ mod relay;
 mod schedules;
 mod world;
 
+use std::num::NonZero;
+use std::ops::Range;
+use std::panic::AssertUnwindSafe;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use posthaste_core::{Seq, Shard};
@@ -147,6 +152,51 @@ fn check_shares(world: &World, relays: &[Relay]) {
     }
 }
 
+/// Runs seeds on all cores, each as it would run alone. The first of them that fails is told.
+fn simulate_all(seeds: Range<u64>, simulate: impl Fn(u64) + Sync) {
+    let (next, failed) = (AtomicU64::new(seeds.start), Mutex::new(None));
+    let work = || {
+        // A seed that was taken is run, so that all before one that failed are.
+        while failed.lock().is_ok_and(|failed| failed.is_none()) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                return;
+            }
+            if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| simulate(seed))) {
+                let mut failed = failed.lock().expect("nothing panics that holds it");
+                if failed.as_ref().is_none_or(|(first, _)| seed < *first) {
+                    *failed = Some((seed, panic));
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(work);
+        }
+    });
+    if let Some((seed, panic)) = failed.into_inner().expect("nothing panics that holds it") {
+        eprintln!(
+            "seed {seed} fails; replay it alone with POSTHASTE_SIM_SEED={seed} POSTHASTE_SIM_SEEDS=1"
+        );
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
+fn of_the_seeds_that_fail_the_first_is_told() {
+    let ran = AtomicU64::new(0);
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        simulate_all(10..1_000, |seed| {
+            ran.fetch_add(1, Ordering::Relaxed);
+            assert!(seed < 100, "{seed}");
+        });
+    }));
+    let told = outcome.unwrap_err();
+    assert_eq!(told.downcast_ref::<String>().map(String::as_str), Some("100"));
+    assert!(ran.into_inner() >= 91, "all before it");
+}
+
 /// Whatever happens to relays, the database, the broker and the clocks: no loss, no phantom, order
 /// per key, no attempt lost to an outage.
 #[test]
@@ -154,15 +204,7 @@ fn the_promises_hold_under_faults_for_thousands_of_seeds() {
     let number = |name| std::env::var(name).ok().and_then(|number| number.parse::<u64>().ok());
     let first = number("POSTHASTE_SIM_SEED").unwrap_or(0);
     let seeds = number("POSTHASTE_SIM_SEEDS").unwrap_or(4_000);
-    for seed in first..first + seeds {
-        let outcome = std::panic::catch_unwind(|| simulate(seed));
-        if let Err(panic) = outcome {
-            eprintln!(
-                "seed {seed} fails; replay it alone with POSTHASTE_SIM_SEED={seed} POSTHASTE_SIM_SEEDS=1"
-            );
-            std::panic::resume_unwind(panic);
-        }
-    }
+    simulate_all(first..first + seeds, simulate);
 }
 
 /// Relays join one after the other, one leaves and one dies: each time all have their fair share
@@ -199,7 +241,7 @@ fn shares_are_fair_within_two_lease_times_of_every_change() {
 /// was sent before.
 #[test]
 fn a_shard_that_changes_hands_in_peace_sends_nothing_twice() {
-    for seed in 0..150 {
+    simulate_all(0..150, |seed| {
         let mut world = World::new(seed);
         (world.faults, world.slow_settle, world.keys) = (false, true, 100);
         let mut relays = vec![Relay::start(&mut world, true)];
@@ -224,5 +266,5 @@ fn a_shard_that_changes_hands_in_peace_sends_nothing_twice() {
         }
         heal_and_drain(&mut world, &mut relays, true);
         assert!(world.repeats.is_empty(), "seed {seed}: sent twice: {:?}", world.repeats);
-    }
+    });
 }

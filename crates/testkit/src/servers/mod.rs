@@ -42,8 +42,10 @@ mod postgres;
 mod process;
 mod proxy;
 
+use std::fs::File;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 pub use cluster::NatsCluster;
 pub use disk::SmallDisk;
@@ -83,9 +85,9 @@ fn skip_unless(required: bool, why: &str) {
     eprintln!("skipped: {why}");
 }
 
-/// A port of 127.0.0.1 that nobody listens on. One process never gets the same port twice, before
-/// it had 12,000 of them; and no outgoing connection takes it meanwhile, since it is below the
-/// range that systems choose from.
+/// A port of 127.0.0.1 that nobody listens on. No process gets it as long as this one runs, though the
+/// server that listens there be down for a while; and no outgoing connection takes it, since it is below
+/// the range that systems choose from.
 ///
 /// # Panics
 /// Where all those ports are taken.
@@ -98,11 +100,27 @@ pub fn free_port() -> u16 {
         let taken = TAKEN.fetch_add(1, Ordering::Relaxed);
         let offset = begin.wrapping_add(taken) % u32::from(PORTS);
         let port = PORTS_FIRST + u16::try_from(offset).unwrap_or_default();
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if reserve(port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }
     panic!("no free port from {PORTS_FIRST} on");
+}
+
+/// Whether this process alone may use the port from now on. All users of the machine ask the same file.
+fn reserve(port: u16) -> bool {
+    static OURS: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let folder = std::env::temp_dir().join("posthaste-test-ports");
+    // Where there can be no such file, whoever listens tells.
+    if std::fs::create_dir_all(&folder).is_err() {
+        return true;
+    }
+    let Ok(file) = File::create(folder.join(port.to_string())) else { return true };
+    if file.try_lock().is_err() {
+        return false;
+    }
+    OURS.lock().unwrap_or_else(PoisonError::into_inner).push(file);
+    true
 }
 
 #[cfg(test)]
@@ -121,6 +139,14 @@ mod tests {
             }
         };
         assert_ne!(free_port(), next.local_addr().unwrap().port());
+    }
+
+    #[test]
+    fn a_port_is_kept_for_its_process_while_nobody_listens() {
+        let port = free_port();
+        let path = std::env::temp_dir().join("posthaste-test-ports").join(port.to_string());
+        let others = File::open(path).unwrap();
+        assert!(others.try_lock().is_err());
     }
 
     #[test]

@@ -80,7 +80,7 @@ fn print_long_files(files: &[TextFile]) {
     }
 }
 
-fn metadata() -> Result<serde_json::Value> {
+pub(crate) fn metadata() -> Result<serde_json::Value> {
     let mut command = Command::new("cargo");
     command.args(["metadata", "--format-version", "1", "--no-deps"]);
     let text = process::output(command.current_dir(workspace_root()))?;
