@@ -133,7 +133,9 @@ impl Tree {
         command.current_dir(&self.root).env("CARGO_TARGET_DIR", &self.build);
         command.envs(environment.iter().map(|(name, value)| (*name, value.as_str())));
         command.args(["test", "--quiet", "--no-fail-fast"]).args(suite);
-        command.args(["--", "--format", "pretty"]).env("RUST_BACKTRACE", "0");
+        let has_filters = suite.iter().any(|word| word == "--");
+        command.args((!has_filters).then_some("--"));
+        command.args(["--format", "pretty"]).env("RUST_BACKTRACE", "0");
         let output = command.stdin(Stdio::null()).output().context("start cargo")?;
         let text = String::from_utf8_lossy(&output.stdout);
         let failed: Vec<String> = text

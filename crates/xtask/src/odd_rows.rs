@@ -31,8 +31,10 @@ pub(crate) struct OddRowsArguments {
 pub(crate) fn run(arguments: &OddRowsArguments) -> Result<()> {
     let environment = pypi::prepare_tests()?;
     let mut command = test::cargo();
-    command.args(["test", "--quiet", "--package", "posthaste", "--test", "odd_rows", "--"]);
-    command.arg("--nocapture").args(arguments.on.as_ref());
+    command.args(["test", "--quiet", "--package", "posthaste", "--test", "it", "--"]);
+    let tests =
+        arguments.on.as_ref().map_or("odd_rows::".to_owned(), |on| format!("odd_row_on_{on}"));
+    command.args(["--nocapture", &tests]);
     command.envs(environment.iter().map(|(name, value)| (*name, value.as_str())));
     command.env("POSTHASTE_ODD_ROWS_SEED", arguments.from.to_string());
     command.env("POSTHASTE_ODD_ROWS_SEEDS", arguments.seeds.to_string());

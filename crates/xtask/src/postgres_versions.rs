@@ -28,7 +28,7 @@ const RELEASES: [&str; 5] =
 /// The tests of the store, and those of the program that run it as a whole.
 const TESTS: [&[&str]; 2] = [
     &["--package", "posthaste-postgres"],
-    &["--package", "posthaste-cli", "--test", "relay", "--test", "operate", "--test", "ops"],
+    &["--package", "posthaste-cli", "--test", "it", "--", "relay::", "operate::", "ops::"],
 ];
 
 /// Runs the tests on one version after the other, and says at the end which passed.
