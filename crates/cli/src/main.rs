@@ -7,6 +7,7 @@ mod config;
 mod demo;
 mod destinations;
 mod exit;
+mod kinds;
 mod listing;
 mod logs;
 mod ops;

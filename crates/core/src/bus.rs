@@ -138,7 +138,7 @@ impl std::fmt::Debug for Outcomes<'_> {
 }
 
 /// What a bus can do: data that the processor, the conformance suite and start-up checks read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BusCapabilities {
     /// `nats`, `webhook`: names the kind of bus in logs.
     pub name: &'static str,

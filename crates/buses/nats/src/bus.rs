@@ -27,6 +27,12 @@ use super::{check, message};
 
 /// The most events one call pipelines. Past it the broker is the limit, not the round trip.
 const BATCH_EVENTS_MAX: usize = 1_000;
+/// What is known before the stream is asked.
+pub(super) const CAPABILITIES: BusCapabilities = BusCapabilities {
+    batch_events_max: BATCH_EVENTS_MAX,
+    deduplicates: true,
+    ..BusCapabilities::new("nats")
+};
 /// How long the stream gets to store the earlier copy of an event before it is asked again.
 pub(super) const IN_PROCESS_WAIT: Duration = Duration::from_millis(50);
 /// How old what is known of a stream may be to refuse an event: its subjects may have changed.
@@ -219,8 +225,7 @@ impl EventBus for NatsBus {
                 Pipelining::OnePerKey => KeyPipelining::OnePerKey,
             },
             in_flight_events_max: Some(self.config.max_ack_inflight),
-            deduplicates: true,
-            ..BusCapabilities::new("nats")
+            ..CAPABILITIES
         }
     }
 

@@ -75,6 +75,7 @@ mod pace;
 mod pipelining;
 mod reporter;
 mod rounds;
+mod settings;
 mod slots;
 mod streams;
 mod subject;
@@ -82,3 +83,4 @@ mod verdict;
 
 pub use bus::NatsBus;
 pub use config::{NatsAuth, NatsConfig, NatsTls};
+pub use settings::{NATS, NatsSettings};

@@ -13,6 +13,7 @@
 //! line that is not JSON**; every event of such a write is written again, whole.
 
 mod line;
+mod settings;
 mod sink;
 mod writer;
 
@@ -27,8 +28,16 @@ use posthaste_core::{
     PublishResult, Result,
 };
 
+pub use settings::{FILE, FileSettings, STDOUT, StdoutSettings};
 use sink::Sink;
 use writer::Writer;
+
+/// What a bus on a file can do.
+const CAPABILITIES: BusCapabilities = BusCapabilities {
+    batch_events_max: 1_000,
+    key_pipelining: KeyPipelining::SuffixFails,
+    ..BusCapabilities::new("ndjson")
+};
 
 /// Where lines go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,12 +152,7 @@ impl NdjsonBus {
 #[async_trait]
 impl EventBus for NdjsonBus {
     fn capabilities(&self) -> BusCapabilities {
-        BusCapabilities {
-            batch_events_max: 1_000,
-            key_pipelining: KeyPipelining::SuffixFails,
-            durable: self.durable,
-            ..BusCapabilities::new("ndjson")
-        }
+        BusCapabilities { durable: self.durable, ..CAPABILITIES }
     }
 
     async fn publish(&self, events: &[OutboxEvent]) -> Vec<PublishResult> {

@@ -77,7 +77,8 @@ impl Failure {
             Error::new(kind, "write lines", message).about(Subject::Connection)
         };
         match self {
-            Self::Io(kind, text) => new(Self::kind(*kind), format!("the target failed: {text}")),
+            Self::Io(kind, text) => new(Self::kind(*kind), format!("the target failed: {text}"))
+                .with_source(io::Error::new(*kind, text.clone())),
             Self::Timeout(limit) => {
                 let message =
                     format!("not written within {} s; does its reader read?", limit.as_secs_f64());

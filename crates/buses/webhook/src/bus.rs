@@ -22,6 +22,13 @@ use super::config::{WebhookConfig, is_reserved};
 use super::signature::Signer;
 use super::{answer, path};
 
+/// What every webhook can do.
+pub(super) const CAPABILITIES: BusCapabilities = BusCapabilities {
+    batch_events_max: 1,
+    key_pipelining: KeyPipelining::OnePerKey,
+    ..BusCapabilities::new("webhook")
+};
+
 /// Posts events to an HTTP endpoint. See the [crate] for what an answer means.
 #[derive(Debug)]
 pub struct WebhookBus {
@@ -171,12 +178,7 @@ impl WebhookBus {
 #[async_trait]
 impl EventBus for WebhookBus {
     fn capabilities(&self) -> BusCapabilities {
-        BusCapabilities {
-            batch_events_max: 1,
-            in_flight_events_max: Some(self.max_concurrent_requests),
-            key_pipelining: KeyPipelining::OnePerKey,
-            ..BusCapabilities::new("webhook")
-        }
+        BusCapabilities { in_flight_events_max: Some(self.max_concurrent_requests), ..CAPABILITIES }
     }
 
     async fn publish(&self, events: &[OutboxEvent]) -> Vec<PublishResult> {

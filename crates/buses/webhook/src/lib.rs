@@ -64,7 +64,9 @@ mod bus;
 mod clients;
 mod config;
 mod path;
+mod settings;
 mod signature;
 
 pub use bus::WebhookBus;
 pub use config::{WebhookConfig, WebhookTls};
+pub use settings::{WEBHOOK, WebhookSettings};

@@ -362,7 +362,7 @@ fn whole(time: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::schema::Kind;
+    use posthaste_config::ValueKind;
 
     fn relay(report: &Value) -> Relay {
         Relay::new(RelayView::new("host:1", Duration::from_secs(5), 64, Some(&report.to_string())))
@@ -372,7 +372,7 @@ mod tests {
     fn a_secret_in_a_report_is_hidden_and_the_rest_is_shown() {
         // Within the text of the whole, the quotes would be escaped, and so not found.
         let secret = "hunter\"2\\and-more";
-        secrets::resolve(secret, Kind::Secret).unwrap();
+        secrets::resolve(secret, ValueKind::Secret).unwrap();
         let report = json!({
             "state": "running",
             "destinations": [{ "name": "main", "paused_for": format!("refused: {secret}") }],

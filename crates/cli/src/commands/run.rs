@@ -76,7 +76,7 @@ fn announce(config: &Config) {
     let destinations: Vec<String> = config
         .destinations
         .iter()
-        .map(|destination| format!("{} ({})", destination.name, destination.kind))
+        .map(|destination| format!("{} ({})", destination.name, destination.kind_name()))
         .collect();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -2,10 +2,9 @@
 
 use std::path::PathBuf;
 
+use posthaste_config::secrets::redact_url;
+use posthaste_config::value::Refusal;
 use posthaste_postgres::PostgresOptions;
-
-use super::secrets::redact_url;
-use super::value::Refusal;
 
 /// The file that is used when nothing names a database.
 pub(crate) const DEFAULT_FILE: &str = "posthaste.db";

@@ -1,31 +1,21 @@
 //! The configuration: one file, the environment, the command line; checked as a whole.
 
-pub(crate) mod bounded;
 pub(crate) mod database;
-mod destination_types;
-mod environment;
-mod file;
-pub(crate) mod problem;
 mod reference;
-pub(crate) mod resolve;
 pub(crate) mod schema;
-pub(crate) mod secrets;
 mod settings;
-mod suggest;
-mod trust;
-pub(crate) mod units;
-mod value;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use destination_types::DESTINATION_TYPES;
+use posthaste_config::{environment, file, resolve, trust, value};
 use posthaste_processor::{ProcessorSettings, Route};
 
 pub(crate) use database::Database;
-pub(crate) use problem::{Problem, Problems};
+pub(crate) use posthaste_config::resolve::Resolved;
+pub(crate) use posthaste_config::{Problem, Problems, secrets, units};
 pub(crate) use reference::reference;
-pub(crate) use resolve::Resolved;
+use schema::SCHEMA;
 pub(crate) use settings::{DestinationSettings, Listen, LogFormat};
 
 /// The file that is read when none is named.
@@ -103,17 +93,17 @@ impl Inputs {
     pub(crate) fn draft(self) -> Draft {
         let (mut entries, mut problems) = self.read_file();
         let is_whole = problems.is_empty();
-        environment::overlay(&mut entries, &self.environment, &mut problems);
+        environment::overlay(&SCHEMA, &mut entries, &self.environment, &mut problems);
         if let Some(url) = self.database_url {
             let origin = value::Origin::Option("--database-url");
             let entry = file::Entry { raw: value::Raw::Untyped(url), origin, position: 0 };
             entries.insert("database.url".into(), entry);
         }
         if !is_whole {
-            resolve::refuse_values(&entries, &mut problems);
+            resolve::refuse_values(&SCHEMA, &entries, &mut problems);
             return Draft { config: None, problems };
         }
-        let values = resolve::resolve(&entries, &mut problems);
+        let values = resolve::resolve(&SCHEMA, &entries, &mut problems);
         let config = settings::build(self.file, self.file_was_found, values, &mut problems);
         Draft { config: Some(config), problems }
     }

@@ -3,131 +3,20 @@
 //! Parsing, environment names, suggestions, the reference and redaction all read these tables; a
 //! key that is not here does not exist.
 
-/// One key of the configuration.
-#[derive(Debug)]
-pub(crate) struct Key {
-    /// Its dotted path; within a type of destination only the last part.
-    pub(crate) path: &'static str,
-    /// What values it takes.
-    pub(crate) kind: Kind,
-    /// The value it has when nobody gives one.
-    pub(crate) default: Default,
-    /// Meaning, and the danger of a wrong value. One paragraph of Markdown.
-    pub(crate) doc: &'static str,
-}
+use posthaste_config::{DefaultValue, Key, Schema, Section, ValueKind};
 
-/// What happens when a key is not given.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Default {
-    /// It has this value, written as in an environment variable.
-    Value(&'static str),
-    /// It has no value; the text says what that means.
-    Absent(&'static str),
-    /// It must be given.
-    Required,
-}
-
-/// What values a key takes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Kind {
-    /// `true` or `false`.
-    Bool,
-    /// A whole number in a range, both ends included.
-    Integer {
-        /// The least.
-        min: i64,
-        /// The greatest.
-        max: i64,
-    },
-    /// Any finite number.
-    Number,
-    /// `250ms`, `5s`, `1h30m`, `30d`, at least `min_ms` milliseconds.
-    Duration {
-        /// The shortest, in milliseconds.
-        min_ms: u64,
-        /// A word that stands for "none", where there is one.
-        none: Option<&'static str>,
-    },
-    /// `64MiB`, `512KiB`, or a whole number of bytes.
-    Bytes,
-    /// One of these words.
-    Choice(&'static [&'static str]),
-    /// Any text.
-    Text,
-    /// Text that is never shown, and that may be an `env:` or `file:` reference.
-    Secret,
-    /// A URL whose user information is never shown; may be an `env:` or `file:` reference.
-    SecretUrl,
-    /// A URL of which scheme and host are shown and nothing else, since its path may be the secret;
-    /// may be an `env:` or `file:` reference.
-    OpaqueUrl,
-    /// `HOST:PORT`, or `off`.
-    Listen,
-}
-
-impl Kind {
-    /// Whether its value may be a reference to a secret and must not be shown as it is.
-    pub(crate) const fn is_secret(self) -> bool {
-        matches!(self, Self::Secret | Self::SecretUrl | Self::OpaqueUrl)
-    }
-
-    /// The value, described for the reference and for error messages.
-    pub(crate) fn describe(self) -> String {
-        match self {
-            Self::Bool => "`true` or `false`".into(),
-            Self::Integer { min, max } => format!("a whole number from {min} to {max}"),
-            Self::Number => "a number".into(),
-            Self::Duration { none: None, .. } => "a duration such as `5s` or `250ms`".into(),
-            Self::Duration { none: Some(none), .. } => {
-                format!("a duration such as `250ms` or `30d`, or `{none}`")
-            }
-            Self::Bytes => "a size such as `64MiB`".into(),
-            Self::Choice(words) => {
-                let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
-                format!("one of {}", words.join(", "))
-            }
-            Self::Text => "text".into(),
-            Self::Secret => "text, or `env:NAME` or `file:PATH` that holds it (secret)".into(),
-            Self::SecretUrl | Self::OpaqueUrl => {
-                "a URL, or `env:NAME` or `file:PATH` that holds it (secret)".into()
-            }
-            Self::Listen => "`HOST:PORT`, or `off`".into(),
-        }
-    }
-}
-
-/// A table of the file.
-#[derive(Debug)]
-pub(crate) struct Section {
-    /// Its name, as in the file.
-    pub(crate) name: &'static str,
-    /// What it is about. One paragraph of Markdown.
-    pub(crate) doc: &'static str,
-    /// Its keys, with whole paths.
-    pub(crate) keys: &'static [Key],
-}
-
-/// A type of destination and the keys that only it has.
-#[derive(Debug)]
-pub(crate) struct DestinationType {
-    /// The value of `type`.
-    pub(crate) name: &'static str,
-    /// What it is. One paragraph of Markdown.
-    pub(crate) doc: &'static str,
-    /// Its keys.
-    pub(crate) keys: &'static [Key],
-}
+use crate::kinds;
 
 const ANY_COUNT: i64 = 1_000_000;
 const DEAD_HEADS: &[&str] = &["block", "skip"];
 const LOG_LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
 
-const fn key(path: &'static str, kind: Kind, default: Default, doc: &'static str) -> Key {
+const fn key(path: &'static str, kind: ValueKind, default: DefaultValue, doc: &'static str) -> Key {
     Key { path, kind, default, doc }
 }
 
-const fn duration(min_ms: u64) -> Kind {
-    Kind::Duration { min_ms, none: None }
+const fn duration(min_ms: u64) -> ValueKind {
+    ValueKind::Duration { min_ms, none: None }
 }
 
 /// All sections with fixed names, in the order of the reference.
@@ -142,8 +31,8 @@ pub(crate) const SECTIONS: &[Section] = &[
         keys: &[
             key(
                 "database.url",
-                Kind::SecretUrl,
-                Default::Absent(
+                ValueKind::SecretUrl,
+                DefaultValue::Absent(
                     "`sqlite:posthaste.db`, where the environment names no database and no \
                      destination is configured",
                 ),
@@ -161,24 +50,24 @@ pub(crate) const SECTIONS: &[Section] = &[
             ),
             key(
                 "database.migrate",
-                Kind::Bool,
-                Default::Value("true"),
+                ValueKind::Bool,
+                DefaultValue::Value("true"),
                 "Whether `run` creates or upgrades the schema before it starts. Set it to `false` \
                  where the relay's user may not change the schema, and run `posthaste migrate up` \
                  (or the output of `posthaste migrate sql`) as the owner.",
             ),
             key(
                 "database.max_connections",
-                Kind::Integer { min: 2, max: 1_000 },
-                Default::Value("8"),
+                ValueKind::Integer { min: 2, max: 1_000 },
+                DefaultValue::Value("8"),
                 "The most connections to PostgreSQL that are shared; up to three more hear of new events \
                  and tell of them. The relay needs few; more do not make it faster. Without effect on \
                  SQLite.",
             ),
             key(
                 "database.watch_interval",
-                Kind::Duration { min_ms: 1, none: Some("off") },
-                Default::Value("10ms"),
+                ValueKind::Duration { min_ms: 1, none: Some("off") },
+                DefaultValue::Value("10ms"),
                 "How often PostgreSQL looks, for a relay that waits, whether somebody stored events and \
                  sent no NOTIFY, as plain SQL does. It takes a connection and about a hundredth of \
                  one of the server's cores; a longer interval takes less. When `off`, such events are \
@@ -186,8 +75,8 @@ pub(crate) const SECTIONS: &[Section] = &[
             ),
             key(
                 "database.transaction_pooler",
-                Kind::Bool,
-                Default::Value("false"),
+                ValueKind::Bool,
+                DefaultValue::Value("false"),
                 "Set it to `true` when PostgreSQL is reached through a pooler in transaction mode \
                  (PgBouncer, Supavisor). Prepared statements are then not kept between \
                  transactions; without it such a pooler gives errors about prepared statements.",
@@ -200,47 +89,47 @@ pub(crate) const SECTIONS: &[Section] = &[
         keys: &[
             key(
                 "relay.batch_size",
-                Kind::Integer { min: 1, max: 100_000 },
-                Default::Value("1000"),
+                ValueKind::Integer { min: 1, max: 100_000 },
+                DefaultValue::Value("1000"),
                 "The most events fetched by one query.",
             ),
             key(
                 "relay.poll_interval",
                 duration(1),
-                Default::Value("100ms"),
+                DefaultValue::Value("100ms"),
                 "The longest wait between two looks at an idle outbox when no wake-up comes: the worst \
                  latency where nothing tells of new events (see `database.watch_interval`).",
             ),
             key(
                 "relay.max_concurrent_events",
-                Kind::Integer { min: 1, max: ANY_COUNT },
-                Default::Value("1000"),
+                ValueKind::Integer { min: 1, max: ANY_COUNT },
+                DefaultValue::Value("1000"),
                 "The most events published and not yet acknowledged, over all destinations. It \
                  bounds the repeated deliveries after a crash, too.",
             ),
             key(
                 "relay.lease_ttl",
                 duration(1_000),
-                Default::Value("5s"),
+                DefaultValue::Value("5s"),
                 "Where several relays share an outbox: how long one counts as alive after it last told \
                  the database so. When it dies, the others take over within this time and a quarter.",
             ),
             key(
                 "relay.rate_limit_events_per_second",
-                Kind::Integer { min: 1, max: u32::MAX as i64 },
-                Default::Absent("no limit"),
+                ValueKind::Integer { min: 1, max: u32::MAX as i64 },
+                DefaultValue::Absent("no limit"),
                 "The most events published in a second, over all destinations.",
             ),
             key(
                 "relay.buffer_bytes_max",
-                Kind::Bytes,
-                Default::Value("64MiB"),
+                ValueKind::Bytes,
+                DefaultValue::Value("64MiB"),
                 "The most payload held in memory. A single larger event may exceed it alone.",
             ),
             key(
                 "relay.shutdown_timeout",
                 duration(0),
-                Default::Value("30s"),
+                DefaultValue::Value("30s"),
                 "How long a stop waits for acknowledgements. What is unacknowledged then stays \
                  pending and is sent again at the next start. Keep it below the grace period of \
                  your process supervisor.",
@@ -248,7 +137,7 @@ pub(crate) const SECTIONS: &[Section] = &[
             key(
                 "relay.outage_patience",
                 duration(0),
-                Default::Value("2m"),
+                DefaultValue::Value("2m"),
                 "How long failures count no attempt that nothing proves to be their events' own, because \
                  nothing else is there to send or others fail as well. An outage of a quiet \
                  destination that is shorter costs no attempt; a lone event that cannot be delivered \
@@ -257,16 +146,16 @@ pub(crate) const SECTIONS: &[Section] = &[
             ),
             key(
                 "relay.unknown_destination",
-                Kind::Choice(&["hold", "dead"]),
-                Default::Value("hold"),
+                ValueKind::Choice(&["hold", "dead"]),
+                DefaultValue::Value("hold"),
                 "What happens to events whose `destination` column names one that is not configured \
                  here: `hold` keeps them, and their keys, until a relay knows the name, since writers \
                  may be deployed first; with `dead` they are dead letters at once.",
             ),
             key(
                 "relay.retention",
-                Kind::Duration { min_ms: 0, none: Some("forever") },
-                Default::Value("30d"),
+                ValueKind::Duration { min_ms: 0, none: Some("forever") },
+                DefaultValue::Value("30d"),
                 "Delivered events older than this are removed. Pending and dead ones never are. \
                  With `0s` none is kept: an event is deleted in the moment its delivery is \
                  recorded. That is faster, and leaves no delivered event to list or show.",
@@ -280,8 +169,8 @@ pub(crate) const SECTIONS: &[Section] = &[
         keys: &[
             key(
                 "relay.retry.max_attempts",
-                Kind::Integer { min: 1, max: ANY_COUNT },
-                Default::Absent(
+                ValueKind::Integer { min: 1, max: ANY_COUNT },
+                DefaultValue::Absent(
                     "the `max_retries` of each event, 3 unless its writer says otherwise",
                 ),
                 "How many failed attempts make a dead letter, whatever the event's row says. A \
@@ -290,25 +179,25 @@ pub(crate) const SECTIONS: &[Section] = &[
             key(
                 "relay.retry.base_delay",
                 duration(1),
-                Default::Value("1s"),
+                DefaultValue::Value("1s"),
                 "The delay before the first retry.",
             ),
             key(
                 "relay.retry.max_delay",
                 duration(1),
-                Default::Value("60s"),
+                DefaultValue::Value("60s"),
                 "The longest delay between two attempts.",
             ),
             key(
                 "relay.retry.backoff_multiplier",
-                Kind::Number,
-                Default::Value("2.0"),
+                ValueKind::Number,
+                DefaultValue::Value("2.0"),
                 "The factor from one delay to the next; at least 1.",
             ),
             key(
                 "relay.retry.jitter",
-                Kind::Bool,
-                Default::Value("true"),
+                ValueKind::Bool,
+                DefaultValue::Value("true"),
                 "Draw each delay from its upper half, so that events that failed together do not \
                  come back together.",
             ),
@@ -321,15 +210,15 @@ pub(crate) const SECTIONS: &[Section] = &[
         keys: &[
             key(
                 "ops.listen",
-                Kind::Listen,
-                Default::Value("127.0.0.1:9464"),
+                ValueKind::Listen,
+                DefaultValue::Value("127.0.0.1:9464"),
                 "Where it listens, for 64 connections at a time. `run --once` and `run --drain` listen only \
                  where this key is given.",
             ),
             key(
                 "ops.stall_after",
                 duration(1),
-                Default::Value("1m"),
+                DefaultValue::Value("1m"),
                 "`/readyz` fails when events wait and none was acknowledged for this long. Too \
                  short a time makes a slow broker look like a broken relay.",
             ),
@@ -343,14 +232,14 @@ pub(crate) const SECTIONS: &[Section] = &[
         keys: &[
             key(
                 "log.level",
-                Kind::Choice(LOG_LEVELS),
-                Default::Value("info"),
+                ValueKind::Choice(LOG_LEVELS),
+                DefaultValue::Value("info"),
                 "The least severe messages to write. `trace` can write the text of statements.",
             ),
             key(
                 "log.format",
-                Kind::Choice(&["text", "json"]),
-                Default::Value("text"),
+                ValueKind::Choice(&["text", "json"]),
+                DefaultValue::Value("text"),
                 "`json` writes one object a line.",
             ),
         ],
@@ -361,20 +250,20 @@ pub(crate) const SECTIONS: &[Section] = &[
 pub(crate) const ROUTE_KEYS: &[Key] = &[
     key(
         "routes[].event_type",
-        Kind::Text,
-        Default::Required,
+        ValueKind::Text,
+        DefaultValue::Required,
         "Which event types; `*` stands for any run of characters: `order.*`.",
     ),
     key(
         "routes[].destination",
-        Kind::Text,
-        Default::Required,
+        ValueKind::Text,
+        DefaultValue::Required,
         "The name of the destination that they go to.",
     ),
     key(
         "routes[].dead_head",
-        Kind::Choice(DEAD_HEADS),
-        Default::Absent("what the destination says"),
+        ValueKind::Choice(DEAD_HEADS),
+        DefaultValue::Absent("what the destination says"),
         "What happens to the later events of a key whose first one came this way and is a dead \
          letter: `block` or `skip`, as for a destination.",
     ),
@@ -384,57 +273,42 @@ pub(crate) const ROUTE_KEYS: &[Key] = &[
 pub(crate) const DESTINATION_KEYS: &[Key] = &[
     key(
         "type",
-        Kind::Choice(&["stdout", "file", "nats", "webhook"]),
-        Default::Required,
+        ValueKind::Choice(&kinds::NAMES),
+        DefaultValue::Required,
         "What kind of destination it is.",
     ),
     key(
         "dead_head",
-        Kind::Choice(DEAD_HEADS),
-        Default::Value("block"),
+        ValueKind::Choice(DEAD_HEADS),
+        DefaultValue::Value("block"),
         "What happens to the later events of a key whose first one is a dead letter: `block` \
          keeps them waiting until someone retries or discards it, which keeps the key's order; \
          `skip` goes on without it. A route may say otherwise for what goes its way.",
     ),
     key(
         "max_attempts",
-        Kind::Integer { min: 1, max: ANY_COUNT },
-        Default::Absent("what `relay.retry.max_attempts` says"),
+        ValueKind::Integer { min: 1, max: ANY_COUNT },
+        DefaultValue::Absent("what `relay.retry.max_attempts` says"),
         "How many failed attempts make a dead letter here, whatever the event's row says.",
     ),
     key(
         "base_delay",
         duration(1),
-        Default::Absent("what `relay.retry.base_delay` says"),
+        DefaultValue::Absent("what `relay.retry.base_delay` says"),
         "The delay before the first retry.",
     ),
     key(
         "max_delay",
         duration(1),
-        Default::Absent("what `relay.retry.max_delay` says"),
+        DefaultValue::Absent("what `relay.retry.max_delay` says"),
         "The longest delay between two attempts.",
     ),
 ];
 
-/// The section of a key path: all but its last part.
-pub(crate) fn section_of(path: &str) -> &str {
-    path.rsplit_once('.').map_or("", |(section, _)| section)
-}
-
-/// The keys with fixed paths.
-pub(crate) fn fixed_keys() -> impl Iterator<Item = &'static Key> {
-    SECTIONS.iter().flat_map(|section| section.keys)
-}
-
-/// The keys of destinations of type `name`, the common ones first; only those where the type is
-/// not known.
-pub(crate) fn destination_keys(name: Option<&str>) -> impl Iterator<Item = &'static Key> {
-    let own = super::DESTINATION_TYPES.iter().find(|known| Some(known.name) == name);
-    DESTINATION_KEYS.iter().chain(own.map_or(&[][..], |known| known.keys))
-}
-
-/// The keys of destinations of every type, by the last part of their path.
-pub(crate) fn all_destination_keys() -> impl Iterator<Item = &'static str> {
-    let own = super::DESTINATION_TYPES.iter().flat_map(|known| known.keys);
-    DESTINATION_KEYS.iter().chain(own).map(|key| key.path)
-}
+/// All that a configuration of this program can hold.
+pub(crate) const SCHEMA: Schema = Schema {
+    sections: SECTIONS,
+    destination: DESTINATION_KEYS,
+    kinds: &kinds::SECTIONS,
+    route: ROUTE_KEYS,
+};

@@ -5,22 +5,29 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use posthaste_bus_kit::{BusDestination, BusKind};
+use posthaste_config::Given;
+use posthaste_config::resolve::{Resolved, Values};
+use posthaste_config::units::format_duration;
+use posthaste_config::value::{Origin, Value};
 use posthaste_core::RetryPolicy;
 use posthaste_processor::{DeadHeadPolicy, Pattern, ProcessorSettings, Route, UnknownDestination};
 
-use super::resolve::{Resolved, Values};
-use super::schema::{self, Kind};
-use super::units::format_duration;
-use super::value::{Origin, Raw, Value, read};
+use super::schema::SCHEMA;
 use super::{Config, Database, Problem, database};
+use crate::kinds;
 
 /// One destination.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct DestinationSettings {
     /// Its name.
     pub(crate) name: String,
-    /// The value of `type`.
-    pub(crate) kind: String,
+    /// The kind of broker that `type` names, where there is one.
+    pub(crate) kind: Option<&'static BusKind>,
+    /// What was given for the kind's own keys.
+    pub(crate) given: Given,
+    /// The same, read; `None` where a value is missing or refused.
+    pub(crate) settings: Option<BusDestination>,
     /// What happens to a key whose head is dead.
     pub(crate) dead_head: DeadHeadPolicy,
     /// How many failed attempts make a dead letter; `None` leaves it to each event.
@@ -32,7 +39,7 @@ pub(crate) struct DestinationSettings {
 }
 
 /// A key of a destination.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct DestinationKey {
     /// The last part of its path.
     name: &'static str,
@@ -41,37 +48,9 @@ struct DestinationKey {
 }
 
 impl DestinationSettings {
-    /// The text of a key.
-    pub(crate) fn text(&self, key: &str) -> Option<String> {
-        match self.get(key) {
-            Value::Text(text) => Some(text.clone()),
-            _ => None,
-        }
-    }
-
-    /// The duration of a key.
-    pub(crate) fn duration(&self, key: &str) -> Option<Duration> {
-        match self.get(key) {
-            Value::Duration(duration) => Some(*duration),
-            _ => None,
-        }
-    }
-
-    /// The whole number of a key.
-    pub(crate) fn count(&self, key: &str) -> Option<usize> {
-        match self.get(key) {
-            Value::Integer(number) => usize::try_from(*number).ok(),
-            _ => None,
-        }
-    }
-
-    /// Whether a key says `true`.
-    pub(crate) fn flag(&self, key: &str) -> bool {
-        matches!(self.get(key), Value::Bool(true))
-    }
-
-    fn get(&self, key: &str) -> &Value {
-        self.key(key).map_or(&Value::None, |key| &key.value)
+    /// The name of its kind.
+    pub(crate) fn kind_name(&self) -> &'static str {
+        self.kind.map_or("", BusKind::name)
     }
 
     fn key(&self, name: &str) -> Option<&DestinationKey> {
@@ -89,34 +68,6 @@ impl DestinationSettings {
             help: help.into(),
             path,
         }
-    }
-
-    /// The same destination without the value of a key: with its default, or with an address that nobody
-    /// has where it needs one of its own.
-    pub(crate) fn without(&self, key: &str) -> Self {
-        let known = schema::destination_keys(Some(&self.kind)).find(|known| known.path == key);
-        let instead = known.and_then(|known| match (known.default, known.kind) {
-            (schema::Default::Value(text), kind) => read(&Raw::Untyped(text.into()), kind).ok(),
-            (_, Kind::OpaqueUrl) => Some(Value::Text("https://host.invalid/".into())),
-            _ => None,
-        });
-        let mut settings = self.clone();
-        for own in settings.keys.iter_mut().filter(|own| own.name == key) {
-            own.value = instead.clone().unwrap_or(Value::None);
-            own.origin = Origin::Default;
-        }
-        settings
-    }
-
-    /// The key that a bus's complaint begins with, or else names first.
-    pub(crate) fn key_named_in(&self, complaint: &str) -> &'static str {
-        let begins = |key: &&DestinationKey| complaint.starts_with(key.name);
-        let named = self.keys.iter().filter(begins).max_by_key(|key| key.name.len());
-        let first = || {
-            let found = self.keys.iter().filter_map(|key| Some((complaint.find(key.name)?, key)));
-            found.min_by_key(|(at, _)| *at).map(|(_, key)| key)
-        };
-        named.or_else(first).map_or("type", |key| key.name)
     }
 }
 
@@ -353,7 +304,8 @@ fn destinations_of(
                 help: "use letters, digits, _ and -".into(),
             });
         }
-        let keys: Vec<DestinationKey> = schema::destination_keys(kind.as_deref())
+        let keys: Vec<DestinationKey> = SCHEMA
+            .destination_keys(kind.as_deref())
             .filter_map(|key| {
                 let Resolved { value, origin, .. } =
                     values.get(&format!("{prefix}{}", key.path))?;
@@ -361,11 +313,19 @@ fn destinations_of(
                 Some(DestinationKey { name: key.path, value, origin })
             })
             .collect();
+        let kind = kind.as_deref().and_then(kinds::named);
+        let own_keys = kind.map_or(&[][..], |kind| kind.section().keys);
+        let mut given = Given::default();
+        for key in keys.iter().filter(|key| own_keys.iter().any(|own| own.path == key.name)) {
+            given.add(key.name, key.value.clone(), key.origin == Origin::Default);
+        }
         let dead_head = keys.iter().find(|key| key.name == "dead_head");
         let own = |key: &str| read.duration(&format!("{prefix}{key}"));
         let settings = DestinationSettings {
             name: name.clone(),
-            kind: kind.clone().unwrap_or_default(),
+            kind,
+            settings: kind.and_then(|kind| kind.read(&given)),
+            given,
             dead_head: dead_head.and_then(|key| policy(&key.value)).unwrap_or_default(),
             max_attempts: attempts(&format!("{prefix}max_attempts"))
                 .or_else(|| attempts("relay.retry.max_attempts")),

@@ -2,9 +2,11 @@
 
 use std::fs;
 
+use posthaste_config::{DefaultValue, ValueKind};
 use posthaste_processor::UnknownDestination;
 
 use super::*;
+use crate::kinds;
 
 /// Loads `text` as a file, with these environment variables, and one that names a database.
 fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, Problems> {
@@ -30,7 +32,7 @@ fn without_any_input_the_defaults_of_the_processor_are_in_force() {
     assert_eq!(config.relay, ProcessorSettings::default());
     assert_eq!(config.database, Database::Sqlite { path: "posthaste.db".into() });
     assert_eq!(config.destinations.len(), 1);
-    assert_eq!(config.destinations[0].kind, "stdout");
+    assert_eq!(config.destinations[0].kind.unwrap().name(), "stdout");
     assert_eq!(config.ops.listen, Listen::At("127.0.0.1:9464".into()));
     assert!(!config.ops.listen_was_given);
 }
@@ -239,7 +241,8 @@ fn a_secret_is_taken_by_reference_and_never_shown() {
         file.display()
     );
     let config = load(&text, &[]).unwrap();
-    assert_eq!(config.destinations[0].text("token").as_deref(), Some("s3cr3t-token"));
+    let token = config.destinations[0].given.get::<String>("token");
+    assert_eq!(token.as_deref(), Some("s3cr3t-token"));
     let shown: Vec<_> = config.values.iter().filter_map(|value| value.shown.clone()).collect();
     assert!(!shown.iter().any(|text| text.contains("s3cr3t-")), "{shown:?}");
     assert!(shown.contains(&"postgres://u:***@h/d".to_owned()), "{shown:?}");
@@ -253,13 +256,13 @@ fn a_missing_secret_is_a_problem() {
 
 #[test]
 fn every_key_of_every_type_of_destination_is_taken() {
-    for kind in DESTINATION_TYPES {
+    for kind in kinds::SECTIONS {
         let mut text = format!("[destinations.a]\ntype = \"{}\"\n", kind.name);
         for key in kind.keys {
             let value = match (key.kind, key.default) {
-                (_, schema::Default::Value(value)) if value.parse::<i64>().is_ok() => value.into(),
-                (schema::Kind::Bool, _) => "true".to_owned(),
-                (_, schema::Default::Value(value)) => format!("{value:?}"),
+                (_, DefaultValue::Value(value)) if value.parse::<i64>().is_ok() => value.into(),
+                (ValueKind::Bool, _) => "true".to_owned(),
+                (_, DefaultValue::Value(value)) => format!("{value:?}"),
                 _ => "\"some text\"".to_owned(),
             };
             text.push_str(&format!("{} = {value}\n", key.path));

@@ -6,6 +6,8 @@ use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use posthaste_bus_kit::Output;
+
 use crate::config::{Config, Database, Problem};
 
 /// What tells one output from another. A file has two: its path without links and `..`, which it has
@@ -26,13 +28,15 @@ pub(super) fn clashes(config: &Config) -> Vec<Problem> {
         taken.extend(identities(&path).into_iter().map(|identity| (identity, what.clone())));
     }
     for destination in &config.destinations {
-        let (key, identities, output) = match destination.kind.as_str() {
-            "stdout" => ("type", vec![Identity::StandardOutput], "standard output".to_owned()),
-            "file" => match destination.text("path") {
-                Some(path) => ("path", identities(Path::new(&path)), path),
-                None => continue,
-            },
-            _ => continue,
+        let settings = destination.settings.as_ref();
+        let (key, identities, output) = match settings.and_then(|settings| settings.output()) {
+            None => continue,
+            Some(Output::File { key, path }) => {
+                (key, identities(&path), path.display().to_string())
+            }
+            Some(Output::Stdout) => {
+                ("type", vec![Identity::StandardOutput], "standard output".to_owned())
+            }
         };
         if let Some(other) = identities.iter().find_map(|identity| taken.get(identity)) {
             let why = format!("{other} {output} already");

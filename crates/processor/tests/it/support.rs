@@ -241,7 +241,7 @@ impl SlowBus {
 #[async_trait]
 impl EventBus for SlowBus {
     fn capabilities(&self) -> BusCapabilities {
-        self.capabilities.clone()
+        self.capabilities
     }
 
     async fn publish(&self, events: &[OutboxEvent]) -> Vec<PublishResult> {

@@ -8,22 +8,25 @@ use super::Violation;
 const CORE: &str = "posthaste-core";
 const ENGINE: &str = "posthaste-engine";
 const TESTKIT: &str = "posthaste-testkit";
+const CONFIG: &str = "posthaste-config";
 const BUS_KIT: &str = "posthaste-bus-kit";
 
 /// What a crate of ours may depend on among our own: (crate, normally, in its tests too).
 /// A crate that is not listed sees everything: it is a composition root.
-const DIRECTIONS: [(&str, &[&str], &[&str]); 10] = [
+const DIRECTIONS: &[(&str, &[&str], &[&str])] = &[
     (CORE, &[], &[]),
     (ENGINE, &[CORE], &[]),
     ("posthaste-processor", &[CORE, ENGINE], &[TESTKIT]),
     ("posthaste-postgres", &[CORE], &[TESTKIT]),
     ("posthaste-sqlite", &[CORE], &[TESTKIT]),
-    (BUS_KIT, &[CORE], &[TESTKIT]),
-    ("posthaste-nats", &[CORE, BUS_KIT], &[TESTKIT]),
-    ("posthaste-ndjson", &[CORE, BUS_KIT], &[TESTKIT]),
-    ("posthaste-webhook", &[CORE, BUS_KIT], &[TESTKIT]),
+    (CONFIG, &[], &[]),
+    (BUS_KIT, &[CONFIG, CORE], &[TESTKIT]),
     (TESTKIT, &[CORE], &[]),
 ];
+/// The folder whose crates are all alike: a broker each.
+const BUSES: &str = "/crates/buses/";
+/// What they may depend on.
+const OF_A_BUS: Allowed = (&[CONFIG, CORE, BUS_KIT], &[TESTKIT]);
 /// What sees everything.
 const COMPOSITION_ROOTS: [&str; 4] = ["posthaste", "posthaste-cli", "posthaste-bench", "xtask"];
 
@@ -42,7 +45,7 @@ const CLIENTS: [&str; 12] = [
     "tokio-postgres",
     "hyper",
 ];
-const CLIENTLESS: [&str; 5] = [CORE, ENGINE, "posthaste-processor", BUS_KIT, TESTKIT];
+const CLIENTLESS: &[&str] = &[CORE, CONFIG, ENGINE, "posthaste-processor", BUS_KIT, TESTKIT];
 
 /// TLS providers and stacks beside the chosen one.
 const OTHER_TLS: [&str; 3] = ["ring", "openssl-sys", "native-tls"];
@@ -56,9 +59,8 @@ pub(super) fn check_direction(metadata: &Value) -> Result<Vec<Violation>> {
     let mut violations = Vec::new();
     for package in packages {
         let name = package["name"].as_str().context("a package has no name")?;
-        if !COMPOSITION_ROOTS.contains(&name)
-            && !DIRECTIONS.iter().any(|(known, ..)| *known == name)
-        {
+        let allowed = allowed(name, package["manifest_path"].as_str().unwrap_or_default());
+        if !COMPOSITION_ROOTS.contains(&name) && allowed.is_none() {
             violations.push(Violation {
                 place: name.to_owned(),
                 what: "tidy does not know this crate".into(),
@@ -68,13 +70,22 @@ pub(super) fn check_direction(metadata: &Value) -> Result<Vec<Violation>> {
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
             let to = dependency["name"].as_str().context("a dependency has no name")?;
             let in_tests = dependency["kind"] == "dev";
-            violations.extend(check_edge(name, to, in_tests));
+            violations.extend(check_edge(name, allowed, to, in_tests));
         }
     }
     Ok(violations)
 }
 
-fn check_edge(from: &str, to: &str, in_tests: bool) -> Option<Violation> {
+/// What a crate may depend on among our own, normally and in its tests.
+type Allowed = (&'static [&'static str], &'static [&'static str]);
+
+fn allowed(name: &str, manifest: &str) -> Option<Allowed> {
+    let listed = DIRECTIONS.iter().find(|(known, ..)| *known == name);
+    let by_name = listed.map(|(_, normally, tests_too)| (*normally, *tests_too));
+    by_name.or_else(|| manifest.contains(BUSES).then_some(OF_A_BUS))
+}
+
+fn check_edge(from: &str, allowed: Option<Allowed>, to: &str, in_tests: bool) -> Option<Violation> {
     let violation = |what, remedy| Some(Violation { place: from.to_owned(), what, remedy });
     if CLIENTS.contains(&to) && CLIENTLESS.contains(&from) && !in_tests {
         return violation(
@@ -82,7 +93,7 @@ fn check_edge(from: &str, to: &str, in_tests: bool) -> Option<Violation> {
             "put what needs it in a store, in a bus, or behind a contract of core",
         );
     }
-    let (_, normally, tests_too) = DIRECTIONS.iter().find(|(known, ..)| *known == from)?;
+    let (normally, tests_too) = allowed?;
     let ours = to == "posthaste" || to.starts_with("posthaste-");
     // A crate may depend on itself in its tests, to switch features on.
     if !ours || to == from || normally.contains(&to) || (in_tests && tests_too.contains(&to)) {
@@ -115,8 +126,13 @@ mod tests {
     use serde_json::json;
 
     fn violations_of(from: &str, to: &str, kind: Value) -> usize {
+        let folder = if from.ends_with("-acme") { "crates/buses/acme" } else { "crates/other" };
         let metadata = json!({ "packages": [
-            { "name": from, "dependencies": [{ "name": to, "kind": kind }] },
+            {
+                "name": from,
+                "manifest_path": format!("/posthaste/{folder}/Cargo.toml"),
+                "dependencies": [{ "name": to, "kind": kind }],
+            },
         ] });
         check_direction(&metadata).unwrap().len()
     }
@@ -131,9 +147,9 @@ mod tests {
             ("posthaste-processor", TESTKIT, json!("dev"), 0),
             ("posthaste-processor", TESTKIT, Value::Null, 1),
             ("posthaste-postgres", "posthaste-sqlite", json!("dev"), 1),
-            ("posthaste-nats", "posthaste", Value::Null, 1),
-            ("posthaste-nats", BUS_KIT, Value::Null, 0),
-            ("posthaste-nats", "posthaste-webhook", Value::Null, 1),
+            ("posthaste-acme", "posthaste", Value::Null, 1),
+            ("posthaste-acme", BUS_KIT, Value::Null, 0),
+            ("posthaste-acme", "posthaste-webhook", Value::Null, 1),
             ("posthaste-cli", "posthaste-postgres", Value::Null, 0),
             ("posthaste-new", CORE, Value::Null, 1),
         ] {

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use posthaste_config::value::Value;
+use posthaste_config::{FromValue, ValueKind};
 use posthaste_core::{Error, ErrorKind};
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +39,9 @@ pub enum EnvelopeFormat {
 impl EnvelopeFormat {
     /// All formats as they are written in settings.
     pub const NAMES: [&'static str; 3] = ["plain", "cloudevents", "cloudevents-structured"];
+
+    /// What a setting that chooses one takes.
+    pub const KIND: ValueKind = ValueKind::Choice(&Self::NAMES);
 
     /// Its name in settings.
     #[must_use]
@@ -73,6 +78,12 @@ impl FromStr for EnvelopeFormat {
                 Error::new(ErrorKind::Config, "read envelope format", format!("not one of {known}"))
                     .with_context("envelope", text.escape_debug())
             })
+    }
+}
+
+impl FromValue for EnvelopeFormat {
+    fn from_value(value: &Value) -> Option<Self> {
+        String::from_value(value)?.parse().ok()
     }
 }
 

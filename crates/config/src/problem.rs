@@ -4,15 +4,15 @@ use std::fmt;
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Problem {
+pub struct Problem {
     /// The dotted path of the key; empty where the whole file is meant.
-    pub(crate) path: String,
+    pub path: String,
     /// `FILE:LINE:COLUMN`, or the name of the environment variable or option.
-    pub(crate) place: Option<String>,
+    pub place: Option<String>,
     /// What is wrong.
-    pub(crate) message: String,
+    pub message: String,
     /// How to mend it.
-    pub(crate) help: String,
+    pub help: String,
 }
 
 impl fmt::Display for Problem {
@@ -30,7 +30,7 @@ impl fmt::Display for Problem {
 
 /// Everything that is wrong, as one error: exit code 78.
 #[derive(Debug)]
-pub(crate) struct Problems(pub(crate) Vec<Problem>);
+pub struct Problems(pub Vec<Problem>);
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

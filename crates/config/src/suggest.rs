@@ -1,10 +1,7 @@
 //! The nearest known name.
 
 /// The candidate that `text` most likely means, if any is near.
-pub(crate) fn nearest<'a>(
-    text: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub fn nearest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let score = |candidate: &str| {
         // Separators are what people forget most: batchsize, batch-size, batch_size.
         let squash = |text: &str| text.replace(['_', '-'], "").to_lowercase();

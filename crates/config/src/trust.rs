@@ -9,7 +9,7 @@ use std::path::Path;
 
 use rustix::process::{getegid, geteuid};
 
-use super::problem::Problem;
+use crate::problem::Problem;
 
 /// Whoever may have written a file, by the user and group that this process has.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +22,7 @@ struct Caller {
 ///
 /// # Errors
 /// A problem that says whose it is. A file that is not there is none.
-pub(super) fn check(file: &Path) -> Result<(), Problem> {
+pub fn check(file: &Path) -> Result<(), Problem> {
     let caller = Caller { user: geteuid().as_raw(), group: getegid().as_raw() };
     let Some(why) = std::fs::metadata(file).ok().and_then(|found| distrusted(&found, caller))
     else {

@@ -2,45 +2,45 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::environment::variable_of;
-use super::file::{Entries, Entry};
-use super::problem::Problem;
-use super::schema::{self, Default, Key};
-use super::suggest::nearest;
-use super::value::{self, Origin, Raw, Value};
-use super::{DESTINATION_TYPES, secrets};
+use crate::environment::variable_of;
+use crate::file::{Entries, Entry};
+use crate::key::{DefaultValue, Key, Schema, section_of};
+use crate::problem::Problem;
+use crate::secrets;
+use crate::suggest::nearest;
+use crate::value::{self, Origin, Raw, Value};
 
 /// A key with its value.
 #[derive(Debug, Clone)]
-pub(crate) struct Resolved {
+pub struct Resolved {
     /// The dotted path.
-    pub(crate) path: String,
+    pub path: String,
     /// The value; a secret is resolved.
-    pub(crate) value: Value,
+    pub value: Value,
     /// Where it came from.
-    pub(crate) origin: Origin,
+    pub origin: Origin,
     /// As it may be shown; `None` where the key has no value.
-    pub(crate) shown: Option<String>,
+    pub shown: Option<String>,
 }
 
 /// Every value by path, and the names of destinations and numbers of routes in their order.
 #[derive(Debug, Default)]
-pub(crate) struct Values {
+pub struct Values {
     /// In the order of the reference.
-    pub(crate) all: Vec<Resolved>,
+    pub all: Vec<Resolved>,
     /// Destinations in order, with their type where it is known.
-    pub(crate) destinations: Vec<(String, Option<String>)>,
+    pub destinations: Vec<(String, Option<String>)>,
     /// The routes, by their paths.
-    pub(crate) routes: Vec<String>,
+    pub routes: Vec<String>,
     /// Keys whose values are refused. They have their defaults here, where they have one.
-    pub(crate) refused: BTreeSet<String>,
+    pub refused: BTreeSet<String>,
     /// Where each path is in `all`.
     places: HashMap<String, usize>,
 }
 
 impl Values {
     /// The value at `path`.
-    pub(crate) fn get(&self, path: &str) -> Option<&Resolved> {
+    pub fn get(&self, path: &str) -> Option<&Resolved> {
         self.places.get(path).map(|place| &self.all[*place])
     }
 
@@ -51,7 +51,7 @@ impl Values {
 }
 
 /// Checks every entry and gives every key of the schema its value.
-pub(crate) fn resolve(entries: &Entries, problems: &mut Vec<Problem>) -> Values {
+pub fn resolve(schema: &Schema, entries: &Entries, problems: &mut Vec<Problem>) -> Values {
     let mut entries = entries.clone();
     if destination_names(&entries).is_empty() {
         // Without any destination, events go to standard output.
@@ -65,33 +65,33 @@ pub(crate) fn resolve(entries: &Entries, problems: &mut Vec<Problem>) -> Values 
         ..Values::default()
     };
     let mut known = BTreeMap::new();
-    for key in schema::fixed_keys() {
+    for key in schema.fixed_keys() {
         known.insert(key.path.to_owned(), key);
         take(&mut values, &entries, key.path, key, problems);
     }
     for (name, kind) in values.destinations.clone() {
-        for key in schema::destination_keys(kind.as_deref()) {
+        for key in schema.destination_keys(kind.as_deref()) {
             let path = format!("destinations.{name}.{}", key.path);
             take(&mut values, &entries, &path, key, problems);
             known.insert(path, key);
         }
     }
     for route in values.routes.clone() {
-        for key in schema::ROUTE_KEYS {
+        for key in schema.route {
             let path = format!("{route}.{}", key.path.trim_start_matches("routes[]."));
             take(&mut values, &entries, &path, key, problems);
             known.insert(path, key);
         }
     }
-    refuse_unknown(&entries, &known, &values, problems);
+    refuse_unknown(schema, &entries, &known, &values, problems);
     values
 }
 
 /// Reports the values that are refused of a file whose syntax is not right: what is missing in it, or
 /// under another name or section, may be so because of that. So may a value in a line that is refused.
-pub(crate) fn refuse_values(entries: &Entries, problems: &mut Vec<Problem>) {
+pub fn refuse_values(schema: &Schema, entries: &Entries, problems: &mut Vec<Problem>) {
     let mut found = Vec::new();
-    let resolved = resolve(entries, &mut found);
+    let resolved = resolve(schema, entries, &mut found);
     let line = |problem: &Problem| {
         problem.place.as_deref()?.rsplit_once(':').map(|(line, _)| line.to_owned())
     };
@@ -119,8 +119,8 @@ fn take(
     };
     let entry = match (entries.get(path), key.default) {
         (Some(entry), _) => entry.clone(),
-        (None, Default::Value(text)) => default(text),
-        (None, Default::Absent(_)) => {
+        (None, DefaultValue::Value(text)) => default(text),
+        (None, DefaultValue::Absent(_)) => {
             values.add(Resolved {
                 path: path.to_owned(),
                 value: Value::None,
@@ -129,7 +129,7 @@ fn take(
             });
             return;
         }
-        (None, Default::Required) => {
+        (None, DefaultValue::Required) => {
             let variable = variable_of(path);
             problems.push(Problem {
                 path: path.to_owned(),
@@ -166,7 +166,7 @@ fn take(
             });
             values.refused.insert(path.to_owned());
             // What else is wrong is looked for with the default in its place.
-            if let Default::Value(text) = key.default
+            if let DefaultValue::Value(text) = key.default
                 && let Ok(value) = read(&default(text).raw, key)
             {
                 let path = path.to_owned();
@@ -224,13 +224,14 @@ fn route_paths(entries: &Entries) -> Vec<String> {
 
 /// Reports what is in no table of the schema, each once: not the children of an unknown table.
 fn refuse_unknown(
+    schema: &Schema,
     entries: &Entries,
     known: &BTreeMap<String, &Key>,
     values: &Values,
     problems: &mut Vec<Problem>,
 ) {
     let mut sections: BTreeSet<String> =
-        schema::SECTIONS.iter().map(|section| section.name.to_owned()).collect();
+        schema.sections.iter().map(|section| section.name.to_owned()).collect();
     sections.extend(["destinations".to_owned(), "routes".to_owned()]);
     sections.extend(values.destinations.iter().map(|(name, _)| format!("destinations.{name}")));
     sections.extend(values.routes.iter().cloned());
@@ -257,8 +258,8 @@ fn refuse_unknown(
         let (message, help) = if sections.contains(path) {
             let header = if path == "routes" { "[[routes]]".into() } else { format!("[{path}]") };
             (format!("{path} is a section, not a value"), format!("write {header} on its own line"))
-        } else if let Some(types) = other_types_with(path) {
-            if has_no_known_type(path, values) {
+        } else if let Some(types) = other_types_with(schema, path) {
+            if has_no_known_type(schema, path, values) {
                 continue;
             }
             let wanted = path.rsplit('.').next().unwrap_or_default();
@@ -291,19 +292,20 @@ fn refuse_unknown(
 }
 
 /// Whether nobody can tell yet if the destination of `path` has that key.
-fn has_no_known_type(path: &str, values: &Values) -> bool {
+fn has_no_known_type(schema: &Schema, path: &str, values: &Values) -> bool {
     let name = path.strip_prefix("destinations.").and_then(|rest| rest.split_once('.'));
     let has = name.and_then(|(name, _)| {
         let found = values.destinations.iter().find(|(known, _)| known == name);
         found.and_then(|(_, kind)| kind.as_deref())
     });
-    !DESTINATION_TYPES.iter().any(|known| Some(known.name) == has)
+    has.is_none_or(|has| schema.kind(has).is_none())
 }
 
 /// The types of destination that have the key at the end of `path`.
-fn other_types_with(path: &str) -> Option<Vec<&'static str>> {
+fn other_types_with(schema: &Schema, path: &str) -> Option<Vec<&'static str>> {
     let (_, key) = path.strip_prefix("destinations.")?.split_once('.')?;
-    let types: Vec<&str> = DESTINATION_TYPES
+    let types: Vec<&str> = schema
+        .kinds
         .iter()
         .filter(|known| known.keys.iter().any(|own| own.path == key))
         .map(|known| known.name)
@@ -321,7 +323,7 @@ fn unknown(
         .keys()
         .chain(sections)
         .map(String::as_str)
-        .filter(|candidate| schema::section_of(candidate) == schema::section_of(path));
+        .filter(|candidate| section_of(candidate) == section_of(path));
     let near = nearest(path, siblings)
         .or_else(|| nearest(path, known.keys().chain(sections).map(String::as_str)));
     let message = match near {

@@ -6,27 +6,27 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::bounded;
-use super::problem::Problem;
-use super::value::{Origin, Raw};
+use crate::bounded;
+use crate::problem::Problem;
+use crate::value::{Origin, Raw};
 
 /// A value and where it came from.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// As it was given.
-    pub(crate) raw: Raw,
+    pub raw: Raw,
     /// By whom.
-    pub(crate) origin: Origin,
+    pub origin: Origin,
     /// Its place among the others of the file, to keep the order of destinations.
-    pub(crate) position: usize,
+    pub position: usize,
 }
 
 /// Values by path: `relay.batch_size`, `destinations.default.type`, `routes[0].event_type`.
 /// Tables have an entry of their own.
-pub(crate) type Entries = BTreeMap<String, Entry>;
+pub type Entries = BTreeMap<String, Entry>;
 
 /// Reads and flattens a file. Also what is wrong with it: that it cannot be read, or every syntax error with its line and column.
-pub(crate) fn read(path: &Path) -> (Entries, Vec<Problem>) {
+pub fn read(path: &Path) -> (Entries, Vec<Problem>) {
     let name = path.display().to_string();
     let refuse = |problem| (Entries::new(), vec![problem]);
     match bounded::read(path, bounded::CONFIGURATION_BYTES_MAX).map(String::from_utf8) {
@@ -47,7 +47,7 @@ pub(crate) fn read(path: &Path) -> (Entries, Vec<Problem>) {
 }
 
 /// Flattens the text of a file called `name`, as far as it has the syntax.
-pub(crate) fn parse(name: &str, text: &str) -> (Entries, Vec<Problem>) {
+pub fn parse(name: &str, text: &str) -> (Entries, Vec<Problem>) {
     let source = Source::new(name, text);
     let (table, errors) = DeTable::parse_recoverable(text);
     let mut entries = Entries::new();

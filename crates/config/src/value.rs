@@ -3,12 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::schema::Kind;
-use super::units;
+use crate::ValueKind;
+use crate::units;
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Origin {
+pub enum Origin {
     /// The schema's default.
     Default,
     /// A place in the file.
@@ -31,7 +31,7 @@ impl fmt::Display for Origin {
 
 /// A value as it was given.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Raw {
+pub enum Raw {
     /// Text from the environment or the command line: its type is the key's.
     Untyped(String),
     /// A TOML string.
@@ -63,7 +63,7 @@ impl Raw {
 
 /// A value as it is used.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Value {
+pub enum Value {
     /// No value: the key is absent, or says "none".
     None,
     /// A boolean.
@@ -79,10 +79,10 @@ pub(crate) enum Value {
 }
 
 /// Why a value is refused; the second part says how to mend it.
-pub(crate) type Refusal = (String, String);
+pub type Refusal = (String, String);
 
 /// Reads `raw` as `kind`. Secret references are resolved before this.
-pub(crate) fn read(raw: &Raw, kind: Kind) -> Result<Value, Refusal> {
+pub fn read(raw: &Raw, kind: ValueKind) -> Result<Value, Refusal> {
     let wrong_type = || (format!("is {}, not {}", raw.type_name(), kind.describe()), mend(kind));
     let text = match raw {
         Raw::Untyped(text) | Raw::Text(text) => Some(text.as_str()),
@@ -95,13 +95,13 @@ pub(crate) fn read(raw: &Raw, kind: Kind) -> Result<Value, Refusal> {
         _ => None,
     };
     match kind {
-        Kind::Bool => match (raw, untyped) {
+        ValueKind::Bool => match (raw, untyped) {
             (Raw::Bool(value), _) => Ok(Value::Bool(*value)),
             (_, Some("true")) => Ok(Value::Bool(true)),
             (_, Some("false")) => Ok(Value::Bool(false)),
             _ => Err(wrong_type()),
         },
-        Kind::Integer { min, max } => {
+        ValueKind::Integer { min, max } => {
             let value = match (raw, untyped) {
                 (Raw::Integer(value), _) => Some(*value),
                 (_, Some(text)) => text.parse().ok(),
@@ -114,7 +114,7 @@ pub(crate) fn read(raw: &Raw, kind: Kind) -> Result<Value, Refusal> {
                 Err((format!("{value} is out of range"), format!("give {}", kind.describe())))
             }
         }
-        Kind::Number => {
+        ValueKind::Number => {
             let value = match (raw, untyped) {
                 (Raw::Number(value), _) => Some(*value),
                 #[expect(clippy::cast_precision_loss, reason = "no setting is near 2^53")]
@@ -124,7 +124,7 @@ pub(crate) fn read(raw: &Raw, kind: Kind) -> Result<Value, Refusal> {
             };
             value.filter(|value| value.is_finite()).map(Value::Number).ok_or_else(wrong_type)
         }
-        Kind::Duration { min_ms, none } => {
+        ValueKind::Duration { min_ms, none } => {
             let text = text.ok_or_else(wrong_type)?;
             // In capitals as the words of other keys.
             if none.is_some_and(|word| word.eq_ignore_ascii_case(text.trim())) {
@@ -139,25 +139,25 @@ pub(crate) fn read(raw: &Raw, kind: Kind) -> Result<Value, Refusal> {
             }
             Ok(Value::Duration(duration))
         }
-        Kind::Bytes => match (raw, text) {
+        ValueKind::Bytes => match (raw, text) {
             (Raw::Integer(bytes), _) if *bytes >= 0 => Ok(Value::Integer(*bytes)),
             (_, Some(text)) => {
                 units::parse_bytes(text).map(Value::Integer).map_err(|why| (why, mend(kind)))
             }
             _ => Err(wrong_type()),
         },
-        Kind::Choice(words) => {
+        ValueKind::Choice(words) => {
             let text = text.ok_or_else(wrong_type)?;
             // In capitals as in other programs' settings: INFO.
             let word = words.iter().find(|word| word.eq_ignore_ascii_case(text.trim()));
             if let Some(word) = word {
                 return Ok(Value::Text((*word).to_owned()));
             }
-            let near = super::suggest::nearest(text, words.iter().copied());
+            let near = crate::suggest::nearest(text, words.iter().copied());
             let near = near.map(|word| format!("; did you mean {word:?}?")).unwrap_or_default();
             Err((format!("{text:?} is not known{near}"), format!("give {}", kind.describe())))
         }
-        Kind::Listen => {
+        ValueKind::Listen => {
             let text = text.ok_or_else(wrong_type)?;
             if text == "off" || is_listen_address(text) {
                 Ok(Value::Text(text.to_owned()))
@@ -165,7 +165,11 @@ pub(crate) fn read(raw: &Raw, kind: Kind) -> Result<Value, Refusal> {
                 Err((format!("{text:?} is no address to listen on"), mend(kind)))
             }
         }
-        Kind::Text | Kind::Secret | Kind::SecretUrl | Kind::OpaqueUrl => {
+        ValueKind::Text
+        | ValueKind::FileWith(_)
+        | ValueKind::Secret
+        | ValueKind::SecretUrl
+        | ValueKind::OpaqueUrl => {
             let text = text.ok_or_else(wrong_type)?;
             if text.is_empty() {
                 return Err(("is empty".into(), "give a value or leave the key out".into()));
@@ -181,21 +185,26 @@ fn is_listen_address(text: &str) -> bool {
 }
 
 /// An example of the right form.
-fn mend(kind: Kind) -> String {
+fn mend(kind: ValueKind) -> String {
     let example = match kind {
-        Kind::Bool => "write true or false, without quotes",
-        Kind::Integer { .. } | Kind::Number => "write a number without quotes",
-        Kind::Duration { none, .. } => {
+        ValueKind::Bool => "write true or false, without quotes",
+        ValueKind::Integer { .. } | ValueKind::Number => "write a number without quotes",
+        ValueKind::Duration { none, .. } => {
             let or = none.map_or_else(String::new, |word| format!("; or \"{word}\""));
             return format!(
                 "write a whole number and a unit in quotes: \"250ms\", \"5s\", \"1h30m\", \"30d\"{or}"
             );
         }
-        Kind::Bytes => "write a whole number and a unit in quotes: \"512KiB\", \"64MiB\", \"1GB\"",
-        Kind::Listen => "write HOST:PORT, for example \"127.0.0.1:9464\", or \"off\"",
-        Kind::Choice(_) | Kind::Text | Kind::Secret | Kind::SecretUrl | Kind::OpaqueUrl => {
-            "write text in quotes"
+        ValueKind::Bytes => {
+            "write a whole number and a unit in quotes: \"512KiB\", \"64MiB\", \"1GB\""
         }
+        ValueKind::Listen => "write HOST:PORT, for example \"127.0.0.1:9464\", or \"off\"",
+        ValueKind::Choice(_)
+        | ValueKind::Text
+        | ValueKind::FileWith(_)
+        | ValueKind::Secret
+        | ValueKind::SecretUrl
+        | ValueKind::OpaqueUrl => "write text in quotes",
     };
     example.to_owned()
 }
@@ -206,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_quoted_number_is_refused_in_the_file_and_taken_from_the_environment() {
-        let kind = Kind::Integer { min: 1, max: 10 };
+        let kind = ValueKind::Integer { min: 1, max: 10 };
         assert!(read(&Raw::Text("5".into()), kind).is_err());
         assert_eq!(read(&Raw::Untyped("5".into()), kind), Ok(Value::Integer(5)));
         assert!(read(&Raw::Untyped("11".into()), kind).unwrap_err().0.contains("out of range"));
@@ -214,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_duration_without_a_unit_is_refused_with_an_example() {
-        let kind = Kind::Duration { min_ms: 1, none: Some("forever") };
+        let kind = ValueKind::Duration { min_ms: 1, none: Some("forever") };
         for bad in [Raw::Integer(5), Raw::Text("5".into()), Raw::Text("5 parsecs".into())] {
             let (_, help) = read(&bad, kind).unwrap_err();
             assert!(help.contains("\"5s\"") && help.contains("\"forever\""), "{help}");
@@ -227,23 +236,23 @@ mod tests {
 
     #[test]
     fn a_choice_may_be_written_in_capitals() {
-        let level = read(&Raw::Text("INFO".into()), Kind::Choice(&["warn", "info"]));
+        let level = read(&Raw::Text("INFO".into()), ValueKind::Choice(&["warn", "info"]));
         assert_eq!(level, Ok(Value::Text("info".into())));
     }
 
     #[test]
     fn a_misspelt_choice_names_the_nearest() {
-        let refusal = read(&Raw::Text("webhok".into()), Kind::Choice(&["nats", "webhook"]));
+        let refusal = read(&Raw::Text("webhok".into()), ValueKind::Choice(&["nats", "webhook"]));
         assert!(refusal.unwrap_err().0.contains("did you mean \"webhook\""));
     }
 
     #[test]
     fn listen_addresses_need_host_and_port() {
         for good in ["127.0.0.1:9464", "localhost:1", "[::1]:80", "off", "0.0.0.0:0"] {
-            assert!(read(&Raw::Text(good.into()), Kind::Listen).is_ok(), "{good}");
+            assert!(read(&Raw::Text(good.into()), ValueKind::Listen).is_ok(), "{good}");
         }
         for bad in ["9464", ":9464", "host", "host:99999", ""] {
-            assert!(read(&Raw::Text(bad.into()), Kind::Listen).is_err(), "{bad}");
+            assert!(read(&Raw::Text(bad.into()), ValueKind::Listen).is_err(), "{bad}");
         }
     }
 }

@@ -5,17 +5,17 @@ use std::io::{self, Read as _};
 use std::path::Path;
 
 /// What a configuration may have: 20,000 destinations take over one MiB.
-pub(crate) const CONFIGURATION_BYTES_MAX: u64 = 16 << 20;
+pub const CONFIGURATION_BYTES_MAX: u64 = 16 << 20;
 /// What a secret may have.
-pub(crate) const SECRET_BYTES_MAX: u64 = 64 << 10;
+pub const SECRET_BYTES_MAX: u64 = 64 << 10;
 /// What certificates, keys and credentials may have: a system's list of authorities has some 250 kB.
-pub(crate) const CERTIFICATES_BYTES_MAX: u64 = 4 << 20;
+pub const CERTIFICATES_BYTES_MAX: u64 = 4 << 20;
 
 /// The content of a file of at most `bytes_max`.
 ///
 /// # Errors
 /// The system's, and `FileTooLarge`.
-pub(crate) fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     // One more tells that there is more.
     File::open(path)?.take(bytes_max + 1).read_to_end(&mut content)?;

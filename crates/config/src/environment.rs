@@ -1,20 +1,20 @@
 //! Environment variables as configuration: `POSTHASTE_RELAY__BATCH_SIZE` is `relay.batch_size`.
 
-use super::file::{Entries, Entry};
-use super::problem::Problem;
-use super::schema;
-use super::suggest::nearest;
-use super::value::{Origin, Raw};
+use crate::file::{Entries, Entry};
+use crate::key::{Key, Schema};
+use crate::problem::Problem;
+use crate::suggest::nearest;
+use crate::value::{Origin, Raw};
 
 /// What all of our variables begin with.
 const PREFIX: &str = "POSTHASTE_";
 /// The variable for `database.url` that needs no double underscore.
-pub(crate) const DATABASE_URL: &str = "POSTHASTE_DATABASE_URL";
+pub const DATABASE_URL: &str = "POSTHASTE_DATABASE_URL";
 /// Those that choose the database when nothing else does.
 const LIBPQ: [&str; 4] = ["PGHOST", "PGHOSTADDR", "PGDATABASE", "PGSERVICE"];
 
 /// The variable that gives the key at `path`.
-pub(crate) fn variable_of(path: &str) -> String {
+pub fn variable_of(path: &str) -> String {
     let path = path.replace('[', ".").replace(']', "");
     format!("{PREFIX}{}", path.replace('.', "__").replace('-', "_").to_uppercase())
 }
@@ -24,7 +24,8 @@ pub(crate) fn variable_of(path: &str) -> String {
 /// A name with a double underscore must be one of ours. So must one with single underscores that
 /// means a key of ours; others that begin alike are somebody else's (Kubernetes sets `POSTHASTE_PORT`
 /// for a service named posthaste, and `POSTHASTE_RELAY_PORT` for one named posthaste-relay).
-pub(crate) fn overlay(
+pub fn overlay(
+    schema: &Schema,
     entries: &mut Entries,
     environment: &[(String, String)],
     problems: &mut Vec<Problem>,
@@ -36,14 +37,14 @@ pub(crate) fn overlay(
         }
         let Some(rest) = name.strip_prefix(PREFIX) else { continue };
         if !rest.contains("__") {
-            if let Some(meant) = meant_by(name, rest) {
+            if let Some(meant) = meant_by(schema, name, rest) {
                 problems.push(single_underscore(name, &meant));
             }
             continue;
         }
-        match path_of(rest, entries) {
+        match path_of(schema, rest, entries) {
             Ok(path) => insert(entries, path, name, value),
-            Err(path) => problems.push(unknown(name, &path)),
+            Err(path) => problems.push(unknown(schema, name, &path)),
         }
     }
     if let Some(url) = database_url.filter(|url| !url.is_empty()) {
@@ -69,7 +70,7 @@ fn insert(entries: &mut Entries, path: String, name: &str, value: &str) {
 }
 
 /// The path that the rest of a variable's name stands for; as an error where there is none.
-fn path_of(rest: &str, entries: &Entries) -> Result<String, String> {
+fn path_of(schema: &Schema, rest: &str, entries: &Entries) -> Result<String, String> {
     let lower = rest.to_lowercase();
     let parts: Vec<&str> = lower.split("__").collect();
     match parts.as_slice() {
@@ -88,13 +89,13 @@ fn path_of(rest: &str, entries: &Entries) -> Result<String, String> {
         }
         _ => {
             let path = parts.join(".");
-            if schema::fixed_keys().any(|key| key.path == path) { Ok(path) } else { Err(path) }
+            if schema.fixed_keys().any(|key| key.path == path) { Ok(path) } else { Err(path) }
         }
     }
 }
 
 /// The variable that was meant by one without a double underscore, where it was one of ours.
-fn meant_by(name: &str, rest: &str) -> Option<String> {
+fn meant_by(schema: &Schema, name: &str, rest: &str) -> Option<String> {
     if name == DATABASE_URL || is_of_kubernetes(rest) {
         return None;
     }
@@ -102,7 +103,7 @@ fn meant_by(name: &str, rest: &str) -> Option<String> {
         return Some(DATABASE_URL.to_owned());
     }
     let plain = |name: &str| name.replace('_', "");
-    let known: Vec<String> = schema::fixed_keys().map(|key| variable_of(key.path)).collect();
+    let known: Vec<String> = schema.fixed_keys().map(|key| variable_of(key.path)).collect();
     if let Some(variable) = known.iter().find(|variable| plain(variable) == plain(name)) {
         return Some(variable.clone());
     }
@@ -116,11 +117,11 @@ fn meant_by(name: &str, rest: &str) -> Option<String> {
         (!name.is_empty())
             .then(|| format!("{PREFIX}{}__{name}__{key}", section.trim_end_matches('_')))
     };
-    inner("DESTINATIONS_", &mut schema::all_destination_keys())
-        .or_else(|| inner("ROUTES_", &mut schema::ROUTE_KEYS.iter().filter_map(last_part)))
+    inner("DESTINATIONS_", &mut schema.all_destination_keys())
+        .or_else(|| inner("ROUTES_", &mut schema.route.iter().filter_map(last_part)))
         .or_else(|| {
             // A misspelt key of a section of ours. Nearer than usual: it may be somebody else's.
-            let section = schema::SECTIONS.iter().map(|section| section.name.to_uppercase());
+            let section = schema.sections.iter().map(|section| section.name.to_uppercase());
             let ours = section.map(|section| section.replace('.', "_") + "_");
             ours.into_iter().find(|section| rest.starts_with(section.as_str()))?;
             nearest(name, known.iter().map(String::as_str))
@@ -129,7 +130,7 @@ fn meant_by(name: &str, rest: &str) -> Option<String> {
         })
 }
 
-fn last_part(key: &schema::Key) -> Option<&'static str> {
+fn last_part(key: &Key) -> Option<&'static str> {
     key.path.rsplit('.').next()
 }
 
@@ -155,8 +156,8 @@ fn single_underscore(name: &str, meant: &str) -> Problem {
     }
 }
 
-fn unknown(name: &str, path: &str) -> Problem {
-    let near = nearest(path, schema::fixed_keys().map(|key| key.path));
+fn unknown(schema: &Schema, name: &str, path: &str) -> Problem {
+    let near = nearest(path, schema.fixed_keys().map(|key| key.path));
     let message = match near {
         Some(near) => {
             format!("unknown variable {name}; did you mean {}?", variable_of(near))
@@ -174,19 +175,39 @@ fn unknown(name: &str, path: &str) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Section, ValueKind};
+
+    const fn key(path: &'static str) -> Key {
+        Key::new(path, ValueKind::Text.optional("none"), "")
+    }
+
+    const SCHEMA: Schema = Schema {
+        sections: &[
+            Section { name: "database", doc: "", keys: &[key("database.url")] },
+            Section {
+                name: "relay",
+                doc: "",
+                keys: &[key("relay.batch_size"), key("relay.poll_interval")],
+            },
+            Section { name: "log", doc: "", keys: &[key("log.level")] },
+        ],
+        destination: &[key("type")],
+        kinds: &[],
+        route: &[key("routes[].event_type"), key("routes[].destination")],
+    };
 
     fn overlaid(variables: &[(&str, &str)]) -> (Entries, Vec<Problem>) {
-        let (mut entries, _) = super::super::file::parse("f", "[destinations.Main-Bus]\n");
+        let (mut entries, _) = crate::file::parse("f", "[destinations.Main-Bus]\n");
         let mut problems = Vec::new();
         let variables: Vec<(String, String)> =
             variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        overlay(&mut entries, &variables, &mut problems);
+        overlay(&SCHEMA, &mut entries, &variables, &mut problems);
         (entries, problems)
     }
 
     #[test]
     fn every_fixed_key_can_be_given_by_its_variable() {
-        for key in schema::fixed_keys() {
+        for key in SCHEMA.fixed_keys() {
             let variable = variable_of(key.path);
             let (entries, problems) = overlaid(&[(&variable, "x")]);
             assert!(problems.is_empty(), "{variable}");

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use super::bounded;
-use super::schema::Kind;
-use super::value::Refusal;
+use crate::ValueKind;
+use crate::bounded;
+use crate::value::Refusal;
 
 /// Shown in place of a secret.
-pub(crate) const REDACTED: &str = "***";
+pub const REDACTED: &str = "***";
 /// Shorter secrets are not searched for in texts: they would blacken innocent words.
 const SEARCHED_BYTES_MIN: usize = 8;
 
@@ -19,7 +19,7 @@ static KNOWN: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
 ///
 /// # Errors
 /// A reference to what is not there, or is empty.
-pub(crate) fn resolve(text: &str, kind: Kind) -> Result<String, Refusal> {
+pub fn resolve(text: &str, kind: ValueKind) -> Result<String, Refusal> {
     let secret = if let Some(name) = text.strip_prefix("env:") {
         std::env::var(name).ok().filter(|value| !value.is_empty()).ok_or_else(|| {
             (
@@ -50,9 +50,9 @@ pub(crate) fn resolve(text: &str, kind: Kind) -> Result<String, Refusal> {
 }
 
 /// Makes [`redact`] hide a secret from now on.
-fn remember(secret: &str, kind: Kind) {
+fn remember(secret: &str, kind: ValueKind) {
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if kind == Kind::OpaqueUrl {
+    if kind == ValueKind::OpaqueUrl {
         known.push((secret.to_owned(), shown(secret, kind)));
         // Alone, too: an error may name the path.
         if let Some((_, path)) =
@@ -61,7 +61,7 @@ fn remember(secret: &str, kind: Kind) {
             known.push((path.to_owned(), format!("/{REDACTED}")));
         }
     }
-    if kind != Kind::Secret {
+    if kind != ValueKind::Secret {
         known.push((secret.to_owned(), redact_url(secret)));
         for (_, value) in hidden_parameters(secret) {
             if value.len() >= SEARCHED_BYTES_MIN {
@@ -86,7 +86,7 @@ fn remember(secret: &str, kind: Kind) {
 }
 
 /// `text` without any secret that was resolved so far.
-pub(crate) fn redact(text: &str) -> String {
+pub fn redact(text: &str) -> String {
     let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut clean = text.to_owned();
     for (secret, replacement) in known.iter() {
@@ -98,14 +98,14 @@ pub(crate) fn redact(text: &str) -> String {
 }
 
 /// How a secret value is shown.
-pub(crate) fn shown(secret: &str, kind: Kind) -> String {
+pub fn shown(secret: &str, kind: ValueKind) -> String {
     if secret.starts_with("env:") || secret.starts_with("file:") {
         // A reference is no secret, and tells where to look.
         return secret.to_owned();
     }
     match kind {
-        Kind::SecretUrl => redact_url(secret),
-        Kind::OpaqueUrl => match split_host(&redact_url(secret)) {
+        ValueKind::SecretUrl => redact_url(secret),
+        ValueKind::OpaqueUrl => match split_host(&redact_url(secret)) {
             Some((host, "" | "/")) => host.to_owned(),
             Some((host, _)) => format!("{host}/{REDACTED}"),
             None => REDACTED.to_owned(),
@@ -125,7 +125,7 @@ fn split_host(url: &str) -> Option<(&str, &str)> {
 ///
 /// Errs on the side of hiding too much: all up to the last `@` counts as user information, since
 /// a password with an unescaped `/` or `,` is still a password.
-pub(crate) fn redact_url(url: &str) -> String {
+pub fn redact_url(url: &str) -> String {
     let mut clean = match split_userinfo(url) {
         None => url.to_owned(),
         Some((before, userinfo, after)) => match userinfo.split_once(':') {
@@ -222,26 +222,26 @@ mod tests {
             ("https://example.com/", "https://example.com"),
             ("not a url s3cr3t", "***"),
         ] {
-            assert_eq!(shown(url, Kind::OpaqueUrl), expected);
+            assert_eq!(shown(url, ValueKind::OpaqueUrl), expected);
         }
-        resolve("https://example.com/services/T0/B0/s3cr3t", Kind::OpaqueUrl).unwrap();
+        resolve("https://example.com/services/T0/B0/s3cr3t", ValueKind::OpaqueUrl).unwrap();
         assert_eq!(redact("POST /services/T0/B0/s3cr3t: no"), "POST /***: no");
     }
 
     #[test]
     fn a_resolved_secret_vanishes_from_later_texts() {
-        resolve("postgres://someone:hunter2hunter2@h/db", Kind::SecretUrl).unwrap();
-        resolve("whsec_abcdefgh,whsec_ijklmnop", Kind::Secret).unwrap();
-        resolve("Authorization: Bearer tokentoken", Kind::Secret).unwrap();
+        resolve("postgres://someone:hunter2hunter2@h/db", ValueKind::SecretUrl).unwrap();
+        resolve("whsec_abcdefgh,whsec_ijklmnop", ValueKind::Secret).unwrap();
+        resolve("Authorization: Bearer tokentoken", ValueKind::Secret).unwrap();
         let text = "url someone:hunter2hunter2@h, whsec_ijklmnop, Authorization: tokentoken";
         assert_eq!(redact(text), "url someone:***@h, ***, Authorization: ***");
     }
 
     #[test]
     fn a_reference_to_nothing_is_refused_by_name() {
-        let (why, _) = resolve("env:POSTHASTE_NO_SUCH_VARIABLE", Kind::Secret).unwrap_err();
+        let (why, _) = resolve("env:POSTHASTE_NO_SUCH_VARIABLE", ValueKind::Secret).unwrap_err();
         assert!(why.contains("POSTHASTE_NO_SUCH_VARIABLE"));
-        let (why, _) = resolve("file:/no/such/file", Kind::Secret).unwrap_err();
+        let (why, _) = resolve("file:/no/such/file", ValueKind::Secret).unwrap_err();
         assert!(why.contains("/no/such/file"));
     }
 }
