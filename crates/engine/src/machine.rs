@@ -17,7 +17,6 @@ use rand::{RngExt, SeedableRng};
 
 use crate::database::{Database, Work};
 use crate::keys::Keys;
-use crate::keys::key::KeyId;
 use crate::protocol::{Command, Input, Report};
 use crate::read::intake::ids_of;
 use crate::read::looks::Looks;
@@ -143,6 +142,15 @@ impl Machine {
 
     /// Takes in what has happened.
     pub fn handle(&mut self, input: Input, now: Duration) {
+        let ends_read =
+            matches!(input, Input::Watermark(_) | Input::DeadHeads(_) | Input::Fetched { .. });
+        self.take_in(input, now);
+        if ends_read {
+            self.keys.known.read_ended();
+        }
+    }
+
+    fn take_in(&mut self, input: Input, now: Duration) {
         match input {
             Input::Wake => self.reader.wake(now),
             Input::Stop => {
@@ -242,9 +250,6 @@ impl Machine {
             if self.may_send(now) && !self.database.is_away() {
                 self.dispatch(now, &capabilities, &mut commands);
             }
-            for seq in self.keys.take_dropped() {
-                self.reader.forget(seq);
-            }
             if !self.leases.active().is_empty() {
                 commands.extend(self.read(now));
                 if self.database.may(Work::Looking, now) && !self.database.is_away() {
@@ -289,14 +294,18 @@ impl Machine {
         self
     }
 
-    pub(crate) fn random(&mut self) -> f64 {
-        self.random.random()
+    /// Panics where what the parts say of each other does not agree.
+    #[cfg(test)]
+    pub(crate) fn check(&self) {
+        self.keys.check();
+        let undecided = self.undecided().0;
+        let known_max = self.keys.held_events() + self.in_flight() + undecided + self.unsettled();
+        assert!(self.keys.known.len() <= known_max, "what is known is somewhere");
+        assert_eq!(self.leases.in_flight(), self.in_flight(), "one ledger of what is on its way");
     }
 
-    pub(crate) fn block(&mut self, id: KeyId, dead: Seq) {
-        for seq in self.keys.block(id, dead) {
-            self.reader.forget(seq);
-        }
+    pub(crate) fn random(&mut self) -> f64 {
+        self.random.random()
     }
 
     pub(crate) fn database_failed(&mut self, work: Work, error: &Error, now: Duration) {

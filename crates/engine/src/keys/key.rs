@@ -51,13 +51,6 @@ impl Held {
     }
 }
 
-/// Where an event went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Admission {
-    Held,
-    Unheld,
-}
-
 /// Events of a key that must be fetched again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unheld {

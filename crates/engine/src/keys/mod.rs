@@ -7,10 +7,14 @@
 //!    taken before were given back.
 //! 2. An event of a key that was fetched is *held* (here, in memory) or *unheld* (inside the
 //!    key's unheld range, to be fetched again), until it is settled.
-//! 3. Nothing at or above the start of a key's unheld range is held, so that order survives.
-//! 4. A parked or shelved key holds nothing: its head is read again before it is sent, since whatever
-//!    made it wait may have been mended in the database. A blocked one holds what is before its dead
-//!    letter at most. Memory does not grow behind a stuck key.
+//! 3. Nothing above the start of a key's unheld range is held, so that order survives. The start itself
+//!    may be: a dead letter that was revived and read before its key heard of it.
+//! 4. A parked key holds nothing, a shelved one nothing but what turned up before its head: that is read
+//!    again before it is sent, since whatever made it wait may have been mended in the database. A
+//!    blocked one holds what is before its dead letter at most. Memory does not grow behind a stuck key.
+//! 5. What is held is known: no read takes it for new. Whatever leaves memory is known no more.
+//!
+//! The simulator checks them after each step (`invariants.rs`).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
@@ -19,10 +23,14 @@ use std::time::Duration;
 use posthaste_core::{OrderKey, Seq, ShardSet};
 use rustc_hash::FxHashMap;
 
-use self::key::{Admission, Held, Key, KeyId};
+use self::key::{Held, Key, KeyId};
+use self::known::Known;
 
 mod catch_up;
+#[cfg(test)]
+mod invariants;
 pub(crate) mod key;
+pub(crate) mod known;
 mod ready;
 mod shelves;
 #[cfg(test)]
@@ -43,8 +51,8 @@ pub(crate) struct Keys {
     /// Keys of which a range is to be fetched.
     catch_up: VecDeque<KeyId>,
     heads_turn: bool,
-    /// Events that were held and are not any more, by place.
-    dropped: Vec<Seq>,
+    /// What is held, taken or unrecorded. Whatever leaves memory leaves it here.
+    pub(crate) known: Known,
     /// Per destination, its shelved keys.
     shelved: Vec<Ready>,
     held_events: usize,
@@ -62,7 +70,7 @@ impl Keys {
             catch_up_heads: VecDeque::new(),
             catch_up: VecDeque::new(),
             heads_turn: false,
-            dropped: Vec::new(),
+            known: Known::default(),
             shelved: (0..destinations).map(|_| Ready::default()).collect(),
             held_events: 0,
             held_bytes: 0,
@@ -91,15 +99,10 @@ impl Keys {
         self.ready[destination].len()
     }
 
-    /// Places of events that were held and have to be fetched again.
-    pub(crate) fn take_dropped(&mut self) -> Vec<Seq> {
-        std::mem::take(&mut self.dropped)
-    }
-
     /// Takes in an event that a read of all keys found.
-    pub(crate) fn admit(&mut self, id: KeyId, held: Held, now: Duration) -> Admission {
+    pub(crate) fn admit(&mut self, id: KeyId, held: Held, now: Duration) {
         self.go_before_parked_head(id, held.seq);
-        self.hold(id, held, now)
+        self.hold(id, held, now);
     }
 
     /// A late event may precede the head that a parked key waits for; then it goes first.
@@ -118,25 +121,26 @@ impl Keys {
     }
 
     /// Takes in an event that was fetched for its own key, or that comes back unsent.
-    pub(crate) fn hold(&mut self, id: KeyId, held: Held, now: Duration) -> Admission {
+    pub(crate) fn hold(&mut self, id: KeyId, held: Held, now: Duration) {
         let key = self.keys.entry(id).or_default();
         let waits = held.due > now && key.waiting_count() == 0;
         let behind_unheld = key.unheld.as_ref().is_some_and(|range| held.seq >= range.first);
         if waits || behind_unheld || key.is_blocked_at(held.seq) || key.parked_until.is_some() {
             let due = held.due;
             key.extend_unheld(held.seq, held.event.order_key());
+            self.known.forget(held.seq, held.event.id());
             if waits && !behind_unheld && key.parked_until.is_none() {
                 self.park(id, due);
             }
-            return Admission::Unheld;
+            return;
         }
         self.held_events += 1;
         self.held_bytes += held.bytes();
+        self.known.remember(held.seq, held.event.id(), id.shard());
         let waiting = key.waiting.get_or_insert_default();
         let at = waiting.partition_point(|other| other.seq < held.seq);
         waiting.insert(at, held);
         self.refresh(id, now);
-        Admission::Held
     }
 
     /// Takes events of one destination that can be sent now: at most `events_max`, and at most
@@ -186,19 +190,18 @@ impl Keys {
     }
 
     /// The key waits until `until` behind `head`, which comes back. Both it and what the key holds behind
-    /// it become unheld; returns the places of that.
-    pub(crate) fn park_behind(&mut self, id: KeyId, head: &Held, until: Duration) -> Vec<Seq> {
-        let mut dropped = self.drop_waiting_above(id, head.seq);
+    /// it become unheld.
+    pub(crate) fn park_behind(&mut self, id: KeyId, head: &Held, until: Duration) {
+        self.drop_waiting_above(id, head.seq);
+        self.known.forget(head.seq, head.event.id());
         let key = self.keys.entry(id).or_default();
         key.extend_unheld(head.seq, head.event.order_key());
-        dropped.push(head.seq);
         self.park(id, until);
-        dropped
     }
 
     /// The key waits for an operator behind the dead letter at `dead`. What it holds above becomes
-    /// unheld; returns the places of that.
-    pub(crate) fn block(&mut self, id: KeyId, dead: Seq) -> Vec<Seq> {
+    /// unheld.
+    pub(crate) fn block(&mut self, id: KeyId, dead: Seq) {
         let key = self.keys.entry(id).or_default();
         match &mut key.blocked_by {
             Some(first) => *first = dead.min(*first),
@@ -207,7 +210,7 @@ impl Keys {
                 self.blocked += 1;
             }
         }
-        self.drop_waiting_above(id, dead)
+        self.drop_waiting_above(id, dead);
     }
 
     /// The dead letter is gone or revived: its key can go on from that place, up to the next dead
@@ -249,16 +252,14 @@ impl Keys {
             .collect()
     }
 
-    /// Forgets all keys of these shards, whatever they wait for or have in flight. Returns the places
-    /// of the events that waited.
-    pub(crate) fn drop_shards(&mut self, shards: ShardSet) -> Vec<Seq> {
+    /// Forgets all keys of these shards, whatever they wait for or have in flight.
+    pub(crate) fn drop_shards(&mut self, shards: ShardSet) {
         let stays = |id: &KeyId| !shards.contains(id.shard());
-        let mut dropped = Vec::new();
         for (_, key) in self.keys.extract_if(|id, _| !stays(id)) {
             for held in key.waiting.iter().flat_map(|waiting| waiting.iter()) {
                 self.held_events -= 1;
                 self.held_bytes -= held.bytes();
-                dropped.push(held.seq);
+                self.known.forget(held.seq, held.event.id());
             }
             self.parked -= usize::from(key.parked_until.is_some());
             self.blocked -= usize::from(key.blocked_by.is_some());
@@ -272,7 +273,6 @@ impl Keys {
         }
         self.catch_up.retain(stays);
         self.catch_up_heads.retain(stays);
-        dropped
     }
 
     /// The keys that wait for a time, or for a destination.
@@ -322,19 +322,11 @@ impl Keys {
         range.is_some_and(|range| (range.first..=range.last).contains(&seq))
     }
 
-    /// An event turned up at a place that was passed: its key fetches it, before all it holds behind it.
-    /// Returns the places of what is not held any more.
-    pub(crate) fn found(
-        &mut self,
-        id: KeyId,
-        seq: Seq,
-        name: &OrderKey,
-        now: Duration,
-    ) -> Vec<Seq> {
+    /// An event turned up at a place that was passed: its key fetches it, before all it held behind it.
+    pub(crate) fn found(&mut self, id: KeyId, seq: Seq, name: &OrderKey, now: Duration) {
         self.go_before_parked_head(id, seq);
-        let dropped = self.drop_waiting_above(id, seq);
+        self.drop_waiting_above(id, seq);
         self.leave(id, seq, name, now);
-        dropped
     }
 
     /// Makes a parked key go on at once: its head was found due in the database.
@@ -395,10 +387,10 @@ impl Keys {
         }
     }
 
-    /// Makes what the key holds above `place` unheld.
-    fn drop_waiting_above(&mut self, id: KeyId, place: Seq) -> Vec<Seq> {
-        let Some(key) = self.keys.get_mut(&id) else { return Vec::new() };
-        let Some(mut waiting) = key.waiting.take() else { return Vec::new() };
+    /// Makes what the key holds above `place` unheld. Returns how many events that is.
+    fn drop_waiting_above(&mut self, id: KeyId, place: Seq) -> usize {
+        let Some(key) = self.keys.get_mut(&id) else { return 0 };
+        let Some(mut waiting) = key.waiting.take() else { return 0 };
         let dropped = waiting.split_off(waiting.partition_point(|held| held.seq <= place));
         if !waiting.is_empty() {
             key.waiting = Some(waiting);
@@ -406,9 +398,10 @@ impl Keys {
         for held in &dropped {
             self.held_events -= 1;
             self.held_bytes -= held.bytes();
+            self.known.forget(held.seq, held.event.id());
             key.extend_unheld(held.seq, held.event.order_key());
         }
-        dropped.iter().map(|held| held.seq).collect()
+        dropped.len()
     }
 
     /// Puts the key where it belongs: ready, parked, to be fetched again, or forgotten.
@@ -423,8 +416,7 @@ impl Keys {
                 return;
             }
             if due > now {
-                let dropped = self.drop_waiting_above(id, 0);
-                self.dropped.extend(dropped);
+                self.drop_waiting_above(id, 0);
                 self.park(id, due);
             } else {
                 key.queued = true;

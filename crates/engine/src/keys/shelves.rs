@@ -2,20 +2,18 @@
 
 use std::time::Duration;
 
-use posthaste_core::Seq;
-
 use super::Keys;
 use crate::keys::key::{Key, KeyId};
 
 impl Keys {
     /// Leaves what waits for a destination in the store, but for the heads of `keep` keys to probe with:
-    /// not more of these, since one key may fill the memory. Returns the places of what is unheld now.
-    pub(crate) fn shelve(&mut self, destination: usize, keep: usize) -> Vec<Seq> {
-        let mut dropped = Vec::new();
+    /// not more of these, since one key may fill the memory. Returns how many events are unheld now.
+    pub(crate) fn shelve(&mut self, destination: usize, keep: usize) -> usize {
+        let mut dropped = 0;
         let (kept, shelved) = self.ready[destination].split(keep);
         for id in kept {
             if let Some(head) = self.keys.get(&id).and_then(Key::front).map(|head| head.seq) {
-                dropped.extend(self.drop_waiting_above(id, head));
+                dropped += self.drop_waiting_above(id, head);
             }
         }
         for id in shelved {
@@ -24,7 +22,7 @@ impl Keys {
             key.shelved = true;
             key.head_first = true;
             self.shelved[destination].push(id);
-            dropped.extend(self.drop_waiting_above(id, 0));
+            dropped += self.drop_waiting_above(id, 0);
         }
         dropped
     }

@@ -7,10 +7,11 @@ use rustc_hash::FxHashSet;
 
 use crate::database::Work;
 use crate::keys::CatchUp;
-use crate::keys::key::{Admission, Held, KeyId, Unheld};
+use crate::keys::key::{Held, KeyId, Unheld};
+use crate::keys::known::Found;
 use crate::machine::Machine;
 use crate::protocol::{Command, FetchTicket, Report};
-use crate::read::reader::{Allowed, Found, Operation, Purpose};
+use crate::read::reader::{Allowed, Operation, Purpose};
 
 impl Machine {
     /// Events and payload bytes that may be taken in.
@@ -57,10 +58,7 @@ impl Machine {
         let mut any = false;
         for destination in (0..destinations).filter(|_| destinations > 1) {
             if self.outages[destination].error().is_some() {
-                for seq in self.keys.shelve(destination, 1) {
-                    self.reader.forget(seq);
-                    any = true;
-                }
+                any |= self.keys.shelve(destination, 1) > 0;
             }
         }
         any
@@ -101,7 +99,7 @@ impl Machine {
                 continue;
             }
             let due = now.saturating_add(self.wait_of(pending.wait, pending.event.has_failed()));
-            let found = self.reader.recognise(seq, pending.event.id());
+            let found = self.keys.known.recognise(seq, pending.event.id());
             // An operator may have made a waiting head due. A row read before its own settlement
             // says nothing of that.
             if self.reader.is_rechecked(seq)
@@ -128,14 +126,10 @@ impl Machine {
             let routed =
                 self.routes.resolve(pending.event.destination(), pending.event.event_type());
             let destination = routed.map_or(self.outages.len(), |routed| routed.destination);
-            let event_id = pending.event.id();
             let held = Held { seq, due, destination, event: pending.event };
-            let admission = match &purpose {
+            match &purpose {
                 Purpose::Forward => self.keys.admit(id, held, now),
                 Purpose::CatchUp(_) => self.keys.hold(id, held, now),
-            };
-            if admission == Admission::Held {
-                self.reader.remember(seq, event_id, id.shard());
             }
         }
         match purpose {
@@ -192,7 +186,7 @@ impl Machine {
             let id = KeyId::of(&head.key, head.shard);
             if self.leases.is_active(id.shard()) && self.blocks(head) {
                 self.reader.dead_letters.add(head.seq, id, head.key.clone(), true);
-                self.block(id, head.seq);
+                self.keys.block(id, head.seq);
             }
         }
     }

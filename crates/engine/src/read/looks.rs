@@ -20,9 +20,9 @@ use posthaste_core::{DeadHead, Head, HeadSelection, Seq};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::keys::key::KeyId;
+use crate::keys::known::Found;
 use crate::machine::Machine;
 use crate::protocol::{Command, Report};
-use crate::read::reader::Found;
 use crate::routes::DeadHeadPolicy;
 
 /// Rows of one look.
@@ -110,9 +110,7 @@ impl Machine {
         // What a paused destination keeps in memory would be sent as it was read.
         for destination in 0..self.outages.len() {
             if self.outages[destination].error().is_some() {
-                for seq in self.keys.shelve(destination, 0) {
-                    self.reader.forget(seq);
-                }
+                self.keys.shelve(destination, 0);
             }
         }
         for (destination, outage) in self.outages.iter_mut().enumerate() {
@@ -219,12 +217,10 @@ impl Machine {
             || !self.leases.is_active(id.shard())
             || !self.reader.has_passed(head.seq)
             || self.looks.settled.contains(&head.seq)
-            || self.reader.recognise(head.seq, head.id) != Found::New
+            || self.keys.known.recognise(head.seq, head.id) != Found::New
             || self.keys.covers(id, head.seq);
         if !is_known {
-            for seq in self.keys.found(id, head.seq, &head.key, now) {
-                self.reader.forget(seq);
-            }
+            self.keys.found(id, head.seq, &head.key, now);
         }
     }
 

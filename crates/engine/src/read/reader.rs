@@ -8,9 +8,7 @@
 
 use std::time::Duration;
 
-use posthaste_core::{PendingQuery, PendingSelection, Seq, Shard, ShardSet, Watermark};
-use rustc_hash::FxHashMap;
-use uuid::Uuid;
+use posthaste_core::{PendingQuery, PendingSelection, Seq, Watermark};
 
 use crate::keys::{CatchUp, Keys};
 use crate::read::dead_letters::{self, DeadLetters};
@@ -73,12 +71,6 @@ pub(crate) struct Reader {
     incarnation: Option<i64>,
     /// Dead letters that block their keys.
     pub(crate) dead_letters: DeadLetters,
-    /// Events in memory or awaiting settlement, by place. The identity tells a place that was used
-    /// anew: after a failover that lost commits, the database hands out numbers again.
-    known: FxHashMap<Seq, (Uuid, Shard)>,
-    /// Events settled since the fetch under way was asked for, by place, with whether they are
-    /// pending still.
-    settled_meanwhile: FxHashMap<Seq, (Uuid, bool)>,
     /// When the operation under way was asked for.
     asked_at: Option<Duration>,
     /// The answer to the operation under way is not wanted any more.
@@ -106,19 +98,6 @@ impl Default for Allowed {
     }
 }
 
-/// What is known of an event that a fetch found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Found {
-    /// Nothing.
-    New,
-    /// It is in memory, or awaits settlement.
-    InMemory,
-    /// It was settled while the fetch ran, and is not pending any more.
-    Settled,
-    /// It changed while the fetch ran: what was read may be old.
-    Outdated,
-}
-
 impl Reader {
     pub(crate) fn new(poll_interval: Duration) -> Self {
         Self {
@@ -136,8 +115,6 @@ impl Reader {
             revision: None,
             incarnation: None,
             dead_letters: DeadLetters::default(),
-            known: FxHashMap::default(),
-            settled_meanwhile: FxHashMap::default(),
             asked_at: None,
             stale: false,
             rest_until: Duration::ZERO,
@@ -161,7 +138,7 @@ impl Reader {
         }
         let operation = self.choose(now, room, leases, keys)?;
         self.asked_at = Some(now);
-        self.settled_meanwhile.clear();
+        keys.known.read_begins();
         Some(operation)
     }
 
@@ -293,47 +270,13 @@ impl Reader {
         another || before != Some(watermark.revision)
     }
 
-    /// What is known of an event that the fetch under way found.
-    pub(crate) fn recognise(&self, seq: Seq, id: Uuid) -> Found {
-        if self.known.get(&seq).is_some_and(|(known, _)| *known == id) {
-            return Found::InMemory;
+    /// The outcome of the event is recorded, and it is not pending any more.
+    pub(crate) fn settled(&mut self, seq: Seq) {
+        if self.shares && seq <= self.hint {
+            self.gaps.reopen(seq);
         }
-        match self.settled_meanwhile.get(&seq) {
-            Some((settled, true)) if *settled == id => Found::Outdated,
-            Some((settled, false)) if *settled == id => Found::Settled,
-            _ => Found::New,
-        }
-    }
-
-    /// The event is in memory.
-    pub(crate) fn remember(&mut self, seq: Seq, id: Uuid, shard: Shard) {
-        self.known.insert(seq, (id, shard));
-    }
-
-    /// The event is not in memory any more, and still pending.
-    pub(crate) fn forget(&mut self, seq: Seq) {
-        if let Some((id, _)) = self.known.remove(&seq)
-            && self.asked_at.is_some()
-        {
-            self.settled_meanwhile.insert(seq, (id, true));
-        }
-    }
-
-    /// The outcome of the event is recorded; `kept` says whether it is pending still.
-    pub(crate) fn settled(&mut self, seq: Seq, id: Uuid, kept: bool) {
-        if !kept {
-            if self.known.get(&seq).is_some_and(|(known, _)| *known == id) {
-                self.known.remove(&seq);
-            }
-            if self.shares && seq <= self.hint {
-                self.gaps.reopen(seq);
-            }
-            // A retry recorded late says nothing of the death that followed it.
-            self.dead_letters.recorded(seq);
-        }
-        if self.asked_at.is_some() {
-            self.settled_meanwhile.insert(seq, (id, kept));
-        }
+        // A retry recorded late says nothing of the death that followed it.
+        self.dead_letters.recorded(seq);
     }
 
     /// A page of a forward read: its places, whether it was cut short, and whether any event in
@@ -400,13 +343,6 @@ impl Reader {
             self.failed();
         }
         stale
-    }
-
-    /// Events of these shards are of no concern any more.
-    pub(crate) fn forget_shards(&mut self, shards: ShardSet) {
-        if !shards.is_empty() {
-            self.known.retain(|_, (_, shard)| !shards.contains(*shard));
-        }
     }
 
     /// Every place has been looked at once.

@@ -42,7 +42,11 @@ impl Machine {
         for settlement in &done {
             self.looks.settled(settlement.seq);
             if self.leases.is_current(settlement.lease) {
-                self.reader.settled(settlement.seq, settlement.id, stays_pending(settlement));
+                let is_pending = stays_pending(settlement);
+                self.keys.known.settled(settlement.seq, settlement.id, is_pending);
+                if !is_pending {
+                    self.reader.settled(settlement.seq);
+                }
             }
         }
     }

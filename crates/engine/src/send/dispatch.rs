@@ -187,8 +187,6 @@ impl Machine {
         for name in self.keys.destinations_named(unroutable) {
             self.unknown_name_met(&name);
         }
-        for seq in self.keys.shelve(unroutable, 0) {
-            self.reader.forget(seq);
-        }
+        self.keys.shelve(unroutable, 0);
     }
 }

@@ -136,6 +136,11 @@ impl Leases {
         self.in_flight[shard.index()] += 1;
     }
 
+    #[cfg(test)]
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.iter().map(|events| *events as usize).sum()
+    }
+
     pub(crate) fn returned(&mut self, shard: Shard) {
         self.in_flight[shard.index()] -= 1;
     }
@@ -259,18 +264,16 @@ impl Machine {
             return;
         }
         let gone = ShardSet::from_iter(changes.lost.iter().chain(changes.leaving.iter()));
-        for seq in self.keys.drop_shards(gone) {
-            self.reader.forget(seq);
-        }
+        self.keys.drop_shards(gone);
         for outage in &mut self.outages {
             // Its next owner finds out whose fault it was.
             for failure in outage.suspicion.take_of_shards(gone) {
-                self.reader.forget(failure.held.seq);
+                self.keys.known.forget(failure.held.seq, failure.held.event.id());
             }
         }
         self.reader.dead_letters.drop_shards(gone);
         // Whatever of these is still on its way: it is another relay's now.
-        self.reader.forget_shards(changes.lost);
+        self.keys.known.forget_shards(changes.lost);
         self.settling.drop_shards(changes.lost);
         self.nothing_to_record();
         if self.leases.active().is_empty() {

@@ -188,6 +188,7 @@ impl Relay {
     pub(super) fn decide(&mut self, world: &World) {
         let now = self.now(world);
         let commands = self.machine.commands(now, |_| world.capabilities());
+        self.machine.check();
         for command in &commands {
             self.check_blame(command, world, now);
             if let Command::Publish { call, .. } = command {
@@ -256,10 +257,12 @@ impl Relay {
             _ => None,
         };
         self.machine.handle(input, now);
+        self.machine.check();
         if let Some(call) = call
             && self.machine.in_flight.unanswered(call).is_empty()
         {
             self.machine.handle(Input::CallEnded { call, given_up: false }, now);
+            self.machine.check();
             self.identity.calls.remove(&call);
         }
     }

@@ -8,7 +8,7 @@ use posthaste_core::{
 };
 use uuid::Uuid;
 
-use crate::keys::key::{Admission, Held, KeyId};
+use crate::keys::key::{Held, KeyId};
 use crate::machine::Machine;
 use crate::protocol::{Report, Summary};
 use crate::routes::DeadHeadPolicy;
@@ -161,9 +161,7 @@ impl Machine {
         }
         // Where memory is short, others must come to probe in their place.
         if self.keys.shelved_count(destination) > 0 {
-            for seq in self.keys.shelve(destination, 0) {
-                self.reader.forget(seq);
-            }
+            self.keys.shelve(destination, 0);
         }
     }
 
@@ -260,12 +258,12 @@ impl Machine {
     }
 
     fn put_back(&mut self, id: KeyId, held: Held, now: Duration) {
-        let seq = held.seq;
-        self.was_sent(seq);
-        // A shard that is leaving takes nothing in.
-        if !self.leases.is_active(id.shard()) || self.keys.hold(id, held, now) == Admission::Unheld
-        {
-            self.reader.forget(seq);
+        self.was_sent(held.seq);
+        if self.leases.is_active(id.shard()) {
+            self.keys.hold(id, held, now);
+        } else {
+            // A shard that is leaving takes nothing in.
+            self.keys.known.forget(held.seq, held.event.id());
         }
     }
 
@@ -359,14 +357,13 @@ impl Machine {
         };
         self.record(id, held.seq, held.event.id(), outcome);
         if !self.leases.is_active(id.shard()) {
+            self.keys.known.forget(held.seq, held.event.id());
             return;
         }
         self.was_sent(held.seq);
         let event = held.event.with_retry_count(retry_count);
         let head = Held { event, ..held };
-        for seq in self.keys.park_behind(id, &head, now.saturating_add(delay)) {
-            self.reader.forget(seq);
-        }
+        self.keys.park_behind(id, &head, now.saturating_add(delay));
     }
 
     pub(crate) fn dead_letter(
@@ -394,7 +391,7 @@ impl Machine {
         self.record(id, held.seq, held.event.id(), outcome);
         if blocks_key && self.leases.is_active(id.shard()) {
             self.reader.dead_letters.add(held.seq, id, held.event.order_key().clone(), false);
-            self.block(id, held.seq);
+            self.keys.block(id, held.seq);
         }
     }
 }
