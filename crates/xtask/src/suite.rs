@@ -1,6 +1,7 @@
 //! Runs a test binary of the released program, whose tests print figures.
 
 use std::io::{BufRead as _, BufReader};
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, bail};
@@ -27,6 +28,15 @@ impl Figures {
         let (name, text) = own.strip_prefix(word)?.strip_prefix(' ')?.split_once(": ")?;
         Some(Self { name: name.to_owned(), text: text.to_owned() })
     }
+}
+
+/// The figures in what runs have printed into a file.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn printed(file: &Path, word: &str) -> Result<Vec<Figures>> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    Ok(text.lines().filter_map(|line| Figures::of(word, line)).collect())
 }
 
 /// Builds for release, runs the tests of `binary` one after the other, and returns the figures in

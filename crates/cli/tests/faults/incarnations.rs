@@ -13,7 +13,7 @@ use crate::support::{Database, eventually, sized};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_that_was_behind_takes_over_and_all_that_it_has_is_delivered_in_order() {
-    let rounds = sized(1, 3);
+    let rounds = sized(1, 5);
     let Some(mut primary) = PostgresServer::start(&[]).await else { return };
     let Some(mut rig) = Rig::start_at("failover to a lagging standby", &primary).await else {
         return;
@@ -43,7 +43,7 @@ async fn a_standby_that_was_behind_takes_over_and_all_that_it_has_is_delivered_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_that_is_restored_mid_run_is_delivered_in_order() {
-    let rounds = sized(1, 3);
+    let rounds = sized(1, 5);
     let Some(mut server) = PostgresServer::start(&[]).await else { return };
     let Some(mut rig) = Rig::start_at("restored from a backup", &server).await else { return };
     for _ in 0..rounds {
