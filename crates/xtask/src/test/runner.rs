@@ -77,7 +77,10 @@ impl Runner {
     }
 }
 
-/// How many tests run at once: most of them wait.
+/// How many tests run at once: most of them wait. No more than the shared PostgreSQL has connections for,
+/// of which there are a hundred by default.
 fn at_once() -> usize {
-    4 * std::thread::available_parallelism().map_or(1, NonZero::get)
+    const CONNECTIONS_BEAR: usize = 8;
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    (4 * cores).min(CONNECTIONS_BEAR)
 }
