@@ -102,6 +102,9 @@ fn create(clusters: &[Cluster], wanted: u16) -> Result<u16> {
         // Off by default; tests of open writers use them.
         "--pgoption",
         "max_prepared_transactions=10",
+        // Many tests run at once, some with several relays and a pool of writers each.
+        "--pgoption",
+        "max_connections=300",
         "--",
         "--auth-local=trust",
         "--auth-host=trust",
