@@ -1,5 +1,6 @@
 //! The values of one table, as settings are read from them.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -86,6 +87,12 @@ fn default_of(key: &Key) -> Option<Value> {
 pub trait FromValue: Sized {
     /// Reads a value; `None` where it is none of this type, or out of its range.
     fn from_value(value: &Value) -> Option<Self>;
+}
+
+impl FromValue for NonZeroU32 {
+    fn from_value(value: &Value) -> Option<Self> {
+        u32::from_value(value).and_then(Self::new)
+    }
 }
 
 /// `None` is what a key without a value has.

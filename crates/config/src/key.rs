@@ -3,6 +3,8 @@
 //! Parsing, environment names, suggestions, the reference and redaction all read these tables; a key that is
 //! in none does not exist.
 
+use crate::Settings;
+
 /// One key of the configuration.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
@@ -146,6 +148,14 @@ pub struct Section {
     pub doc: &'static str,
     /// Its keys; of a section, with whole paths.
     pub keys: &'static [Key],
+}
+
+impl Section {
+    /// The table of this name with these settings.
+    #[must_use]
+    pub const fn of<S: Settings>(name: &'static str) -> Self {
+        Self { name, doc: S::DOC, keys: S::KEYS }
+    }
 }
 
 /// All that a configuration can hold.

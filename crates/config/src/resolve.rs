@@ -6,9 +6,9 @@ use crate::environment::variable_of;
 use crate::file::{Entries, Entry};
 use crate::key::{DefaultValue, Key, Schema, section_of};
 use crate::problem::Problem;
-use crate::secrets;
 use crate::suggest::nearest;
 use crate::value::{self, Origin, Raw, Value};
+use crate::{Given, secrets};
 
 /// A key with its value.
 #[derive(Debug, Clone)]
@@ -42,6 +42,19 @@ impl Values {
     /// The value at `path`.
     pub fn get(&self, path: &str) -> Option<&Resolved> {
         self.places.get(path).map(|place| &self.all[*place])
+    }
+
+    /// What was given for these keys, and the defaults of the others. Their paths have `prefix` before
+    /// them here.
+    #[must_use]
+    pub fn given(&self, prefix: &str, keys: &[Key]) -> Given {
+        let mut given = Given::with_defaults(keys);
+        for key in keys {
+            if let Some(found) = self.get(&format!("{prefix}{}", key.path)) {
+                given.add(key.path, found.value.clone(), found.origin == Origin::Default);
+            }
+        }
+        given
     }
 
     fn add(&mut self, resolved: Resolved) {

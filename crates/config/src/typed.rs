@@ -17,6 +17,8 @@ pub trait Settings: Sized {
 /// Declares a struct of settings: each field is a key of its name, with its type, what may be given, the
 /// default, and the doc. See the [crate].
 ///
+/// Of a section with a fixed name, `struct RelaySettings in "relay."`, the paths of keys begin with that.
+///
 /// A field is of a type that can be read from a value ([`FromValue`](crate::FromValue)), `Option` where the key
 /// is [optional](crate::ValueKind::optional). What stands behind `=` is a constant, a
 /// [`Declared`](crate::Declared).
@@ -24,7 +26,16 @@ pub trait Settings: Sized {
 macro_rules! settings {
     (
         $(#[doc = $doc:literal])+
-        $vis:vis struct $name:ident {
+        $vis:vis struct $name:ident { $($fields:tt)* }
+    ) => {
+        $crate::settings! {
+            $(#[doc = $doc])+
+            $vis struct $name in "" { $($fields)* }
+        }
+    };
+    (
+        $(#[doc = $doc:literal])+
+        $vis:vis struct $name:ident in $section:literal {
             $(
                 $(#[doc = $field_doc:literal])+
                 $field_vis:vis $field:ident : $type:ty = $declared:expr
@@ -43,12 +54,16 @@ macro_rules! settings {
         impl $crate::Settings for $name {
             const DOC: &'static str = concat!($($doc),+);
             const KEYS: &'static [$crate::Key] = &[
-                $($crate::Key::new(stringify!($field), $declared, concat!($($field_doc),+)),)*
+                $($crate::Key::new(
+                    concat!($section, stringify!($field)),
+                    $declared,
+                    concat!($($field_doc),+),
+                ),)*
             ];
 
             fn read(given: &$crate::Given) -> Option<Self> {
                 let _ = given;
-                Some(Self { $($field: given.get(stringify!($field))?,)* })
+                Some(Self { $($field: given.get(concat!($section, stringify!($field)))?,)* })
             }
         }
     };
@@ -72,6 +87,20 @@ mod tests {
             /// Who may.
             owner: Option<String> = ValueKind::Text.optional("everybody"),
         }
+    }
+
+    settings! {
+        /// A pot.
+        struct Pot in "kitchen." {
+            /// Its size.
+            size: u32 = ValueKind::Bytes.or("1kB"),
+        }
+    }
+
+    #[test]
+    fn the_paths_of_a_section_begin_with_its_name() {
+        assert_eq!(Pot::KEYS[0].path, "kitchen.size");
+        assert_eq!(Pot::read(&Given::with_defaults(Pot::KEYS)).unwrap().size, 1_000);
     }
 
     #[test]

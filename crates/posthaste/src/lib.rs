@@ -113,8 +113,8 @@
 //! | PostgreSQL | `postgres` (feature `postgres`) |
 //! | SQLite | `sqlite` (feature `sqlite`) |
 //! | `sqlx`, `jiff`, `uuid`, `async_trait`, of the versions that stand in signatures | here, at the root |
-//! | NATS JetStream, webhooks, files and standard output | [`buses`] (features `nats`, `webhook`, `ndjson`) |
-//! | what a bus of your own is made of: envelope, topic, secrets | [`buses::kit`] |
+//! | NATS JetStream, webhooks, files and standard output | `buses` (features `nats`, `webhook`, `ndjson`) |
+//! | what a bus of your own is made of: envelope, topic, secrets | `buses::kit` (feature `kit`) |
 //!
 //! All features are on by default. A service that wants less names what it uses:
 //!
@@ -137,6 +137,7 @@ pub use {jiff, uuid};
 pub use posthaste_core::*;
 pub use posthaste_processor::*;
 
+#[cfg(feature = "kit")]
 pub mod buses;
 #[cfg(feature = "postgres")]
 pub use posthaste_postgres as postgres;

@@ -89,7 +89,7 @@ fn announce(config: &Config) {
 /// Starts the listener where one is wanted. A run that ends by itself listens only when told to.
 async fn start_ops(args: &RunArgs, config: &Config) -> anyhow::Result<Option<Ops>> {
     let Listen::At(address) = &config.ops.listen else { return Ok(None) };
-    if (args.once || args.drain) && !config.ops.listen_was_given {
+    if (args.once || args.drain) && !config.listen_was_given {
         return Ok(None);
     }
     let ops = Ops::new(ops::install_metrics()?, config.ops.stall_after);

@@ -3,6 +3,7 @@
 pub(crate) mod database;
 mod reference;
 pub(crate) mod schema;
+mod sections;
 mod settings;
 
 use std::path::{Path, PathBuf};
@@ -16,7 +17,8 @@ pub(crate) use posthaste_config::resolve::Resolved;
 pub(crate) use posthaste_config::{Problem, Problems, secrets, units};
 pub(crate) use reference::reference;
 use schema::SCHEMA;
-pub(crate) use settings::{DestinationSettings, Listen, LogFormat};
+pub(crate) use sections::{Listen, LogFormat};
+pub(crate) use settings::DestinationSettings;
 
 /// The file that is read when none is named.
 pub(crate) const DEFAULT_FILE: &str = "posthaste.toml";
@@ -45,9 +47,11 @@ pub(crate) struct Config {
     /// The routes, in order.
     pub(crate) routes: Vec<Route>,
     /// The section `ops`.
-    pub(crate) ops: settings::OpsSettings,
+    pub(crate) ops: sections::OpsSettings,
+    /// Whether someone gave `ops.listen`.
+    pub(crate) listen_was_given: bool,
     /// The section `log`.
-    pub(crate) log: settings::LogSettings,
+    pub(crate) log: sections::LogSettings,
     /// Every value with its origin, in the order of the reference.
     pub(crate) values: Vec<Resolved>,
 }
@@ -105,7 +109,7 @@ impl Inputs {
         }
         let values = resolve::resolve(&SCHEMA, &entries, &mut problems);
         let config = settings::build(self.file, self.file_was_found, values, &mut problems);
-        Draft { config: Some(config), problems }
+        Draft { config, problems }
     }
 
     /// What the file has, and what keeps it from being read as it was meant.

@@ -93,15 +93,7 @@ pub(crate) fn reference() -> String {
     for key in DESTINATION_KEYS {
         describe(&mut text, key, &format!("destinations.NAME.{}", key.path));
     }
-    for kind in KINDS {
-        let section = kind.section();
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "\n### type = \"{}\"\n\n{}", section.name, wrap(section.doc, ""));
-        let _ = writeln!(text, "\n{}", wrap(abilities(kind), ""));
-        for key in section.keys {
-            describe(&mut text, key, &format!("destinations.NAME.{}", key.path));
-        }
-    }
+    text.extend(KINDS.iter().map(of_kind));
     heading(
         &mut text,
         "[[routes]]",
@@ -112,6 +104,19 @@ pub(crate) fn reference() -> String {
         describe(&mut text, key, &key.path.replace("[]", "[0]"));
     }
     text + LIMITS
+}
+
+/// What the reference says of one kind of broker.
+pub(super) fn of_kind(kind: &BusKind) -> String {
+    let section = kind.section();
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "\n### type = \"{}\"\n\n{}", section.name, wrap(section.doc, ""));
+    let _ = writeln!(text, "\n{}", wrap(abilities(kind), ""));
+    for key in section.keys {
+        describe(&mut text, key, &format!("destinations.NAME.{}", key.path));
+    }
+    text
 }
 
 /// What a kind of broker does with what comes again, and with a crash.

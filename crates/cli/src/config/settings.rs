@@ -1,19 +1,19 @@
 //! From values to the settings that each part takes.
 
 use std::collections::HashSet;
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use posthaste_bus_kit::{BusDestination, BusKind};
-use posthaste_config::Given;
 use posthaste_config::resolve::{Resolved, Values};
 use posthaste_config::units::format_duration;
 use posthaste_config::value::{Origin, Value};
+use posthaste_config::{Given, Secret, Settings};
 use posthaste_core::RetryPolicy;
-use posthaste_processor::{DeadHeadPolicy, Pattern, ProcessorSettings, Route, UnknownDestination};
+use posthaste_processor::{DeadHeadPolicy, Pattern, Route};
 
-use super::schema::SCHEMA;
+use super::schema::{DESTINATION_KEYS, SCHEMA};
+use super::sections::{DatabaseSettings, LogSettings, OpsSettings, RelaySettings, RetrySettings};
 use super::{Config, Database, Problem, database};
 use crate::kinds;
 
@@ -71,89 +71,41 @@ impl DestinationSettings {
     }
 }
 
-/// Where the ops listener listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Listen {
-    /// Nowhere.
-    Off,
-    /// At `HOST:PORT`.
-    At(String),
+/// The sections with fixed names.
+struct Sections {
+    database: DatabaseSettings,
+    relay: RelaySettings,
+    retry: RetrySettings,
+    ops: OpsSettings,
+    log: LogSettings,
 }
 
-/// The section `ops`.
-#[derive(Debug)]
-pub(crate) struct OpsSettings {
-    /// See `ops.listen`.
-    pub(crate) listen: Listen,
-    /// Whether someone gave `ops.listen`.
-    pub(crate) listen_was_given: bool,
-    /// See `ops.stall_after`.
-    pub(crate) stall_after: Duration,
-}
-
-/// How logs are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// The section `log`.
-#[derive(Debug)]
-pub(crate) struct LogSettings {
-    /// The least severe level.
-    pub(crate) level: String,
-    /// The form.
-    pub(crate) format: LogFormat,
-}
-
-/// Reads the values by path; a value that was refused reads as nothing, since its problem keeps
-/// the configuration from being used.
-struct Reader<'a>(&'a Values);
-
-impl Reader<'_> {
-    fn value(&self, path: &str) -> &Value {
-        self.0.get(path).map_or(&Value::None, |resolved| &resolved.value)
-    }
-
-    fn text(&self, path: &str) -> Option<String> {
-        match self.value(path) {
-            Value::Text(text) => Some(text.clone()),
-            _ => None,
+impl Sections {
+    fn read(values: &Values) -> Option<Self> {
+        fn section<S: Settings>(values: &Values) -> Option<S> {
+            S::read(&values.given("", S::KEYS))
         }
-    }
-
-    fn integer(&self, path: &str) -> Option<i64> {
-        match self.value(path) {
-            Value::Integer(number) => Some(*number),
-            _ => None,
-        }
-    }
-
-    fn duration(&self, path: &str) -> Option<Duration> {
-        match self.value(path) {
-            Value::Duration(duration) => Some(*duration),
-            _ => None,
-        }
-    }
-
-    fn flag(&self, path: &str) -> bool {
-        matches!(self.value(path), Value::Bool(true))
+        Some(Self {
+            database: section(values)?,
+            relay: section(values)?,
+            retry: section(values)?,
+            ops: section(values)?,
+            log: section(values)?,
+        })
     }
 }
 
-/// Builds the settings and checks what concerns more than one key.
+/// Builds the settings and checks what concerns more than one key. `None` where a section has a key without
+/// a value that it can take, which none has: there are defaults.
 pub(crate) fn build(
     file: Option<PathBuf>,
     file_was_found: bool,
     values: Values,
     problems: &mut Vec<Problem>,
-) -> Config {
-    let read = Reader(&values);
-    let database = database_of(&values, problems);
-    let relay = relay_of(&read);
+) -> Option<Config> {
+    let sections = Sections::read(&values)?;
+    let database = database_of(&values, sections.database.url.as_ref(), problems);
+    let relay = sections.relay.processor(&sections.retry);
     for (field, why) in relay.problems() {
         let path = format!("relay.{field}");
         // What is compared with the default of a value that is refused says nothing.
@@ -170,43 +122,27 @@ pub(crate) fn build(
             });
         }
     }
-    let destinations = destinations_of(&read, &relay.retry_policy, problems);
+    let attempts = sections.retry.max_attempts;
+    let destinations = destinations_of(&values, &relay.retry_policy, attempts, problems);
     let routes = routes_of(&values, problems);
-    let ops = OpsSettings {
-        listen: match read.text("ops.listen").as_deref() {
-            None | Some("off") => Listen::Off,
-            Some(address) => Listen::At(address.to_owned()),
-        },
-        listen_was_given: values
-            .get("ops.listen")
-            .is_some_and(|resolved| resolved.origin != Origin::Default),
-        stall_after: read.duration("ops.stall_after").unwrap_or_default(),
-    };
-    let log = LogSettings {
-        level: read.text("log.level").unwrap_or_default(),
-        format: match read.text("log.format").as_deref() {
-            Some("json") => LogFormat::Json,
-            _ => LogFormat::Text,
-        },
-    };
-    Config {
+    let listen_was_given =
+        values.get("ops.listen").is_some_and(|resolved| resolved.origin != Origin::Default);
+    Some(Config {
         file,
         file_was_found,
         database,
-        migrate: read.flag("database.migrate"),
-        max_connections: read
-            .integer("database.max_connections")
-            .and_then(|count| u32::try_from(count).ok())
-            .unwrap_or_default(),
-        watch_interval: read.duration("database.watch_interval"),
-        transaction_pooler: read.flag("database.transaction_pooler"),
+        migrate: sections.database.migrate,
+        max_connections: sections.database.max_connections,
+        watch_interval: sections.database.watch_interval,
+        transaction_pooler: sections.database.transaction_pooler,
         relay,
         destinations,
         routes,
-        ops,
-        log,
+        ops: sections.ops,
+        listen_was_given,
+        log: sections.log,
         values: values.all,
-    }
+    })
 }
 
 /// Whether somebody configured destinations. Then a new, empty file that is taken for the outbox because
@@ -219,10 +155,10 @@ fn has_destinations(values: &Values) -> bool {
 }
 
 /// A database that is refused is one without a file here, with which no other setting can clash.
-fn database_of(values: &Values, problems: &mut Vec<Problem>) -> Database {
+fn database_of(values: &Values, url: Option<&Secret>, problems: &mut Vec<Problem>) -> Database {
     const REFUSED: Database = Database::Postgres { url: None };
     let Some(resolved) = values.get("database.url") else { return REFUSED };
-    let Value::Text(text) = &resolved.value else {
+    let Some(url) = url else {
         if has_destinations(values) {
             problems.push(Problem {
                 path: "database.url".into(),
@@ -238,7 +174,7 @@ fn database_of(values: &Values, problems: &mut Vec<Problem>) -> Database {
         }
         return Database::Sqlite { path: database::DEFAULT_FILE.into() };
     };
-    match database::parse(text) {
+    match database::parse(url.expose()) {
         Ok(database) => database,
         Err((why, help)) => {
             problems.push(Problem {
@@ -252,45 +188,12 @@ fn database_of(values: &Values, problems: &mut Vec<Problem>) -> Database {
     }
 }
 
-fn relay_of(read: &Reader<'_>) -> ProcessorSettings {
-    let count = |path| read.integer(path).and_then(|count| usize::try_from(count).ok());
-    let number = |path| match read.value(path) {
-        Value::Number(number) => *number,
-        _ => 1.0,
-    };
-    ProcessorSettings {
-        batch_size: count("relay.batch_size").unwrap_or_default(),
-        poll_interval: read.duration("relay.poll_interval").unwrap_or_default(),
-        max_concurrent_events: count("relay.max_concurrent_events").unwrap_or_default(),
-        lease_ttl: read.duration("relay.lease_ttl").unwrap_or_default(),
-        retry_policy: RetryPolicy {
-            base_delay: read.duration("relay.retry.base_delay").unwrap_or_default(),
-            max_delay: read.duration("relay.retry.max_delay").unwrap_or_default(),
-            backoff_multiplier: number("relay.retry.backoff_multiplier"),
-            jitter: read.flag("relay.retry.jitter"),
-        },
-        outage_patience: read.duration("relay.outage_patience").unwrap_or_default(),
-        unknown_destination: match read.text("relay.unknown_destination").as_deref() {
-            Some("dead") => UnknownDestination::Dead,
-            _ => UnknownDestination::Hold,
-        },
-        rate_limit_events_per_second: read
-            .integer("relay.rate_limit_events_per_second")
-            .and_then(|rate| u32::try_from(rate).ok())
-            .and_then(NonZeroU32::new),
-        buffer_bytes_max: count("relay.buffer_bytes_max").unwrap_or_default(),
-        shutdown_timeout: read.duration("relay.shutdown_timeout").unwrap_or_default(),
-        retention: read.duration("relay.retention"),
-    }
-}
-
 fn destinations_of(
-    read: &Reader<'_>,
+    values: &Values,
     retry_policy: &RetryPolicy,
+    max_attempts: Option<u32>,
     problems: &mut Vec<Problem>,
 ) -> Vec<DestinationSettings> {
-    let values = read.0;
-    let attempts = |path: &str| read.integer(path).and_then(|count| u32::try_from(count).ok());
     let mut destinations = Vec::new();
     for (name, kind) in &values.destinations {
         let prefix = format!("destinations.{name}.");
@@ -315,20 +218,17 @@ fn destinations_of(
             .collect();
         let kind = kind.as_deref().and_then(kinds::named);
         let own_keys = kind.map_or(&[][..], |kind| kind.section().keys);
-        let mut given = Given::default();
-        for key in keys.iter().filter(|key| own_keys.iter().any(|own| own.path == key.name)) {
-            given.add(key.name, key.value.clone(), key.origin == Origin::Default);
-        }
+        let given = values.given(&prefix, own_keys);
+        let common = values.given(&prefix, DESTINATION_KEYS);
         let dead_head = keys.iter().find(|key| key.name == "dead_head");
-        let own = |key: &str| read.duration(&format!("{prefix}{key}"));
+        let own = |key: &str| common.get::<Option<Duration>>(key).flatten();
         let settings = DestinationSettings {
             name: name.clone(),
             kind,
             settings: kind.and_then(|kind| kind.read(&given)),
             given,
             dead_head: dead_head.and_then(|key| policy(&key.value)).unwrap_or_default(),
-            max_attempts: attempts(&format!("{prefix}max_attempts"))
-                .or_else(|| attempts("relay.retry.max_attempts")),
+            max_attempts: common.get::<Option<u32>>("max_attempts").flatten().or(max_attempts),
             retry_policy: RetryPolicy {
                 base_delay: own("base_delay").unwrap_or(retry_policy.base_delay),
                 max_delay: own("max_delay").unwrap_or(retry_policy.max_delay),

@@ -34,7 +34,7 @@ fn without_any_input_the_defaults_of_the_processor_are_in_force() {
     assert_eq!(config.destinations.len(), 1);
     assert_eq!(config.destinations[0].kind.unwrap().name(), "stdout");
     assert_eq!(config.ops.listen, Listen::At("127.0.0.1:9464".into()));
-    assert!(!config.ops.listen_was_given);
+    assert!(!config.listen_was_given);
 }
 
 #[test]
@@ -278,5 +278,11 @@ fn docs_hold_the_generated_reference() {
         fs::write(path, reference()).unwrap();
     }
     let committed = fs::read_to_string(path).unwrap_or_default();
-    assert!(committed == reference(), "run `UPDATE=1 cargo test -p posthaste-cli` and commit");
+    const MEND: &str = "run `UPDATE=1 cargo test -p posthaste-cli --all-features` and commit";
+    for kind in kinds::KINDS {
+        assert!(committed.contains(&reference::of_kind(kind)), "{kind:?}: {MEND}");
+    }
+    // A program with fewer kinds has less to say.
+    let is_whole = committed.matches("\n### type = ").count() == kinds::KINDS.len();
+    assert!(!is_whole || committed == reference(), "{MEND}");
 }
