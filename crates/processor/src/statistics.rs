@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use posthaste_core::{Backlog, Error};
-use posthaste_engine::NotRecorded;
+use posthaste_engine::{NotRecorded, storable};
+use serde_json::Value;
 
 use crate::DestinationState;
 use crate::run::passes;
@@ -132,7 +133,7 @@ impl ProcessorStatistics {
             .take(REPORTED_ROWS_MAX)
             .map(|row| serde_json::json!({ "seq": row.seq, "id": row.id, "why": row.why }))
             .collect();
-        serde_json::json!({
+        let report = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
             "state": self.state.as_str(),
             "started_at": self.started_at.map(|at| at.to_string()),
@@ -146,8 +147,8 @@ impl ProcessorStatistics {
             "lost_as_repeat": self.lost_as_repeat,
             "unknown_destinations": self.unknown_destinations,
             "destinations": destinations,
-        })
-        .to_string()
+        });
+        with_storable_texts(report).to_string()
     }
 
     /// Why the outbox is not healthy, or `None`.
@@ -251,6 +252,18 @@ pub struct StopReport {
     pub failure: Option<String>,
 }
 
+/// Brokers and receivers write some of the texts: a database refuses a report for one odd letter.
+fn with_storable_texts(value: Value) -> Value {
+    match value {
+        Value::String(text) => storable(&text).into(),
+        Value::Array(values) => values.into_iter().map(with_storable_texts).collect(),
+        Value::Object(fields) => {
+            fields.into_iter().map(|(name, value)| (name, with_storable_texts(value))).collect()
+        }
+        other => other,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use posthaste_core::ErrorKind;
@@ -273,6 +286,20 @@ mod tests {
         for kind in [ErrorKind::Unreachable, ErrorKind::Timeout, ErrorKind::Conflict] {
             assert!(why(kind).contains("the database is unavailable"), "{}", why(kind));
         }
+    }
+
+    #[test]
+    fn no_text_of_a_broker_keeps_a_report_from_being_stored() {
+        let destination = DestinationState {
+            paused_for: Some("\0".repeat(5_000)),
+            ..DestinationState::default()
+        };
+        let statistics = ProcessorStatistics {
+            destinations: vec![destination],
+            ..ProcessorStatistics::default()
+        };
+        let report = statistics.as_report();
+        assert!(!report.contains("u0000") && report.len() < 20_000, "{report}");
     }
 
     #[test]

@@ -242,7 +242,8 @@ impl Rig {
             .add("relays", RELAYS)
             .add("done", done)
             .print();
-        assert!(committed.len() as u64 >= self.plan.events_min);
+        // Of what was committed under the fault, some may be gone with the database that was lost.
+        assert!(written.committed.len() as u64 >= self.plan.events_min);
         // A commit whose answer was lost may be there, too.
         assert!(written.committed.iter().all(|(id, _)| committed.contains_key(id) || is_gone(id)));
         assert!(!written.rolled_back.is_empty());
