@@ -31,9 +31,10 @@
 //! ```
 //!
 //! [`faults`] wraps a bus or a repository so that it fails on purpose; [`servers`] are real ones,
-//! to test against and to break.
+//! to test against and to break; [`events`] is what a bus's own tests begin with.
 
 mod bus;
+pub mod events;
 pub mod faults;
 mod report;
 mod repository;

@@ -57,7 +57,7 @@ impl BusHarness for Endpoints {
     }
 
     fn oversized_event(&self) -> Option<OutboxEvent> {
-        Some(crate::support::bytes_event(BODY_BYTES_MAX + 1))
+        Some(posthaste_testkit::events::bytes_event(BODY_BYTES_MAX + 1))
     }
 
     async fn unreachable(&self) -> Result<Option<WebhookBus>> {

@@ -3,6 +3,5 @@
 #![allow(clippy::unwrap_used)]
 
 mod conformance;
-mod support;
 mod tls;
 mod webhook;

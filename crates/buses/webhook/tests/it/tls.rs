@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::support::{error, event};
 use posthaste_core::{ErrorKind, EventBus, Subject};
+use posthaste_testkit::events::{error, event};
 use posthaste_testkit::servers::skip_test;
 use posthaste_webhook::{WebhookBus, WebhookConfig, WebhookTls};
 use rustls::ServerConfig;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::support::{error, event};
 use posthaste_bus_kit::EnvelopeFormat;
 use posthaste_core::{
     ErrorKind, ErrorStatus, EventBus, OutboxEvent, OutboxEventBuilder, Outcomes, Payload, Subject,
 };
+use posthaste_testkit::events::{error, event};
 use posthaste_testkit::servers::free_port;
 use posthaste_webhook::{WebhookBus, WebhookConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -291,7 +291,7 @@ async fn an_answer_that_comes_before_the_body_was_read_counts() {
         let answer = b"HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
         socket.write_all(answer).await.unwrap();
     });
-    let results = open(url).publish(&[crate::support::bytes_event(20_000_000)]).await;
+    let results = open(url).publish(&[posthaste_testkit::events::bytes_event(20_000_000)]).await;
     assert_eq!(error(&results[0]).kind(), ErrorKind::TooLarge, "{results:?}");
     server.await.unwrap();
 }

@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use posthaste_core::{
     EventFilter, EventState, OutboxAdmin, OutboxEvent, OutboxRepository, Payload, PendingQuery,
-    PendingSelection, Settlement, SettlementOutcome,
+    PendingSelection,
 };
 use posthaste_postgres::{PostgresOptions, PostgresOutbox};
 use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::common::{
-    TestDatabase, event, insert, pending, pending_types, run, until_someone_waits_for_a_lock,
+    TestDatabase, delivered, event, insert, pending, pending_types, run, settlements_of_each_kind,
+    until_someone_waits_for_a_lock,
 };
 
 #[tokio::test]
@@ -24,13 +25,7 @@ async fn three_columns_are_enough() {
     assert_eq!((event.retry_count(), event.max_retries()), (0, 3));
     assert_eq!(event.payload(), &Payload::Json("{}".into()));
     assert_eq!(event.order_key().to_string(), event.aggregate_id().to_string());
-    let settlement = Settlement {
-        lease: None,
-        seq: found[0].seq,
-        id: event.id(),
-        outcome: SettlementOutcome::Delivered,
-    };
-    outbox.settle(&[settlement]).await.unwrap();
+    outbox.settle(&[delivered(&found[0])]).await.unwrap();
     let waiting: i64 =
         database.value("select count(*) from outbox_events where processed_at is null").await;
     assert_eq!(waiting, 0);
@@ -231,18 +226,7 @@ async fn a_relay_needs_no_more_rights_than_documented() {
     assert!(relay.lease(&request).await.unwrap().shard_set().is_all());
     relay.leave(request.relay).await.unwrap();
     let found = pending(&relay).await;
-    let outcomes = [
-        SettlementOutcome::Delivered,
-        SettlementOutcome::Dead { retry_count: 1, reason: "rejected", error: "no".into() },
-        SettlementOutcome::DeliveredAndRemoved,
-    ];
-    let settle = |(found, outcome): (&posthaste_core::PendingEvent, _)| Settlement {
-        lease: None,
-        seq: found.seq,
-        id: found.event.id(),
-        outcome,
-    };
-    let settlements: Vec<_> = found.iter().zip(outcomes).map(settle).collect();
+    let settlements = settlements_of_each_kind(&found);
     assert_eq!(relay.settle(&settlements[2..]).await.unwrap(), 1);
     assert_eq!(relay.settle(&settlements).await.unwrap(), 2);
     assert_eq!(relay.dead_heads(0, 10).await.unwrap().len(), 1);

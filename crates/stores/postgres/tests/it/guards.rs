@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use posthaste_core::{OutboxRepository, PendingEvent, Settlement, SettlementOutcome};
+use posthaste_core::{OutboxRepository, PendingEvent, SettlementOutcome};
 use posthaste_postgres::PostgresOutbox;
 use sqlx::AssertSqlSafe;
 
-use crate::common::{TestDatabase, insert, pending, pending_types};
+use crate::common::{TestDatabase, insert, pending, pending_types, settlement};
 
 const NIL: &str = "'00000000-0000-0000-0000-000000000000'";
 
@@ -26,8 +26,7 @@ async fn refusal(database: &TestDatabase, sql: &str) -> String {
 }
 
 async fn settle(outbox: &PostgresOutbox, found: &PendingEvent, outcome: SettlementOutcome) -> u64 {
-    let settlement = Settlement { seq: found.seq, id: found.event.id(), lease: None, outcome };
-    outbox.settle(&[settlement]).await.unwrap()
+    outbox.settle(&[settlement(found, outcome)]).await.unwrap()
 }
 
 #[tokio::test]

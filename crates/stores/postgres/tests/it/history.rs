@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use posthaste_core::{
-    EventFilter, EventState, OutboxAdmin, OutboxRepository, Settlement, SettlementOutcome,
-};
+use posthaste_core::{EventFilter, EventState, OutboxAdmin, OutboxRepository};
 use posthaste_postgres::PostgresOutbox;
 use uuid::Uuid;
 
-use crate::common::{TestDatabase, event, insert, pending, run};
+use crate::common::{TestDatabase, delivered, event, insert, pending, run};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -18,16 +16,7 @@ const PARTITIONS: &str = "select count(*) from pg_inherits \
 async fn deliver(outbox: &PostgresOutbox, count: usize) {
     let events: Vec<_> = (0..count).map(|_| event(Uuid::now_v7())).collect();
     outbox.store(&events).await.unwrap();
-    let settlements: Vec<_> = pending(outbox)
-        .await
-        .iter()
-        .map(|found| Settlement {
-            lease: None,
-            seq: found.seq,
-            id: found.event.id(),
-            outcome: SettlementOutcome::Delivered,
-        })
-        .collect();
+    let settlements: Vec<_> = pending(outbox).await.iter().map(delivered).collect();
     assert_eq!(outbox.settle(&settlements).await.unwrap(), count as u64);
 }
 

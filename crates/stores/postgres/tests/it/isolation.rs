@@ -10,14 +10,9 @@ use posthaste_postgres::{PostgresOptions, PostgresOutbox};
 use uuid::Uuid;
 
 use crate::common::{
-    TestDatabase, event, everything, insert, pending, pending_types, run,
+    TestDatabase, delivered, event, everything, insert, pending, pending_types, run,
     until_someone_waits_for_a_lock,
 };
-
-fn delivered(found: &PendingEvent) -> Settlement {
-    let outcome = SettlementOutcome::Delivered;
-    Settlement { lease: None, seq: found.seq, id: found.event.id(), outcome }
-}
 
 fn dead(found: &PendingEvent, error: &str) -> Settlement {
     let outcome =

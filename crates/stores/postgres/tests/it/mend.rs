@@ -236,12 +236,7 @@ async fn a_history_that_was_detached_is_the_schemas_fault_and_not_the_events() {
     database.run(&insert("sent")).await;
     let found = crate::common::pending(&outbox).await;
     database.run("alter table outbox_events detach partition outbox_events_processed").await;
-    let settlement = posthaste_core::Settlement {
-        lease: None,
-        seq: found[0].seq,
-        id: found[0].event.id(),
-        outcome: posthaste_core::SettlementOutcome::Delivered,
-    };
+    let settlement = crate::common::delivered(&found[0]);
     let error = outbox.settle(std::slice::from_ref(&settlement)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Schema, "{}", error.report());
     assert!(error.report().contains("detached"), "{}", error.report());

@@ -7,7 +7,9 @@ use posthaste_postgres::{PostgresOptions, PostgresOutbox};
 use posthaste_testkit::servers::{PostgresServer, free_port};
 use uuid::Uuid;
 
-use crate::common::{TestDatabase, event, everything, insert, pending, pending_types, run};
+use crate::common::{
+    TestDatabase, delivered, event, everything, insert, pending, pending_types, run,
+};
 
 async fn connect(url: String) -> posthaste_core::Result<PostgresOutbox> {
     PostgresOutbox::connect(&PostgresOptions::from_url(url)).await
@@ -112,12 +114,6 @@ async fn a_crash_keeps_what_was_settled_and_the_store_reconnects_by_itself() {
     let outbox = database.outbox().await;
     let events: Vec<_> = (0..10).map(|_| event(Uuid::now_v7())).collect();
     outbox.store(&events).await.unwrap();
-    let delivered = |found: &posthaste_core::PendingEvent| posthaste_core::Settlement {
-        lease: None,
-        seq: found.seq,
-        id: found.event.id(),
-        outcome: posthaste_core::SettlementOutcome::Delivered,
-    };
     let half: Vec<_> = pending(&outbox).await.iter().take(5).map(delivered).collect();
     assert_eq!(outbox.settle(&half).await.unwrap(), 5);
     let hearing = [

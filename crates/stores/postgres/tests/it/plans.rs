@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use posthaste_core::{
-    OrderKey, OutboxAdmin, OutboxMigrations, OutboxRepository, PendingEvent, PendingQuery,
-    PendingSelection, Settlement, SettlementOutcome, ShardLease, ShardSet, StuckBy, StuckKeyQuery,
+    OrderKey, OutboxAdmin, OutboxMigrations, OutboxRepository, PendingQuery, PendingSelection,
+    SettlementOutcome, ShardLease, ShardSet, StuckBy, StuckKeyQuery,
 };
 use posthaste_postgres::statements;
 use posthaste_postgres::{PostgresOptions, PostgresOutbox};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-use crate::common::{TestDatabase, everything, pending, run};
+use crate::common::{TestDatabase, delivered, everything, pending, run, settlement};
 
 /// The plan of what sqlx has prepared on this connection whose text contains `part`.
 async fn plan(connection: &mut PgConnection, part: &str, arguments: &str) -> String {
@@ -75,10 +75,6 @@ async fn refill(database: &TestDatabase, rows: u32, statistics: Statistics) {
     if statistics == Statistics::Right {
         database.run("analyze outbox_events_pending").await;
     }
-}
-
-fn settlement(found: &PendingEvent, outcome: SettlementOutcome) -> Settlement {
-    Settlement { lease: None, seq: found.seq, id: found.event.id(), outcome }
 }
 
 /// Has the store prepare each of its statements.
@@ -272,7 +268,6 @@ async fn a_page_and_its_settlement_touch_no_other_events() {
         let selection = PendingSelection::Forward { gaps: Vec::new(), after: 25_000 };
         let query = PendingQuery { selection, events_max: 100, ..everything() };
         let page = outbox.fetch_pending(&query).await.unwrap();
-        let delivered = |found| settlement(found, SettlementOutcome::Delivered);
         let settlements: Vec<_> = page.events.iter().map(delivered).collect();
         assert_eq!(outbox.settle(&settlements).await.unwrap(), 100);
         outbox.pool().close().await;

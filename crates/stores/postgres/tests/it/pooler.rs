@@ -1,10 +1,7 @@
 //! Nothing on the hot path is bound to a session: all of it works through a transaction pooler.
 
 use async_trait::async_trait;
-use posthaste_core::{
-    ErrorKind, ErrorStatus, OutboxMigrations, OutboxRepository, Settlement, SettlementOutcome,
-    UnitOfWork,
-};
+use posthaste_core::{ErrorKind, ErrorStatus, OutboxMigrations, OutboxRepository, UnitOfWork};
 use posthaste_postgres::{PostgresOptions, PostgresOutbox, PostgresTransaction};
 use posthaste_testkit::servers::{PgBouncer, PostgresServer};
 use posthaste_testkit::{
@@ -112,17 +109,8 @@ async fn more_sessions_than_server_connections_lose_nothing() {
                 unit.add_event(event(Uuid::now_v7()));
                 unit.commit().await.unwrap();
                 outbox.watermark().await.unwrap();
-                let settlements: Vec<_> = pending(&outbox)
-                    .await
-                    .iter()
-                    .take(2)
-                    .map(|found| Settlement {
-                        lease: None,
-                        seq: found.seq,
-                        id: found.event.id(),
-                        outcome: SettlementOutcome::Delivered,
-                    })
-                    .collect();
+                let settlements: Vec<_> =
+                    pending(&outbox).await.iter().take(2).map(crate::common::delivered).collect();
                 delivered += outbox.settle(&settlements).await.unwrap();
             }
             delivered

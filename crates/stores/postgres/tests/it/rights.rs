@@ -2,12 +2,11 @@
 
 use posthaste_core::{
     ErrorKind, EventFilter, LeaseRequest, OutboxAdmin, OutboxMigrations, OutboxRepository,
-    Settlement, SettlementOutcome,
 };
 use posthaste_postgres::{PostgresOutbox, ROLES_SQL};
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::common::{TestDatabase, event, insert, pending, run};
+use crate::common::{TestDatabase, event, insert, pending, run, settlements_of_each_kind};
 
 /// What a login plants in its own session: another `outbox_signal`, with code on it that tells in whose
 /// name it ran.
@@ -204,18 +203,7 @@ async fn each_role_can_do_its_work() {
         assert_eq!(finding.severity, posthaste_core::Severity::Fine, "{finding:?}");
     }
     let found = pending(&relay).await;
-    let outcomes = [
-        SettlementOutcome::Delivered,
-        SettlementOutcome::Dead { retry_count: 1, reason: "rejected", error: "no".into() },
-        SettlementOutcome::DeliveredAndRemoved,
-    ];
-    let settle = |(found, outcome): (&posthaste_core::PendingEvent, _)| Settlement {
-        lease: None,
-        seq: found.seq,
-        id: found.event.id(),
-        outcome,
-    };
-    let settlements: Vec<_> = found.iter().zip(outcomes).map(settle).collect();
+    let settlements = settlements_of_each_kind(&found);
     assert_eq!(relay.settle(&settlements).await.unwrap(), 3);
     relay.leave(request.relay).await.unwrap();
 

@@ -1,7 +1,6 @@
-//! Events for tests, and what is asked of results.
+//! Streams for tests, and what each bus's tests use.
 
-use posthaste_core::{Error, OutboxEvent, Payload, PublishResult};
-use uuid::Uuid;
+pub(crate) use posthaste_testkit::events::{bytes_event, error, event};
 
 /// The configuration of a stream.
 pub(crate) fn stream_config(
@@ -13,20 +12,4 @@ pub(crate) fn stream_config(
         subjects: subjects.iter().map(|subject| (*subject).to_owned()).collect(),
         ..Default::default()
     }
-}
-
-/// An event of its own key.
-pub(crate) fn event(number: usize) -> OutboxEvent {
-    OutboxEvent::new(Uuid::now_v7(), "numbered", &number).unwrap()
-}
-
-/// An event of `length` bytes.
-pub(crate) fn bytes_event(length: usize) -> OutboxEvent {
-    let payload = Payload::bytes(vec![0xfe; length], "application/octet-stream").unwrap();
-    OutboxEvent::builder(Uuid::now_v7(), "large").payload(payload).build().unwrap()
-}
-
-/// The error of a result that must be one.
-pub(crate) fn error(result: &PublishResult) -> &Error {
-    result.as_ref().expect_err("published, though it must not be")
 }

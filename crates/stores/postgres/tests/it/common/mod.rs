@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use posthaste_core::{
     OutboxEvent, OutboxMigrations, OutboxRepository, PendingEvent, PendingQuery, PendingSelection,
+    Settlement, SettlementOutcome,
 };
 use posthaste_postgres::{PostgresOptions, PostgresOutbox};
 use posthaste_testkit::servers::{POSTGRES_URL, postgres_url, skip_test};
@@ -242,4 +243,24 @@ pub async fn pending(outbox: &PostgresOutbox) -> Vec<PendingEvent> {
 /// The types of everything that is pending, by place.
 pub async fn pending_types(outbox: &PostgresOutbox) -> Vec<String> {
     pending(outbox).await.iter().map(|found| found.event.event_type().to_owned()).collect()
+}
+
+/// The outcome of an event, without a lease.
+pub fn settlement(found: &PendingEvent, outcome: SettlementOutcome) -> Settlement {
+    Settlement { lease: None, seq: found.seq, id: found.event.id(), outcome }
+}
+
+/// An event was delivered.
+pub fn delivered(found: &PendingEvent) -> Settlement {
+    settlement(found, SettlementOutcome::Delivered)
+}
+
+/// Three events: delivered, dead, and delivered without a history.
+pub fn settlements_of_each_kind(found: &[PendingEvent]) -> Vec<Settlement> {
+    let outcomes = [
+        SettlementOutcome::Delivered,
+        SettlementOutcome::Dead { retry_count: 1, reason: "rejected", error: "no".into() },
+        SettlementOutcome::DeliveredAndRemoved,
+    ];
+    found.iter().zip(outcomes).map(|(found, outcome)| settlement(found, outcome)).collect()
 }
